@@ -1,0 +1,32 @@
+"""What changes with the machine: flags, device, run folders, plots and data sets.
+
+Scripts call this package; it never calls back, and it knows nothing of any model.
+"""
+
+import difflib
+import hashlib
+import os
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+
+def fail(message: str) -> NoReturn:
+    """Ends with one line on stderr (of rank 0) and exit status 2: for mistakes a user can mend."""
+    if os.environ.get("RANK", "0") == "0":
+        print("error:", " ".join(str(message).split()), file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not among `known`, with the nearest that is."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown {what} {name!r}: {hint}There are {', '.join(known)}"
+
+
+def seed_of(*key: int | str) -> int:
+    """A 63-bit seed from a key such as (seed, epoch, step); near keys give unrelated seeds."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,242 @@
+"""The command line that all scripts share: one wording, one place.
+
+    parser = cli.Parser("lenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
+    parser.add_argument("--distort", action="store_true", help="...")
+    args = parser.parse_args(argv)
+
+A flag's value is what was typed, else what the run being resumed or evaluated has stored, else
+the recipe's (QUICK, or PAPER with --paper), else the default. Nothing heavier than torch is
+imported before the flags are parsed, so that --help answers at once.
+"""
+
+import argparse
+import functools
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from common import fail, unknown
+from common.checkpoint import read_checkpoint
+
+NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps")
+
+
+def whole(low: int) -> Callable[[str], int]:
+    """A parser of whole numbers of at least `low`."""
+
+    def parse(text: str) -> int:
+        if text.strip().lstrip("+-").isdecimal() and int(text) >= low:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"needs a whole number of at least {low}, not {text!r}")
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """Parses a finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"needs a number above zero, not {text!r}")
+    return value
+
+
+class Parser(argparse.ArgumentParser):
+    """The shared flags of DESIGN.md section 3, with defaults from two recipes.
+
+    `milestone` is the folder's name; `models` and `data` are the known names, where a data set
+    such as `folder:PATH` stands for all names that begin with `folder:`. `unused` maps a shared
+    flag that has no meaning for this script (`"--accumulate"`) to the reason, which is given to
+    whoever uses it. A recipe with `steps` in place of `epochs` gets `--steps`.
+    """
+
+    def __init__(
+        self,
+        milestone: str,
+        doc: str,
+        quick: dict,
+        paper: dict,
+        models: Iterable[str],
+        data: Iterable[str],
+        unused: dict[str, str] | None = None,
+    ):
+        self.milestone, self.quick, self.paper = milestone, quick, paper
+        self.data, self.unused, self.defaults = list(data), unused or {}, {}
+        super().__init__(
+            prog=f"python {milestone}/train.py",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add = self.add_argument
+        length = "--steps" if "steps" in quick else "--epochs"
+        add("--paper", action="store_true", help="take every default from the paper's recipe")
+        add("--model", choices=list(models), help="which network")
+        add("--data", help=f"which data: {', '.join(self.data)}")
+        add("--data-dir", default="data", help="where downloaded data sets lie")
+        add("--limit", type=whole(1), help="keep a seeded sample of N training examples")
+        add(
+            "--val",
+            type=whole(0),
+            default=0,
+            help="cut N validation examples from the training part",
+        )
+        add(length, type=whole(1), help=f"how many {length[2:]} to train")
+        add(
+            "--batch-size",
+            type=whole(1),
+            help="examples an optimiser step sees, over all processes",
+        )
+        add("--lr", type=positive, help="peak learning rate")
+        add("--seed", type=whole(0), default=0, help="of weights, order, augmentation and splits")
+        add(
+            "--device",
+            choices=["auto", "cpu", "cuda", "mps"],
+            default="auto",
+            help="where to compute",
+        )
+        add(
+            "--precision",
+            choices=["auto", "fp32", "bf16", "fp16"],
+            default="auto",
+            help="of the maths",
+        )
+        add("--compile", action="store_true", help="compile the model with torch.compile")
+        add("--accumulate", type=whole(1), default=1, help="cut each step into K micro-batches")
+        add("--clip", type=positive, help="clip the norm of the gradients")
+        add("--patience", type=whole(1), help="stop after N epochs without progress on validation")
+        add("--fsdp", action="store_true", help="under torchrun: shard parameters over processes")
+        add("--run-dir", help="the run's folder; else a new one below runs/")
+        add("--resume", action="store_true", help="continue --run-dir, or else the newest run")
+        add("--evaluate", metavar="CHECKPOINT", help="train nothing, measure this checkpoint")
+        add("--max-steps", type=whole(1), help="end after N optimiser steps, schedules unchanged")
+        add("--save-minutes", type=positive, default=10.0, help="between saves inside an epoch")
+        add("--quiet", action="store_true", help="print the result only")
+        add("--tensorboard", action="store_true", help="also log for TensorBoard")
+
+    def add_argument(self, *names, default=None, help="", **kwargs):
+        """As in argparse; the default is kept aside (a recipe may change it) and shown in --help."""
+        if "--help" in names:
+            return super().add_argument(*names, default=argparse.SUPPRESS, help=help, **kwargs)
+        if kwargs.get("action") == "store_true":
+            default = False
+        action = super().add_argument(*names, default=argparse.SUPPRESS, help=help, **kwargs)
+        self.defaults[action.dest] = default
+        quick, paper = (r.get(action.dest, default) for r in (self.quick, self.paper))
+        shown = f"{quick}" if quick == paper else f"{quick}; paper: {paper}"
+        if names[0] in self.unused:
+            action.help = f"not used: {self.unused[names[0]]}"
+        else:
+            action.help = f"{help} (default: {shown})".replace("%", "%%")
+        return action
+
+    def error(self, message: str):
+        fail(message.removeprefix("argument "))
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            fail(unknown(action.dest.replace("_", " "), value, action.choices))
+
+    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """The flags; `args.milestone` and `args.run_dir` (a Path or None) come with them.
+
+        Raises SystemExit(2) after one line on stderr for anything that can't be.
+        """
+        given, strange = self.parse_known_args(argv)
+        typed = vars(given)
+        if strange:
+            fail(unknown("flag", strange[0], [f"--{d.replace('_', '-')}" for d in self.defaults]))
+        for flag, reason in self.unused.items():
+            if flag[2:].replace("-", "_") in typed:
+                fail(f"{flag} has no meaning here: {reason}")
+        source, stored = self.stored(typed)
+        for key in ("model", "data"):
+            changed = key in typed and typed[key] != stored.get(key, typed[key])
+            if changed and not (key == "data" and "evaluate" in typed):
+                name = stored[key]
+                fail(f"{source} holds {key} {name!r}, not {typed[key]!r}: start a new run for that")
+        paper = typed.get("paper", stored.get("paper"))
+        recipe = self.paper if paper else self.quick
+        kept = {k: v for k, v in stored.items() if k in self.defaults and k not in NEVER_STORED}
+        args = argparse.Namespace(**{**self.defaults, **recipe, **kept, **typed})
+        args.milestone, args.typed = self.milestone, sorted(typed)
+        args.run_dir = (
+            Path(source) if args.resume and source else args.run_dir and Path(args.run_dir)
+        )
+        self.check(args)
+        return args
+
+    def stored(self, typed: dict) -> tuple[str | None, dict]:
+        """The run folder or checkpoint that this command goes on with, and its flags."""
+        if "evaluate" in typed:
+            if "resume" in typed:
+                fail("--evaluate trains nothing, so there is nothing to --resume")
+            return typed["evaluate"], read_checkpoint(typed["evaluate"])["config"]["flags"]
+        if "resume" not in typed:
+            return None, {}
+        folder = Path(typed["run_dir"]) if "run_dir" in typed else newest_run(self.milestone)
+        if folder and (folder / "last.pt").exists():
+            return str(folder), read_checkpoint(folder / "last.pt")["config"]["flags"]
+        try:
+            return str(folder), json.loads((folder / "config.json").read_text())["flags"]
+        except (TypeError, OSError, ValueError, KeyError):  # nothing to go on with: from zero
+            return folder and str(folder), {}
+
+    def check(self, args: argparse.Namespace) -> None:
+        """Fails on values that don't fit together, before anything is loaded or written."""
+        kinds = [name.split(":")[0] + ":" for name in self.data if ":" in name]
+        if args.data not in self.data and not any(
+            args.data.startswith(kind) and args.data != kind for kind in kinds
+        ):
+            fail(unknown("data set", args.data, self.data))
+        if args.patience and not args.val:
+            fail("--patience needs a validation part to watch: give --val N too")
+        if args.run_dir and not args.resume and holds_run(args.run_dir):
+            fail(f"{args.run_dir} holds a run already: add --resume, or choose another --run-dir")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a new run would overwrite something there."""
+    rows, config = folder / "metrics.jsonl", folder / "config.json"
+    foreign = config.exists() and '"flags"' not in config.read_text(errors="replace")
+    return foreign or (folder / "last.pt").exists() or (rows.exists() and rows.stat().st_size > 0)
+
+
+def newest_run(milestone: str) -> Path | None:
+    """The training run below runs/ that was written to last, or None."""
+    files = [
+        f for name in ("last.pt", "config.json") for f in Path("runs", milestone).glob(f"*/{name}")
+    ]
+    runs = [f for f in files if not f.parent.name.startswith("evaluate-")]
+    return max(runs, key=lambda f: f.stat().st_mtime).parent if runs else None
+
+
+def command(main: Callable) -> Callable:
+    """Decorates a script's main: memory that runs out and Ctrl-C end in one line, not a traceback."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None):
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return main(argv)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+            raise SystemExit(128 + signal.SIGINT) from None
+        except (MemoryError, RuntimeError) as error:
+            full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if not full and "can't allocate memory" not in str(error):
+                raise
+            fail("memory ran out: lower --batch-size, or raise --accumulate")
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+
+    return wrapped

@@ -1,0 +1,218 @@
+"""Reading image sets from where they are: scikit-learn, torchvision's downloads, folders.
+
+Each reader returns a `Source`. Pixels are uint8 (N, C, H, W), or `ImageFiles` still on disk.
+Mistakes end in one line that names the file.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import math
+import urllib.error
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from common import fail, seed_of
+
+IDX_FILES = [
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+]
+IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+
+
+class ImageFiles(torch.utils.data.Dataset):
+    """Image files read one by one: `files[i]` is uint8 (C, H, W), or a line of complaint."""
+
+    def __init__(self, paths: Sequence[str], size: int = 0, channels: int = 3, pad: int = 0):
+        self.paths, self.size, self.channels, self.pad = list(paths), size, channels, pad
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            image = open_image(self.paths[index]).convert("L" if self.channels == 1 else "RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return f"{self.paths[index]} is not a readable image ({error})"
+        image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(image)).view(self.size, self.size, -1).permute(2, 0, 1)
+        return F.pad(pixels, [self.pad] * 4)
+
+    def subset(self, indices: Tensor) -> "ImageFiles":
+        return ImageFiles([self.paths[i] for i in indices.tolist()])
+
+
+@dataclasses.dataclass
+class Source:
+    """The parts of a data set as they are on disk: (pixels, labels), and what to say of them."""
+
+    classes: list[str]
+    train: tuple[Tensor | ImageFiles, Tensor]
+    test: tuple[Tensor | ImageFiles, Tensor]
+    val: tuple[Tensor | ImageFiles, Tensor] | None = None
+    note: str = ""
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """An image file as 8-bit L or RGB, turned upright; 16 bits are scaled to 8.
+
+    Transparent places become white, or black where all that is opaque is light.
+    """
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float64)
+        top = 255 if values.max() <= 255 else 65535 if values.max() <= 65535 else values.max()
+        return Image.fromarray((values.clip(0) / top * 255).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        pixels = np.asarray(image, dtype=np.float64)
+        opaque = pixels[pixels[..., 3] > 127, :3]
+        light = opaque.size > 0 and opaque.mean() > 127
+        ground = Image.new("RGBA", image.size, (0, 0, 0, 255) if light else (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def split(size: int, share: float, *key: int | str) -> tuple[Tensor, Tensor]:
+    """Two sorted index sets: the rest, and a seeded `share` of `size` examples (at least one)."""
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed_of("split", *key)))
+    cut = max(1, round(size * share))
+    return order[cut:].sort().values, order[:cut].sort().values
+
+
+def digits(args: argparse.Namespace) -> Source:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, split 80/20 by a fixed seed."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    pixels = torch.from_numpy((raw.images * 255 / 16).round().astype(np.uint8))[:, None]
+    labels = torch.from_numpy(raw.target)
+    train, test = split(len(labels), 0.2, 0)
+    note = "a fifth of them is the test part; writers are shared between the parts"
+    classes = [str(digit) for digit in range(10)]
+    return Source(classes, (pixels[train], labels[train]), (pixels[test], labels[test]), note=note)
+
+
+def download(make: Callable, data_dir: str, folder: str, missing: Sequence[str]) -> None:
+    """Lets torchvision download and check a set; leaves no empty folders behind if it can't."""
+    wanted = Path(data_dir, folder)
+    new = [path for path in (wanted, *wanted.parents) if not path.exists()]
+    try:
+        make()
+    except (OSError, RuntimeError, urllib.error.URLError) as error:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        reason = str(error).strip().splitlines()[0]
+        fail(
+            f"{missing[0]} is not in {wanted} and can't be downloaded ({reason}): "
+            "name another folder with --data-dir, or take --data digits, which needs no files"
+        )
+
+
+def idx_set(args: argparse.Namespace) -> Source:
+    """MNIST and the sets of its format: 60,000 + 10,000 grey images of 28x28."""
+    import torchvision
+
+    kind = getattr(torchvision.datasets, IDX_SETS[args.data])
+    raw = Path(args.data_dir, kind.__name__, "raw")
+    if missing := [name for name in IDX_FILES if not (raw / name).exists()]:
+        download(
+            lambda: kind(args.data_dir, download=True),
+            args.data_dir,
+            f"{kind.__name__}/raw",
+            missing,
+        )
+    for name in IDX_FILES:
+        check_idx(raw / name)
+    train, test = (kind(args.data_dir, train=part) for part in (True, False))
+    classes = [str(digit) for digit in range(10)] if args.data == "mnist" else list(kind.classes)
+    return Source(classes, (train.data[:, None], train.targets), (test.data[:, None], test.targets))
+
+
+def check_idx(path: Path) -> None:
+    """Fails unless the file is as long as its header says (torchvision would end in a traceback)."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    dimensions = head[3] if len(head) > 3 else 0
+    sizes = [int.from_bytes(head[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
+    expected = 4 + 4 * dimensions + math.prod(sizes)
+    if head[:3] != b"\x00\x00\x08" or dimensions not in (1, 3) or path.stat().st_size != expected:
+        found = f"{path.stat().st_size} bytes, not the {expected} of its header"
+        fail(f"{path} is damaged ({found}): delete it and run again to download it anew")
+
+
+def cifar(args: argparse.Namespace) -> Source:
+    """CIFAR-10 and -100, 50,000 + 10,000 RGB images of 32x32; of CIFAR-10 also just some batches."""
+    import torchvision
+
+    kind = torchvision.datasets.CIFAR10 if args.data == "cifar10" else torchvision.datasets.CIFAR100
+    folder = Path(args.data_dir, kind.base_folder)
+    wanted = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    missing = [name for name, _ in wanted if not (folder / name).exists()]
+    here = [entry for entry in kind.train_list if (folder / entry[0]).exists()]
+    note = ""
+    if (
+        missing
+        and here
+        and not {name for name, _ in wanted} - {e[0] for e in kind.train_list} & set(missing)
+    ):
+        note = f"a part: {len(here)} of {len(kind.train_list)} training batches are in {folder}"
+    elif missing:
+        download(
+            lambda: kind(args.data_dir, download=True), args.data_dir, kind.base_folder, missing
+        )
+        here = kind.train_list
+    part = type(kind.__name__, (kind,), {"train_list": here})  # torchvision checks just these
+    for name, md5 in (*here, *kind.test_list, wanted[-1]):
+        if not torchvision.datasets.utils.check_integrity(folder / name, md5):
+            fail(f"{folder / name} is damaged (its md5 is not {md5}): delete it and run again")
+    train, test = (part(args.data_dir, train=t) for t in (True, False))
+    arrays = [
+        (torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets))
+        for s in (train, test)
+    ]
+    return Source(list(train.classes), *arrays, note=note)
+
+
+def folder(args: argparse.Namespace) -> Source:
+    """The user's own ImageFolder tree: a folder for each class, perhaps below train/, val/, test/."""
+    from torchvision.datasets import ImageFolder
+
+    root = Path(args.data.partition(":")[2]).expanduser()
+
+    def read(path: Path) -> tuple[list[str], ImageFiles, Tensor]:
+        try:
+            tree = ImageFolder(str(path))
+        except (OSError, RuntimeError) as error:
+            fail(f"--data folder:{root}: {error}")
+        paths, labels = zip(*tree.samples, strict=True)
+        return tree.classes, ImageFiles(paths), torch.tensor(labels)
+
+    def held_out(name: str) -> tuple[ImageFiles, Tensor]:
+        names, files, labels = read(root / name)
+        if strange := sorted(set(names) - set(classes)):
+            fail(
+                f"--data folder:{root}: {name}/ has the class {strange[0]!r}, which train/ has not"
+            )
+        return files, torch.tensor([classes.index(n) for n in names])[labels]
+
+    parts = {name for name in ("train", "val", "test") if (root / name).is_dir()}
+    classes, files, labels = read(root / "train" if "train" in parts else root)
+    if "train" in parts and parts & {"val", "test"}:
+        val = held_out("val") if "val" in parts else None
+        if "test" in parts:
+            return Source(classes, (files, labels), held_out("test"), val)
+        return Source(
+            classes, (files, labels), val, note="there is no test/, so val/ is the test part"
+        )
+    train, test = split(len(labels), 0.2, 0)
+    note = "there is no test/, so a seeded fifth is the test part"
+    parts = [(files.subset(indices), labels[indices]) for indices in (train, test)]
+    return Source(classes, *parts, note=note)

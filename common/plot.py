@@ -1,0 +1,95 @@
+"""Pictures of results. Nothing opens a window; each function writes one PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure as PNG, making its folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+
+
+def curves(rows: Sequence[dict], path: str | Path) -> None:
+    """Draws each metric over the epochs; those that end alike (train_loss, val_loss) share axes.
+
+    `rows` are those of metrics.jsonl: dictionaries with `epoch` and numbers.
+    """
+    keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in ("epoch", "step")]
+    kinds = list(dict.fromkeys(key.rpartition("_")[2] for key in keys))
+    figure = Figure(figsize=(4.2 * len(kinds), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for axis, kind in zip(axes, kinds, strict=True):
+        for key in (key for key in keys if key.rpartition("_")[2] == kind):
+            points = [(row["epoch"], row[key]) for row in rows if key in row]
+            axis.plot(
+                *zip(*points, strict=True), marker="." if len(points) < 30 else None, label=key
+            )
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    save(figure, path)
+
+
+def image_grid(
+    images: Tensor | Sequence[Tensor],
+    path: str | Path,
+    titles: Sequence[str] = (),
+    columns: int = 10,
+    size: float = 1.0,
+    heading: str = "",
+) -> None:
+    """Draws images (C, H, W), values 0 to 255 if uint8 and 0 to 1 if float, grey if C is 1.
+
+    `size` is the width of one image in inches; `titles` stand over the images.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height = size * (1.25 if titles else 1.05)
+    figure = Figure(
+        figsize=(size * columns, height * rows + 0.4 * bool(heading)), layout="constrained"
+    )
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in figure.axes:
+        axis.axis("off")
+    for index, (axis, image) in enumerate(zip(axes, images, strict=False)):
+        pixels = np.asarray(image.cpu()).transpose(1, 2, 0)
+        top = 255 if pixels.dtype == np.uint8 else 1
+        axis.imshow(
+            pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=top
+        )
+        if titles:
+            axis.set_title(titles[index], fontsize=8, pad=2)
+    if heading:
+        figure.suptitle(heading, fontsize=10)
+    save(figure, path)
+
+
+def confusion_matrix(counts: Tensor, classes: Sequence[str], path: str | Path) -> None:
+    """Draws counts (K, K): rows are the true classes, columns the predicted ones.
+
+    Shades are shares of a row. Over 30 classes the numbers and names are left out.
+    """
+    counts = np.asarray(counts.cpu())
+    num_classes = len(classes)
+    side = min(12.0, 2 + 0.5 * num_classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    if num_classes <= 30:
+        axis.set_xticks(range(num_classes), classes, rotation=90)
+        axis.set_yticks(range(num_classes), classes)
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axis.text(
+                    column, row, int(count), ha="center", va="center", color=colour, fontsize=8
+                )
+    save(figure, path)

@@ -1,0 +1,369 @@
+"""Runs: folders, checkpoints, exact resuming, stopping, and what a run writes (DESIGN.md 5)."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy
+import torch
+from conftest import ROOT
+
+from common.checkpoint import read_checkpoint, restore, state_of
+
+# Everything random is on: order, augmentation, dropout; a schedule, an EMA, moments of Adam.
+RANDOM = ["--quiet", "--dropout", "0.3", "--optimizer", "adam", "--lr", "0.003"]
+
+
+def weights(folder, name="last.pt"):
+    return read_checkpoint(Path(folder) / name)
+
+
+def same(a, b):
+    """Whether two nested values are equal bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return a == b
+
+
+def assert_same_run(folder, reference, parts=("model", "optimizer", "schedule", "ema", "rng")):
+    a, b = weights(folder), weights(reference)
+    for part in parts:
+        if part == "rng":
+            assert torch.equal(a[part][0]["cpu"], b[part][0]["cpu"])
+        else:
+            assert same(a[part], b[part]), part
+    drop = ("seconds",)
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
+        for lines in (
+            Path(f, "metrics.jsonl").read_text().splitlines() for f in (folder, reference)
+        )
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """An uninterrupted run of three epochs of ten steps, and its metrics."""
+    folder = tmp_path_factory.mktemp("run") / "reference"
+    return folder, toy.main([*RANDOM, "--run-dir", str(folder)])
+
+
+def test_folder_holds_what_the_design_says(reference):
+    folder, metrics = reference
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "curves.png",
+        "last.pt",
+        "best.pt",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert set(vars(toy.parse_args([]))) <= set(config["flags"])
+    assert config["versions"]["torch"] == torch.__version__
+    assert {"commit", "device", "precision"} <= config.keys()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 3]
+    assert [row["step"] for row in rows] == [10, 20, 30, 30]
+    assert metrics.items() <= rows[-1].items()
+    assert metrics["test_count"] == 359  # nothing is dropped in evaluation
+    assert {"train_loss", "val_accuracy", "lr"} <= rows[0].keys()
+
+
+def test_checkpoint_holds_plain_values(reference):
+    content = torch.load(reference[0] / "last.pt", weights_only=True)
+    wanted = {"model", "optimizer", "schedule", "scaler", "ema", "rng", "epoch", "step", "sums"}
+    assert wanted <= content.keys()
+    assert not any(key.startswith(("module.", "_orig_mod.")) for key in content["model"])
+    assert set(content["optimizer"]["state"]) == {n for n, _ in toy.Conv().named_parameters()}
+
+
+def test_best_is_the_best_epoch(reference):
+    folder, _ = reference
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:3]]
+    accuracy = [row["val_accuracy"] for row in rows]
+    assert weights(folder, "best.pt")["epoch"] == 1 + accuracy.index(max(accuracy))
+
+
+def test_same_seed_same_run_other_seed_other_run(reference):
+    toy.main([*RANDOM, "--run-dir", "again"])
+    assert_same_run("again", reference[0])
+    toy.main([*RANDOM, "--run-dir", "other", "--seed", "1"])
+    assert not same(weights("other")["model"], weights(reference[0])["model"])
+
+
+@pytest.mark.parametrize("steps", [3, 10, 17, 30])  # inside an epoch, and where one ends
+def test_resume_after_max_steps_is_exact(reference, steps):
+    metrics = toy.main([*RANDOM, "--run-dir", "run", "--max-steps", str(steps)])
+    assert metrics["test_count"] == 359  # it ended normally: saved, evaluated, returned
+    assert weights("run")["step"] == steps
+    toy.main(["--quiet", "--resume", "--run-dir", "run"])  # all other flags are stored ones
+    assert_same_run("run", reference[0])
+
+
+@pytest.mark.parametrize("step", [0, 4, 9, 29])  # 9 and 29: the last step of an epoch, of the run
+def test_ctrl_c_saves_says_how_to_go_on_and_resumes_exactly(reference, step, capsys):
+    with pytest.raises(SystemExit) as caught:
+        toy.main([*RANDOM, "--run-dir", "run", "--signal-at", str(step)])
+    assert caught.value.code == 128 + signal.SIGINT
+    assert "--resume --run-dir run" in capsys.readouterr().out
+    assert weights("run")["step"] == step + 1  # the step was finished
+    rows = Path("run/metrics.jsonl").read_text().splitlines()
+    assert len(rows) == step // 10  # only whole epochs were logged
+    toy.main(["--quiet", "--resume", "--run-dir", "run", "--signal-at", "-1"])
+    assert_same_run("run", reference[0])
+
+
+def test_signal_handlers_are_put_back(reference):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    toy.main(["--quiet", "--max-steps", "1"])
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path):
+    """SIGKILL at random moments and within a save, SIGTERM, SIGINT: always resumed, bit for bit."""
+    flags = [*RANDOM, "--epochs", "30", "--save-minutes", "0.0005"]
+    toy.main([*flags, "--run-dir", "reference"])
+    command = [sys.executable, "-u", str(ROOT / "tests" / "toy.py"), *flags[1:], "--run-dir", "run"]
+    ends = [signal.SIGKILL, "save", signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL]
+    chance = random.Random()  # not seeded: any moment has to do
+    codes = []
+    for number, end in enumerate(ends):
+        extra = ["--kill-in-save", str(chance.randint(2, 9))] if end == "save" else []
+        resume = ["--resume"] if number else []
+        with subprocess.Popen(
+            [*command, *resume, *extra], stdout=subprocess.PIPE, text=True
+        ) as child:
+            for line in child.stdout:
+                if line.startswith("conv on digits") and end != "save":
+                    time.sleep(chance.uniform(0.0, 0.3))
+                    child.send_signal(end)
+                    break
+            child.stdout.read()
+            codes.append((end, child.wait()))
+        if Path("run/last.pt").exists():
+            weights("run")  # always loadable
+    for end, code in codes:
+        wanted = {signal.SIGTERM: 143, signal.SIGINT: 130, "save": -9}.get(end, -9)
+        assert code in (wanted, 0), codes  # 0: the run was over first
+    toy.main(["--quiet", "--resume", "--run-dir", "run", "--kill-in-save", "-1"])
+    assert_same_run("run", "reference")
+
+
+def test_a_kill_between_best_and_last_replays_the_epoch(reference, monkeypatch):
+    from common import run
+
+    class Killed(BaseException):
+        pass
+
+    plain = run.write_checkpoint
+
+    def write(path, content):
+        if path.name == "last.pt" and content["epoch"] == 2:
+            raise Killed
+        plain(path, content)
+
+    monkeypatch.setattr(run, "write_checkpoint", write)
+    with pytest.raises(Killed):
+        toy.main([*RANDOM, "--run-dir", "run"])
+    monkeypatch.undo()
+    rows = Path("run/metrics.jsonl")
+    rows.write_text(rows.read_text() + '{"epoch": 3, "st')  # and a row cut short
+    toy.main(["--quiet", "--resume", "--run-dir", "run"])
+    assert_same_run("run", reference[0])
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(reference, monkeypatch, refused):
+    toy.main([*RANDOM, "--run-dir", "run", "--max-steps", "10"])
+    before = Path("run/last.pt").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = refused(toy.main, ["--quiet", "--resume", "--run-dir", "run"])
+    assert "No space left" in line
+    assert "last.pt" in line
+    assert Path("run/last.pt").read_bytes() == before
+
+
+def test_no_run_overwrites_another(refused):
+    for _ in range(3):
+        toy.main(["--quiet", "--max-steps", "1", "--data", "digits"])
+    assert {p.name for p in Path("runs/toy").iterdir()} == {
+        "conv-digits",
+        "conv-digits-2",
+        "conv-digits-3",
+    }
+    line = refused(toy.main, ["--run-dir", "runs/toy/conv-digits"])
+    assert "--resume" in line
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text("{}")
+    refused(toy.main, ["--run-dir", "mine"])
+    assert Path("mine/config.json").read_text() == "{}"
+
+
+def test_resume_alone_continues_the_newest(reference):
+    toy.main([*RANDOM, "--max-steps", "3"])
+    time.sleep(0.02)
+    toy.main([*RANDOM, "--max-steps", "4", "--seed", "3"])
+    toy.main(["--quiet", "--resume"])
+    assert weights("runs/toy/conv-digits")["step"] == 3
+    assert weights("runs/toy/conv-digits-2")["step"] == 30
+
+
+def test_resume_with_no_checkpoint_starts_from_zero(reference):
+    toy.main([*RANDOM, "--resume", "--run-dir", "run"])
+    assert_same_run("run", reference[0])
+
+
+def test_typed_flags_beat_stored_ones():
+    toy.main(["--quiet", "--run-dir", "run", "--max-steps", "12", "--lr", "0.04", "--clip", "9"])
+    toy.main(["--quiet", "--resume", "--run-dir", "run", "--lr", "0.02", "--max-steps", "13"])
+    args = read_checkpoint("run/last.pt")["config"]["flags"]
+    assert (args["lr"], args["clip"], args["max_steps"]) == (0.02, 9.0, 13)
+    rate = read_checkpoint("run/last.pt")["optimizer"]["rates"][0]["lr"]
+    assert rate == pytest.approx(0.02 * (1 - 13 / 31))
+    toy.main(["--quiet", "--resume", "--run-dir", "run"])  # --max-steps is not inherited
+    assert weights("run")["step"] == 30
+
+
+def test_changed_rate_takes_effect_in_a_recursive_schedule():
+    flags = ["--quiet", "--schedule", "cosine"]
+    toy.main([*flags, "--run-dir", "a", "--max-steps", "12", "--lr", "0.04"])
+    toy.main([*flags, "--run-dir", "b", "--max-steps", "20", "--lr", "0.02"])
+    toy.main(["--quiet", "--resume", "--run-dir", "a", "--lr", "0.02", "--max-steps", "20"])
+    rates = [weights(f)["optimizer"]["rates"][0]["lr"] for f in "ab"]
+    assert rates[0] == pytest.approx(rates[1])
+
+
+def test_other_model_or_data_is_refused_by_name(refused):
+    toy.main(["--quiet", "--run-dir", "run", "--max-steps", "1"])
+    before = Path("run/last.pt").read_bytes()
+    line = refused(toy.main, ["--resume", "--run-dir", "run", "--model", "mlp"])
+    assert "'conv'" in line
+    assert "'mlp'" in line
+    line = refused(toy.main, ["--resume", "--run-dir", "run", "--data", "mnist"])
+    assert "'digits'" in line
+    refused(toy.main, ["--evaluate", "run/last.pt", "--model", "mlp"])
+    assert Path("run/last.pt").read_bytes() == before
+
+
+def test_patience_stops_early_and_tests_the_best():
+    flags = ["--quiet", "--epochs", "60", "--lr", "3", "--patience", "2", "--limit", "64"]
+    metrics = toy.main([*flags, "--run-dir", "run"])  # so high a rate that it soon gets worse
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    accuracy = [row["val_accuracy"] for row in rows[:-1]]
+    best = accuracy.index(max(accuracy))
+    assert len(accuracy) == best + 3 < 60
+    assert weights("run", "best.pt")["epoch"] == best + 1
+    again = toy.main(["--quiet", "--evaluate", "run/best.pt", "--run-dir", "evaluated"])
+    assert again == metrics
+
+
+def test_without_validation_there_is_no_best():
+    toy.main(["--quiet", "--val", "0", "--epochs", "1", "--run-dir", "run"])
+    assert not Path("run/best.pt").exists()
+
+
+def test_evaluate_trains_nothing_and_takes_the_stored_flags(reference, capsys):
+    folder, metrics = reference
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    again = toy.main(["--evaluate", str(folder / "last.pt")])
+    assert again == metrics
+    assert "test_accuracy" in capsys.readouterr().out
+    row = json.loads(Path("runs/toy/evaluate-conv-digits/metrics.jsonl").read_text())
+    assert metrics.items() <= row.items()
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert not list(Path("runs").glob("**/*.pt"))
+    toy.main(["--quiet", "--resume", "--max-steps", "1"])  # an evaluation is no run to resume
+    assert Path("runs/toy/conv-digits/last.pt").exists()
+
+
+def test_loss_that_is_not_finite_stops_the_run(refused):
+    line = refused(toy.main, ["--quiet", "--run-dir", "run", "--poison", "14"])
+    assert "step 15" in line
+    assert "0.05" in line
+    assert "run/last.pt" in line
+    assert weights("run")["step"] == 10  # the last good one
+    assert all(torch.isfinite(t).all() for t in weights("run")["model"].values())
+    line = refused(toy.main, ["--quiet", "--run-dir", "none", "--poison", "2"])
+    assert "step 3" in line
+    assert "none was saved" in line
+    assert not Path("none/last.pt").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(refused, monkeypatch):
+    """The last step's loss is fine, but its gradient was not."""
+    plain = torch.optim.SGD.step
+    calls = iter(range(99))
+
+    def step(self, *args):
+        plain(self, *args)
+        if next(calls) == 9:
+            self.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    refused(toy.main, ["--quiet", "--val", "0", "--run-dir", "run"])
+    assert not Path("run/last.pt").exists()
+
+
+def test_saves_may_be_skipped_but_never_the_last_or_the_best(monkeypatch):
+    from common.run import Run
+
+    plain = Run.save
+    monkeypatch.setattr(Run, "save", lambda self: plain(self, every=1000))
+    toy.main([*RANDOM, "--run-dir", "run"])
+    assert weights("run")["step"] == 30
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()[:3]]
+    accuracy = [row["val_accuracy"] for row in rows]
+    assert weights("run", "best.pt")["epoch"] == 1 + accuracy.index(max(accuracy))
+
+
+def test_tensorboard(monkeypatch, refused):
+    toy.main(["--quiet", "--tensorboard", "--run-dir", "run", "--max-steps", "1"])
+    assert list(Path("run").glob("events.out.*"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "tensorboard" in refused(toy.main, ["--tensorboard", "--max-steps", "1"])
+
+
+def test_plain_progress_lines_where_there_is_no_terminal(monkeypatch, capsys):
+    from common import run
+
+    monkeypatch.setattr(run, "LINE_SECONDS", 0.0)
+    toy.main(["--max-steps", "5", "--run-dir", "run"])
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("epoch 1: 4/10, ") and "/s, " in line for line in lines)
+    assert not any("\r" in line for line in lines)
+
+
+def test_quiet_prints_the_result_only(capsys):
+    toy.main(["--quiet", "--max-steps", "1"])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert len(captured.out.splitlines()) == 1
+    assert "bf16" in captured.out or "fp32" in captured.out  # a result names its precision
+
+
+def test_optimizer_state_is_named_and_empty_before_the_first_step():
+    model = torch.nn.Linear(2, 2)
+    names = {p: n for n, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters())
+    assert state_of(optimizer, names)["state"] == {}
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = state_of(optimizer, names)
+    assert set(state["state"]) == {"weight", "bias"}
+    other = torch.nn.Linear(2, 2)
+    names = {p: n for n, p in other.named_parameters()}
+    turned = torch.optim.Adam([other.bias, other.weight])  # another order of the parameters
+    restore(turned, state, names)
+    assert torch.equal(turned.state[other.weight]["exp_avg"], state["state"]["weight"]["exp_avg"])
