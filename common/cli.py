@@ -23,7 +23,7 @@ import torch
 from common import fail, unknown
 from common.checkpoint import read_checkpoint
 
-NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps")
+NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps", "fsdp")
 
 
 def whole(low: int) -> Callable[[str], int]:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -53,7 +55,7 @@ class Device:
         if self.distributed and not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
             atexit.register(dist.destroy_process_group)
-        self.nets: list[nn.Module] = []
+        self.nets: list[tuple[nn.Module, list[Tensor]]] = []  # with their parameters, or shards
         self.parts: dict[Optimizer, list[Tensor]] = {}  # counts of the parts seen of this step
         self.scalers: dict[Optimizer, torch.amp.GradScaler] = {}
         self.bad_step = torch.full((), -1, device=self.device)  # first step of a non-finite loss
@@ -78,18 +80,19 @@ class Device:
 
         `channels_last=False` is for convolutional models that measured a loss with that format.
         """
-        if channels_last and any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        convolutional = any(isinstance(m, nn.Conv2d) for m in model.modules())
+        if convolutional and channels_last and not self.fsdp:  # shards can't have that format
             model.to(memory_format=torch.channels_last)
         model.to(self.device)
         net = model
         if self.fsdp:
-            shard(model)
+            shard(model, init_device_mesh(self.device.type, (self.world,)))
         if self.compile:
             model.compile()
         if self.distributed and not self.fsdp:
             ids = [self.device.index] if self.device.type == "cuda" else None
             net = DistributedDataParallel(model, device_ids=ids)
-        self.nets.append(net)
+        self.nets.append((net, list(net.parameters())))
         self.synchronise(net, self.accumulate == 1)
         if self.rank:  # from here on each process draws its own dropout
             torch.manual_seed(seed_of("rank", self.seed, self.rank))
@@ -123,8 +126,8 @@ class Device:
         self.bad_step = torch.where(finite | (self.bad_step >= 0), self.bad_step, self.steps + 1)
         self.backward(scaler.scale(loss / self.accumulate if count is None else loss), params)
         counts.append(torch.as_tensor(1 if count is None else count, device=self.device))
-        own = {id(p) for p in params}
-        nets = [net for net in self.nets if any(id(p) in own for p in net.parameters())]
+        own = set(map(id, params))
+        nets = [net for net, owned in self.nets if any(id(p) in own for p in owned)]
         if len(counts) < self.accumulate:
             for net in nets:
                 self.synchronise(net, len(counts) == self.accumulate - 1)
@@ -150,8 +153,8 @@ class Device:
         if not self.fsdp:
             return loss.backward(inputs=[p for p in params if p.requires_grad])
         # A sharded parameter is not in the graph (its gathered copy is): clear the others instead.
-        own = {id(p) for p in params}
-        others = [p for net in self.nets for p in net.parameters() if id(p) not in own]
+        own = set(map(id, params))
+        others = [p for _, owned in self.nets for p in owned if id(p) not in own]
         if self.accumulate > 1 and any(p.requires_grad for p in others):
             fail("--fsdp with --accumulate can't keep two optimisers apart: use one of them")
         loss.backward()
@@ -197,13 +200,11 @@ def multiplies_bf16(kind: str) -> bool:
     return kind == "cpu" and (able.get("avx512_bf16", False) or able.get("amx_bf16", False))
 
 
-def shard(model: nn.Module) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shards the repeated blocks of `model` one by one, innermost first, then the rest of it."""
-    from torch.distributed.fsdp import fully_shard
-
     for module in reversed(list(model.modules())):
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             for block in module:
                 if any(block.children()) and any(True for _ in block.parameters()):
-                    fully_shard(block)
-    fully_shard(model)
+                    fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)

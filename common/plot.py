@@ -11,7 +11,7 @@ from torch import Tensor
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure as PNG, making its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, bbox_inches="tight")
+    figure.savefig(path, dpi=100)
 
 
 def curves(rows: Sequence[dict], path: str | Path) -> None:

@@ -40,5 +40,5 @@ def run_python(*args, **kwargs):
     import subprocess
 
     return subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs
+        [sys.executable, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs
     )
