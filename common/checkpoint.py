@@ -39,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def write_checkpoint(path: Path, content: dict) -> None:
-    """Writes beside `path`, waits for the disk, and renames: a kill leaves the old file or the new."""
+    """Writes beside `path`, syncs, and renames: a kill leaves the old file or the new one."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:

@@ -11,6 +11,7 @@ imported before the flags are parsed, so that --help answers at once.
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import signal
@@ -23,6 +24,7 @@ import torch
 from common import fail, unknown
 from common.checkpoint import read_checkpoint
 
+DEVICES = ["auto", "cpu", "cuda", "mps"]
 NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps", "fsdp")
 
 
@@ -48,7 +50,22 @@ def positive(text: str) -> float:
     return value
 
 
-class Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, with the nearest valid name."""
+
+    def __init__(self, prog: str, doc: str):
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=doc, formatter_class=form, allow_abbrev=False)
+
+    def error(self, message: str):
+        fail(message.removeprefix("argument "))
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            fail(unknown(action.dest.replace("_", " "), value, action.choices))
+
+
+class Parser(OneLineParser):
     """The shared flags of DESIGN.md section 3, with defaults from two recipes.
 
     `milestone` is the folder's name; `models` and `data` are the known names, where a data set
@@ -69,12 +86,7 @@ class Parser(argparse.ArgumentParser):
     ):
         self.milestone, self.quick, self.paper = milestone, quick, paper
         self.data, self.unused, self.defaults = list(data), unused or {}, {}
-        super().__init__(
-            prog=f"python {milestone}/train.py",
-            description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(f"python {milestone}/train.py", doc)
         add = self.add_argument
         length = "--steps" if "steps" in quick else "--epochs"
         add("--paper", action="store_true", help="take every default from the paper's recipe")
@@ -98,7 +110,7 @@ class Parser(argparse.ArgumentParser):
         add("--seed", type=whole(0), default=0, help="of weights, order, augmentation and splits")
         add(
             "--device",
-            choices=["auto", "cpu", "cuda", "mps"],
+            choices=DEVICES,
             default="auto",
             help="where to compute",
         )
@@ -122,7 +134,7 @@ class Parser(argparse.ArgumentParser):
         add("--tensorboard", action="store_true", help="also log for TensorBoard")
 
     def add_argument(self, *names, default=None, help="", **kwargs):
-        """As in argparse; the default is kept aside (a recipe may change it) and shown in --help."""
+        """As in argparse; the default is kept aside, as a recipe may change it, and shown."""
         if "--help" in names:
             return super().add_argument(*names, default=argparse.SUPPRESS, help=help, **kwargs)
         if kwargs.get("action") == "store_true":
@@ -136,13 +148,6 @@ class Parser(argparse.ArgumentParser):
         else:
             action.help = f"{help} (default: {shown})".replace("%", "%%")
         return action
-
-    def error(self, message: str):
-        fail(message.removeprefix("argument "))
-
-    def _check_value(self, action, value):
-        if action.choices is not None and value not in action.choices:
-            fail(unknown(action.dest.replace("_", " "), value, action.choices))
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
         """The flags; `args.milestone` and `args.run_dir` (a Path or None) come with them.
@@ -218,8 +223,54 @@ def newest_run(milestone: str) -> Path | None:
     return max(runs, key=lambda f: f.stat().st_mtime).parent if runs else None
 
 
+def sample_parser(milestone: str, doc: str) -> OneLineParser:
+    """The flags that every sample.py has; `newest_checkpoint` completes --checkpoint."""
+    parser = OneLineParser(f"python {milestone}/sample.py", doc)
+    add = parser.add_argument
+    add("--checkpoint", help="a checkpoint of train.py (default: of the newest run)")
+    add(
+        "--out",
+        type=Path,
+        help="folder for what is made (default: a new one beside the checkpoint)",
+    )
+    add("--data-dir", help="where downloaded data sets lie (default: as in training)")
+    add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
+    return parser
+
+
+def claims_parser(milestone: str, doc: str, claims: Iterable[str]) -> OneLineParser:
+    """The flags that every claims.py has."""
+    parser = OneLineParser(f"python {milestone}/claims.py", doc)
+    add = parser.add_argument
+    add("claim", choices=list(claims), help="which claim to put to the test")
+    add(
+        "--seeds", type=whole(0), nargs="+", default=[0, 1, 2], help="one run each (default: 0 1 2)"
+    )
+    add("--data-dir", default="data", help="where downloaded data sets lie (default: data)")
+    add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
+    add("--out", type=Path, default=Path(milestone, "samples"), help="folder for JSON and picture")
+    return parser
+
+
+def open_checkpoint(args: argparse.Namespace, milestone: str, models: Iterable[str]) -> dict:
+    """The checkpoint that a sample.py is to use; completes `args.checkpoint` and `args.out`."""
+    newest = newest_run(milestone)
+    if not args.checkpoint and not (newest and (newest / "last.pt").exists()):
+        fail(f"no run is in runs/{milestone}: train one, python {milestone}/train.py")
+    args.checkpoint = Path(args.checkpoint or newest / "last.pt")
+    content = read_checkpoint(args.checkpoint)
+    name = content["config"]["flags"].get("model", "")
+    if name not in models:
+        fail(f"{args.checkpoint} holds the model {name!r}; here are {', '.join(models)}")
+    if not args.out:
+        beside = args.checkpoint.parent
+        names = itertools.chain(["samples"], (f"samples-{n}" for n in itertools.count(2)))
+        args.out = next(beside / name for name in names if not (beside / name).exists())
+    return content
+
+
 def command(main: Callable) -> Callable:
-    """Decorates a script's main: memory that runs out and Ctrl-C end in one line, not a traceback."""
+    """Decorates a script's main: full memory and Ctrl-C end in one line, not in a traceback."""
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None):

@@ -93,3 +93,29 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str], path: str | Path) -
                     column, row, int(count), ha="center", va="center", color=colour, fontsize=8
                 )
     save(figure, path)
+
+
+def spread(
+    series: dict[str, dict[float, Sequence[float]]],
+    path: str | Path,
+    x: str,
+    y: str,
+    log: bool = False,
+) -> None:
+    """Draws mean and standard deviation over seeds: {label: {x: values}}, with axis labels x, y."""
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for label, points in series.items():
+        means = [np.mean(values) for values in points.values()]
+        errors = [np.std(values, ddof=1) if len(values) > 1 else 0 for values in points.values()]
+        axis.errorbar(list(points), means, errors, marker="o", capsize=3, label=label)
+    if log:
+        axis.set_xscale("log")
+        ticks = sorted({place for points in series.values() for place in points})
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save(figure, path)

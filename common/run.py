@@ -107,7 +107,7 @@ class Run:
     # ------------------------------------------------------------------ the loop
 
     def epochs(self) -> Iterator[int]:
-        """The epochs still to be trained; afterwards, with --patience, the best weights are back."""
+        """The epochs still to be trained; then, with --patience, puts the best weights back."""
         if self.rng is not None:
             self.set_rng(self.rng)
         total = getattr(self.args, "epochs", None) or sys.maxsize
@@ -118,7 +118,7 @@ class Run:
             self.restore(best, read_checkpoint(best), only=(nn.Module, dict))
 
     def progress(self, batches: Iterable) -> Iterator:
-        """Passes on the rest of the epoch's parts, and minds steps, signals and saves between steps.
+        """Passes on the rest of the epoch's parts; minds signals and saves between the steps.
 
         `batches` has a length in steps; one with `seek(epoch, step)` starts there by itself.
         """
@@ -289,7 +289,7 @@ class Run:
     def restore(
         self, path: str | Path, state: dict, only: Any = object, lr_scale: float = 1.0
     ) -> None:
-        """Gives the parts of the kind `only` their saved state; what doesn't fit ends in one line."""
+        """Gives the parts of the kind `only` their state; what doesn't fit ends in one line."""
         known, now = state.get("dataset", {}), self.parts.get("dataset", {})
         if known.get("classes") != now.get("classes"):
             fail(f"{path} was trained on other classes than those of {self.args.data}")
@@ -386,10 +386,12 @@ def config(args: argparse.Namespace, dev: Device) -> dict:
 
 
 def show(metrics: dict[str, float]) -> str:
+    """The metrics in one line."""
     return "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
 
 
 def as_line(row: dict) -> str:
+    """A row of metrics.jsonl."""
     return json.dumps(row) + "\n"
 
 
@@ -431,6 +433,7 @@ def git_commit() -> str | None:
 
 
 def tensorboard(folder: Path) -> Any:
+    """TensorBoard's writer."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,5 +1,5 @@
-"""LeNet-5 (LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition",
-Proceedings of the IEEE 86(11), 1998).
+"""LeNet-5: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document
+Recognition", Proceedings of the IEEE 86(11), 1998 (before arXiv).
 
 A convolutional layer looks at small patches only, applies the same few weights at every place of
 the image, and is followed by subsampling, so that a shape is recognised wherever it stands. All

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class SDLM(torch.optim.Optimizer):
     """Descent with the step sizes lr / (mu + h); call `estimate` before each epoch (Eq. 27)."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 5e-4, mu: float = 0.02):
+    def __init__(self, params: Iterable[Tensor], lr: float = 5e-4, mu: float = 0.25):
         super().__init__(params, {"lr": lr, "mu": mu})
 
     @torch.no_grad()
@@ -26,13 +26,15 @@ class SDLM(torch.optim.Optimizer):
                 curvature = self.state[p]["curvature"]
                 p.addcdiv_(p.grad, curvature + group["mu"], value=-group["lr"])
 
-    def estimate(self, model: nn.Module, images: Tensor, j: float, random: torch.Generator) -> None:
+    def estimate(
+        self, model: nn.Module, images: Tensor, random: torch.Generator, j: float = 1.0
+    ) -> None:
         """Sets h to the mean over `images` (N, 1, 32, 32) of the Gauss-Newton diagonal of Eq. 9."""
         params = [p for group in self.param_groups for p in group["params"]]
         sums = [torch.zeros_like(p) for p in params]
         for image in images.split(1):
             features = model.features(image)  # (1, 84)
-            projection = output_sample(features.detach(), model.output.centres, j, random)
+            projection = output_sample(features.detach(), model.output.centres, random, j)
             for total, g in zip(
                 sums, torch.autograd.grad(features, params, projection), strict=True
             ):
@@ -41,7 +43,7 @@ class SDLM(torch.optim.Optimizer):
             self.state[p]["curvature"] = total / len(images)
 
 
-def output_sample(x: Tensor, centres: Tensor, j: float, random: torch.Generator) -> Tensor:
+def output_sample(x: Tensor, centres: Tensor, random: torch.Generator, j: float) -> Tensor:
     """A random vector (1, 84) whose covariance is the Hessian of Eq. 9 at F6's output x (1, 84).
 
     That Hessian is 2 p_0 I + Cov(d): p are the weights of the terms of Eq. 9's logarithm, p_0 that

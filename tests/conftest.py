@@ -19,7 +19,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(capsys):
-    """Calls a function that has to end in one line on stderr and exit status 2; returns the line."""
+    """Calls what has to end in one line on stderr and exit status 2; returns the line."""
 
     def check(function, *args):
         capsys.readouterr()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import processes
 import pytest
-import toy
 import torch
+import toy
 from conftest import ROOT, run_python
 from test_common_run import same, weights
 from torch import nn

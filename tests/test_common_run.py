@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-import toy
 import torch
+import toy
 from conftest import ROOT
 
 from common.checkpoint import read_checkpoint, restore, state_of

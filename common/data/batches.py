@@ -37,7 +37,9 @@ class Batches:
         self.batch_size = min(batch_size, size - size % self.pieces)
 
     def __len__(self) -> int:
-        return self.size // self.batch_size if self.shuffle else -(-self.size // self.batch_size)
+        if self.shuffle:
+            return self.size // self.batch_size
+        return min(-(-self.size // self.batch_size), self.size // self.pieces)  # none empty
 
     def seek(self, epoch: int, step: int) -> None:
         """Sets the epoch, and the step to begin at, of the next iteration."""

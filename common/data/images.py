@@ -158,6 +158,7 @@ def load_images(
 
 
 def take(part: tuple, indices: Tensor) -> tuple:
+    """The chosen examples of (pixels, labels)."""
     pixels, labels = part
     chosen = pixels.subset(indices) if isinstance(pixels, ImageFiles) else pixels[indices]
     return chosen, labels[indices]
@@ -219,13 +220,12 @@ def collate(images: list[Tensor | str]) -> Tensor | str:
 
 
 def ignore_interrupt(_worker: int) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the parent, which stops the workers
+    """Ctrl-C is for the parent, which stops its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def statistics(images: ImageSet) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, pixels from 0 to 1 (of 2,048 files if streamed)."""
+    """Mean and standard deviation of each channel, of pixels from 0 to 1 (streamed: of 2,048)."""
     pixels = images.pixels
     if isinstance(pixels, ImageFiles):
         some = split(len(pixels), min(1.0, 2048 / len(pixels)), "statistics")[1]

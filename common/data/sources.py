@@ -137,7 +137,7 @@ def idx_set(args: argparse.Namespace) -> Source:
 
 
 def check_idx(path: Path) -> None:
-    """Fails unless the file is as long as its header says (torchvision would end in a traceback)."""
+    """Fails unless the file is as long as its header says (torchvision gives a traceback)."""
     with open(path, "rb") as file:
         head = file.read(16)
     dimensions = head[3] if len(head) > 3 else 0
@@ -149,7 +149,7 @@ def check_idx(path: Path) -> None:
 
 
 def cifar(args: argparse.Namespace) -> Source:
-    """CIFAR-10 and -100, 50,000 + 10,000 RGB images of 32x32; of CIFAR-10 also just some batches."""
+    """CIFAR-10, also just some of its batches, and -100: 50,000 + 10,000 images of 32x32, RGB."""
     import torchvision
 
     kind = torchvision.datasets.CIFAR10 if args.data == "cifar10" else torchvision.datasets.CIFAR100
@@ -182,7 +182,7 @@ def cifar(args: argparse.Namespace) -> Source:
 
 
 def folder(args: argparse.Namespace) -> Source:
-    """The user's own ImageFolder tree: a folder for each class, perhaps below train/, val/, test/."""
+    """The user's own ImageFolder tree: a folder a class, perhaps below train/, val/, test/."""
     from torchvision.datasets import ImageFolder
 
     root = Path(args.data.partition(":")[2]).expanduser()

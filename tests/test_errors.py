@@ -1,0 +1,142 @@
+"""Every mistake a user can make ends in one line and exit status 2, and nothing is written."""
+
+import importlib
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+from conftest import MILESTONES
+
+
+@pytest.fixture(params=["toy", *MILESTONES])
+def main(request):
+    module = "toy" if request.param == "toy" else f"{request.param}.train"
+    return importlib.import_module(module).main
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--model", "resnet999"], "unknown model 'resnet999'"),
+        (["--data", "imagenet"], "unknown data set 'imagenet'"),
+        (["--data", "folder:"], "unknown data set"),
+        (["--batch-sise", "4"], "did you mean --batch-size"),
+        (["stray"], "stray"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", "-4"], "--batch-size"),
+        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "-1"], "--epochs"),
+        (["--epochs", "two"], "'two'"),
+        (["--lr", "0"], "--lr"),
+        (["--lr", "nan"], "--lr"),
+        (["--max-steps", "0"], "--max-steps"),
+        (["--accumulate", "0"], "--accumulate"),
+        (["--clip", "-1"], "--clip"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--patience", "3", "--val", "0"], "--val"),
+        (["--fsdp"], "torchrun"),
+        (["--evaluate", "nothing.pt"], "nothing.pt"),
+        (["--evaluate", "nothing.pt", "--resume"], "--resume"),
+        (["--data", "folder:nowhere"], "nowhere"),
+    ],
+)
+def test_bad_flags(main, argv, words, refused):
+    assert words in refused(main, argv)
+    assert not list(Path().iterdir())
+
+
+def test_a_near_name_is_suggested(refused):
+    assert "did you mean conv?" in refused(toy.main, ["--model", "covn"])
+    assert "did you mean digits?" in refused(toy.main, ["--data", "digit"])
+
+
+def test_a_run_folder_that_cannot_be_written(main, refused):
+    Path("file").write_text("mine")
+    line = refused(main, ["--run-dir", "file/run", "--limit", "64", "--epochs", "1"])
+    assert "file/run" in line
+    assert Path("file").read_text() == "mine"
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.write_text, (Path("exploded"), "")
+
+
+def checkpoints():
+    Path("empty.pt").touch()
+    Path("noise.pt").write_bytes(bytes(range(256)) * 10)
+    torch.save({"model": {"weight": torch.zeros(3)}}, "foreign.pt")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), "weights.pt")
+    torch.save([1, 2], "list.pt")
+    torch.save({"config": {"flags": {}}, "step": 1, "rng": [], "model": Bomb()}, "bomb.pt")
+    Path("pickle.pt").write_bytes(pickle.dumps({"config": Bomb()}))
+    whole = Path("foreign.pt").read_bytes()
+    Path("cut.pt").write_bytes(whole[: len(whole) // 2])
+    Path("folder.pt").mkdir()
+    return sorted(Path().glob("*.pt"))
+
+
+def test_bad_checkpoints(main, refused):
+    for path in checkpoints():
+        before = {p for p in Path().rglob("*")}
+        line = refused(main, ["--evaluate", str(path)])
+        assert path.name in line
+        assert {p for p in Path().rglob("*")} == before
+    assert "refused" in refused(main, ["--evaluate", "bomb.pt"])
+    assert not Path("exploded").exists()
+
+
+def test_a_damaged_checkpoint_is_not_resumed_over(main, refused):
+    Path("run").mkdir()
+    Path("run/last.pt").write_bytes(b"damaged")
+    assert "run/last.pt" in refused(main, ["--resume", "--run-dir", "run"])
+    assert Path("run/last.pt").read_bytes() == b"damaged"
+
+
+def test_a_checkpoint_of_other_shapes(refused):
+    toy.main(["--quiet", "--run-dir", "run", "--max-steps", "1"])
+    content = torch.load("run/last.pt")
+    content["model"]["head.weight"] = torch.zeros(7, 7)
+    torch.save(content, "other.pt")
+    line = refused(toy.main, ["--evaluate", "other.pt"])
+    assert "other.pt" in line
+    assert "head.weight" in line
+    content["dataset"]["classes"] = ["a", "b"]
+    torch.save(content, "other.pt")
+    assert "classes" in refused(toy.main, ["--evaluate", "other.pt"])
+
+
+def test_flags_without_meaning_give_the_reason(refused):
+    from common import cli
+
+    parser = cli.Parser(
+        "toy", "", toy.QUICK, toy.PAPER, toy.MODELS, ["digits"], {"--accumulate": "no batches"}
+    )
+    parser.add_argument("--augment", action="store_true", help="")
+    assert "no batches" in refused(parser.parse_args, ["--accumulate", "2"])
+    assert parser.parse_args([]).accumulate == 1
+
+
+def test_recipes_and_flags():
+    assert toy.parse_args([]).lr == 0.05
+    assert toy.parse_args(["--paper"]).model == "mlp"
+    assert toy.parse_args(["--paper", "--lr", "3"]).lr == 3
+    assert toy.parse_args(["--paper"]).augment is False
+    assert toy.parse_args([]).augment is True
+
+
+def test_help_shows_every_default(main, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    flags = set(text.split()) & set(f"--{n}" for n in SHARED.split())
+    assert len(flags) == len(SHARED.split())
+    assert text.count("default") + text.count("not used:") >= len(flags)
+
+
+SHARED = """model data data-dir limit val epochs batch-size lr seed device precision compile
+accumulate clip patience fsdp run-dir resume evaluate max-steps paper quiet tensorboard save-minutes"""

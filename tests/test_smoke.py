@@ -1,0 +1,31 @@
+"""One optimiser step of every model of every milestone, through its script."""
+
+import importlib
+
+import pytest
+import torch
+from conftest import MILESTONES
+
+LIMIT = 2 << 30  # bytes for parameters, gradients, moments: larger models are left out
+
+
+def models():
+    for folder in MILESTONES:
+        for name in importlib.import_module(f"{folder}.model").MODELS:
+            yield folder, name
+
+
+@pytest.mark.parametrize(("folder", "name"), models())
+def test_one_step(folder, name):
+    factory = importlib.import_module(f"{folder}.model").MODELS[name]
+    with torch.device("meta"):
+        try:
+            size = sum(p.numel() for p in factory().parameters())
+        except NotImplementedError:  # initialisations that need numbers
+            size = 0
+    if 16 * size > LIMIT:
+        pytest.skip("too large for the default run")
+    main = importlib.import_module(f"{folder}.train").main
+    metrics = main(["--model", name, "--max-steps", "1", "--limit", "64", "--quiet"])
+    assert metrics
+    assert all(isinstance(value, float) for value in metrics.values())
