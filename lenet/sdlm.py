@@ -1,4 +1,4 @@
-"""The stochastic diagonal Levenberg-Marquardt method of the LeNet-5 paper (Sec. VII-C, Appendix C).
+"""The stochastic diagonal Levenberg-Marquardt method of the LeNet-5 paper (Sec. III-B, Appendix C).
 
 Gradient descent in which every weight k has its own step size, the larger the flatter the loss is
 in its direction: eta / (mu + h_k), with h_k an estimate of the second derivative. The paper

@@ -31,7 +31,9 @@ def device(world=1, rank=0, **changes):
 
 
 def load(data, size=8, channels=1, dev=None, pad=0, **flags):
-    args = dict(data=data, data_dir="data", val=0, limit=None, seed=0, stream="auto", workers=0)
+    args = dict(
+        data=data, data_dir="data", val=0, limit=None, seed=0, stream="auto", workers=0, typed=[]
+    )
     args = SimpleNamespace(**{**args, **flags})
     return images.load_images(args, dev or device(), size=size, channels=channels, pad=pad)
 

@@ -49,6 +49,7 @@ def test_bad_flags(main, argv, words, refused):
 
 
 def test_a_near_name_is_suggested(refused):
+    assert "is for folder:PATH" in refused(toy.main, ["--stream", "yes"])
     assert "did you mean conv?" in refused(toy.main, ["--model", "covn"])
     assert "did you mean digits?" in refused(toy.main, ["--data", "digit"])
 
@@ -139,4 +140,5 @@ def test_help_shows_every_default(main, capsys):
 
 
 SHARED = """model data data-dir limit val epochs batch-size lr seed device precision compile
-accumulate clip patience fsdp run-dir resume evaluate max-steps paper quiet tensorboard save-minutes"""
+accumulate clip patience fsdp run-dir resume evaluate max-steps paper quiet tensorboard
+save-minutes"""

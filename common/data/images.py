@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import fail
+from common.cli import whole
 from common.data import sources
 from common.data.batches import Batches, Draw
 from common.data.sources import ImageFiles, split
@@ -42,9 +43,10 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="read folder images as they are needed, or all at once (auto: from 2 GiB of pixels)",
     )
-    cores = min(8, os.cpu_count() or 1)
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    cores = min(8, len(usable))
     parser.add_argument(
-        "--workers", type=int, default=cores, help="processes that read image files"
+        "--workers", type=whole(0), default=cores, help="processes that read image files"
     )
 
 
@@ -128,7 +130,11 @@ def load_images(
     Images become `channels` x `size` x `size` (cut to a square, then scaled; 1 channel is grey),
     with `pad` black pixels around. `mean` and `std` default to those of the training part.
     """
-    source = SOURCES[args.data.partition(":")[0]](args)
+    kind = args.data.partition(":")[0]
+    for flag in {"stream", "workers"} & set(args.typed):
+        if kind != "folder":
+            fail(f"--{flag} is for folder:PATH: {args.data} always lies in memory")
+    source = SOURCES[kind](args)
     parts = {"train": source.train, "test": source.test, "val": source.val if args.val else None}
     if args.val and not source.val:
         if args.val >= len(source.train[1]):

@@ -109,7 +109,7 @@ def download(make: Callable, data_dir: str, folder: str, missing: Sequence[str])
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(":")
         fail(
             f"{missing[0]} is not in {wanted} and can't be downloaded ({reason}): "
             "name another folder with --data-dir, or take --data digits, which needs no files"
