@@ -57,9 +57,8 @@ def progress(items: Iterable, dev: Device, what: str, total: int, done: int = 0)
             last = now
             rate, left = count / (now - start), total - done - count
             left = f", {left / rate:.0f} s left" if left else ""
-            print(
-                f"{what}: {done + count}/{total}, {rate:.1f}/s{left}", file=sys.stderr, flush=True
-            )
+            line = f"{what}: {done + count}/{total}, {rate:.1f}/s{left}"
+            print(line, file=sys.stderr, flush=True)
 
 
 class Run:
@@ -78,11 +77,10 @@ class Run:
         self.args, self.dev, self.parts, self.monitor = args, dev, parts, monitor
         self.epoch = self.position = self.step = self.stale = 0  # position: steps into the epoch
         self.best, self.improved, self.unsaved_best = None, False, None
-        self.sums, self.rows, self.rng, self.stop, self.signal = {}, [], None, False, 0
+        self.sums, self.rows, self.rng, self.signal, self.signalled = {}, [], None, 0, 0.0
         self.seconds, self.begun, self.saved = 0.0, time.monotonic(), time.monotonic()
-        self.limit = min(
-            n for n in (args.max_steps, getattr(args, "steps", None), sys.maxsize) if n
-        )
+        self.num_epochs = getattr(args, "epochs", None) or sys.maxsize
+        self.num_steps = min(args.max_steps or sys.maxsize, getattr(args, "steps", sys.maxsize))
         self.config = config(args, dev)
         self.names = {}
         for key, part in parts.items():
@@ -110,12 +108,17 @@ class Run:
         """The epochs still to be trained; then, with --patience, puts the best weights back."""
         if self.rng is not None:
             self.set_rng(self.rng)
-        total = getattr(self.args, "epochs", None) or sys.maxsize
-        while self.epoch < total and self.step < self.limit and not self.stop:
+        while not self.over():
             yield self.epoch
         best = self.folder / "best.pt"
         if self.args.patience and best.exists():
             self.restore(best, read_checkpoint(best), only=(nn.Module, dict))
+
+    def over(self) -> bool:
+        """Whether there is nothing left to train."""
+        patience = self.args.patience or sys.maxsize
+        done = self.epoch >= self.num_epochs or self.step >= self.num_steps
+        return done or self.stale >= patience
 
     def progress(self, batches: Iterable) -> Iterator:
         """Passes on the rest of the epoch's parts; minds signals and saves between the steps.
@@ -133,14 +136,15 @@ class Run:
         parts = iter(batches)
         what = f"epoch {self.epoch + 1}"
         for _ in progress(range(self.position, steps), self.dev, what, steps, self.position):
-            if self.step >= self.limit:
-                self.stop = True
-                return
+            if self.step >= self.num_steps:
+                break
             self.dev.steps = self.step
             yield from itertools.islice(parts, per_step)
             self.step, self.position = self.step + 1, self.position + 1
             self.between_steps()
-        self.epoch, self.position = self.epoch + 1, 0
+        self.check_finite()
+        if self.position == steps:
+            self.epoch, self.position = self.epoch + 1, 0
 
     def between_steps(self) -> None:
         """After a step: stops on a signal, saves every --save-minutes, checks the loss."""
@@ -158,9 +162,8 @@ class Run:
         """Adds to the epoch's running means: each value is itself a mean over `count` items."""
         kind = torch.float32 if self.dev.device.type == "mps" else torch.float64
         for key, value in values.items():
-            pair = torch.stack(
-                [value.detach().to(kind) * count, torch.full_like(value, count, dtype=kind)]
-            )
+            total = value.detach().to(kind) * count
+            pair = torch.stack([total, torch.full_like(total, count)])
             self.sums[key] = self.sums[key] + pair if key in self.sums else pair
 
     def means(self) -> dict[str, float]:
@@ -170,10 +173,8 @@ class Run:
 
     def log(self, epoch: int, **metrics: float) -> None:
         """Ends an epoch: one row of metrics.jsonl, one line, and the choice of the best weights."""
-        groups = [
-            g for p in self.parts.values() if isinstance(p, Optimizer) for g in p.param_groups
-        ]
-        rate = max((group["lr"] for group in groups), default=0.0)
+        optimizers = (part for part in self.parts.values() if isinstance(part, Optimizer))
+        rate = max((g["lr"] for part in optimizers for g in part.param_groups), default=0.0)
         self.write_row({"epoch": epoch + 1, "step": self.step, **metrics, "lr": rate})
         name, better = self.monitor
         whole = self.position == 0  # an epoch that --max-steps cut short is not compared
@@ -183,18 +184,15 @@ class Run:
                 self.best = metrics[name] if whole else None
             else:
                 self.stale += 1
-            if self.args.patience and self.stale >= self.args.patience:
-                self.stop = True
 
     def save(self, every: float = 0.0) -> None:
         """Writes best.pt if this epoch was the best, and last.pt; leaves if a signal came.
 
         For epochs of milliseconds: `every` is how many seconds to let pass between saves.
         """
-        self.signal, late = map(
-            int, self.dev.agree(self.signal, time.monotonic() - self.saved >= every)
-        )
-        ends = self.stop or self.epoch == getattr(self.args, "epochs", None)
+        late = time.monotonic() - self.saved >= every
+        self.signal, late = map(int, self.dev.agree(self.signal, late))
+        ends = self.over()
         state = self.state() if self.improved or late or ends or self.signal else None
         self.unsaved_best = state if self.improved else self.unsaved_best
         self.improved = False
@@ -223,31 +221,26 @@ class Run:
     # ------------------------------------------------------------------ stopping
 
     def on_signal(self, number: int, _frame: Any) -> None:
-        """Notes the signal for the end of the step; a second one ends at once."""
-        if self.signal:
+        """Notes the signal for the end of the step; a later second one ends at once."""
+        if self.signal and time.monotonic() - self.signalled > 2:  # torchrun sends two together
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self.signalled = self.signal or number, time.monotonic()
 
     def leave(self) -> NoReturn:
         """Ends after a signal, with everything saved."""
         self.draw()
         where = shlex.quote(str(self.folder))
         if self.dev.main:
-            go_on = f"python {self.args.milestone}/train.py --resume --run-dir {where}"
-            print(
-                f"stopped in epoch {self.epoch + 1}, step {self.step}; go on with: {go_on}",
-                flush=True,
-            )
+            print(f"stopped in epoch {self.epoch + 1}, after step {self.step}; go on with:")
+            print(f"python {self.args.milestone}/train.py --resume --run-dir {where}", flush=True)
         raise SystemExit(128 + self.signal)
 
     def check_finite(self, state: dict | None = None) -> None:
         """Stops the run if a loss, or a weight about to be saved, is not finite."""
         bad = int(self.dev.agree(int(self.dev.bad_step))[0])
         modules = [key for key, part in self.parts.items() if isinstance(part, nn.Module)]
-        tensors = [
-            t for key in modules if state for t in state[key].values() if isinstance(t, Tensor)
-        ]
-        if not all(torch.isfinite(t).all() for t in tensors) and bad < 0:
+        values = (value for key in modules if state for value in state[key].values())
+        if bad < 0 and not all(v.isfinite().all() for v in values if isinstance(v, Tensor)):
             bad = self.step
         if bad < 0:
             return

@@ -264,6 +264,8 @@ def test_patience_stops_early_and_tests_the_best():
     best = accuracy.index(max(accuracy))
     assert len(accuracy) == best + 3 < 60
     assert weights("run", "best.pt")["epoch"] == best + 1
+    toy.main(["--quiet", "--resume", "--run-dir", "run"])  # it was over: nothing is trained
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == len(rows)
     again = toy.main(["--quiet", "--evaluate", "run/best.pt", "--run-dir", "evaluated"])
     assert again == metrics
 
@@ -293,6 +295,7 @@ def test_loss_that_is_not_finite_stops_the_run(refused):
     assert "0.05" in line
     assert "run/last.pt" in line
     assert weights("run")["step"] == 10  # the last good one
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
     assert all(torch.isfinite(t).all() for t in weights("run")["model"].values())
     line = refused(toy.main, ["--quiet", "--run-dir", "none", "--poison", "2"])
     assert "step 3" in line
