@@ -11,9 +11,12 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 
-def fail(message: str) -> NoReturn:
-    """Ends with one line on stderr (of rank 0) and exit status 2: for mistakes a user can mend."""
-    if os.environ.get("RANK", "0") == "0":
+def fail(message: str, any_rank: bool = False) -> NoReturn:
+    """Ends with one line on stderr and exit status 2: for mistakes a user can mend.
+
+    Of several processes only rank 0 prints, unless `any_rank`: for what others may not see.
+    """
+    if any_rank or os.environ.get("RANK", "0") == "0":
         print("error:", " ".join(str(message).split()), file=sys.stderr, flush=True)
     raise SystemExit(2)
 

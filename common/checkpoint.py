@@ -31,9 +31,10 @@ def read_checkpoint(path: str | Path) -> dict:
         if "GLOBAL" in str(error):
             fail(f"checkpoint {path} holds more than tensors and plain values: refused, not loaded")
         fail(f"checkpoint {path} is damaged")
-    except (EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+    except Exception:  # a damaged file may fail in any way
         fail(f"checkpoint {path} is damaged or empty")
-    if not isinstance(content, dict) or not {"config", "step", "rng"} <= content.keys():
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not isinstance(config.get("flags"), dict):
         fail(f"{path} is not a checkpoint of a run: write those with train.py")
     return content
 
@@ -52,6 +53,7 @@ def write_checkpoint(path: Path, content: dict) -> None:
             os.fsync(folder)
             os.close(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
         fail(f"can't write {path} ({error}); the last checkpoint there, if any, is untouched")
 
 
@@ -75,7 +77,7 @@ def state_of(part: Any, names: dict[Tensor, str]) -> Any:
         # Not optimizer.state_dict(): its keys are positions, which a change of the model shifts.
         state = {names[p]: {k: whole(v) for k, v in s.items()} for p, s in part.state.items()}
         rates = [{k: v for k, v in g.items() if "lr" in k} for g in part.param_groups]
-        return {"state": state, "rates": rates}
+        return {"kind": type(part).__name__, "state": state, "rates": rates}
     if isinstance(part, nn.Module) or not hasattr(part, "state_dict"):
         part = part.state_dict() if isinstance(part, nn.Module) else part
         return {key: whole(value) for key, value in part.items()}
@@ -89,6 +91,8 @@ def restore(part: Any, state: Any, names: dict[Tensor, str], lr_scale: float = 1
     and the learning rates of the schedule, times `lr_scale`.
     """
     if isinstance(part, Optimizer):
+        if state["kind"] != type(part).__name__:
+            raise ValueError(f"{state['kind']}, not {type(part).__name__}")
         for group, rates in zip(part.param_groups, state["rates"], strict=True):
             group.update({k: v * lr_scale for k, v in rates.items()})
         indexed = part.state_dict()

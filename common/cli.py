@@ -10,6 +10,7 @@ imported before the flags are parsed, so that --help answers at once.
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -29,10 +30,10 @@ NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps", "fsdp")
 
 
 def whole(low: int) -> Callable[[str], int]:
-    """A parser of whole numbers of at least `low`."""
+    """A parser of whole numbers of at least `low` (and of 63 bits)."""
 
     def parse(text: str) -> int:
-        if text.strip().lstrip("+-").isdecimal() and int(text) >= low:
+        if text.strip().lstrip("+-").isdecimal() and low <= int(text) < 2**63:
             return int(text)
         raise argparse.ArgumentTypeError(f"needs a whole number of at least {low}, not {text!r}")
 
@@ -40,12 +41,12 @@ def whole(low: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """Parses a finite number above zero."""
+    """Parses a number above zero that float32 can hold."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not 0 < value < 3e38:
         raise argparse.ArgumentTypeError(f"needs a number above zero, not {text!r}")
     return value
 
@@ -150,7 +151,8 @@ class Parser(OneLineParser):
         return action
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
-        """The flags; `args.milestone` and `args.run_dir` (a Path or None) come with them.
+        """The flags; `args.milestone` and `args.run_dir` (a Path or None) come with them,
+        and the names of those that were `typed`, and of those typed or stored (`chosen`).
 
         Raises SystemExit(2) after one line on stderr for anything that can't be.
         """
@@ -162,6 +164,9 @@ class Parser(OneLineParser):
             if flag[2:].replace("-", "_") in typed:
                 fail(f"{flag} has no meaning here: {reason}")
         source, stored = self.stored(typed)
+        milestone = stored.get("milestone", self.milestone)
+        if milestone != self.milestone:
+            fail(f"{source} is of {milestone}, not of {self.milestone}: use {milestone}/train.py")
         for key in ("model", "data"):
             changed = key in typed and typed[key] != stored.get(key, typed[key])
             if changed and not (key == "data" and "evaluate" in typed):
@@ -172,6 +177,7 @@ class Parser(OneLineParser):
         kept = {k: v for k, v in stored.items() if k in self.defaults and k not in NEVER_STORED}
         args = argparse.Namespace(**{**self.defaults, **recipe, **kept, **typed})
         args.milestone, args.typed = self.milestone, sorted(typed)
+        args.chosen = sorted({*typed, *kept})  # the rest are defaults
         args.run_dir = (
             Path(source) if args.resume and source else args.run_dir and Path(args.run_dir)
         )
@@ -214,13 +220,15 @@ def holds_run(folder: Path) -> bool:
     return foreign or (folder / "last.pt").exists() or (rows.exists() and rows.stat().st_size > 0)
 
 
-def newest_run(milestone: str) -> Path | None:
-    """The training run below runs/ that was written to last, or None."""
-    files = [
-        f for name in ("last.pt", "config.json") for f in Path("runs", milestone).glob(f"*/{name}")
-    ]
-    runs = [f for f in files if not f.parent.name.startswith("evaluate-")]
-    return max(runs, key=lambda f: f.stat().st_mtime).parent if runs else None
+def newest_run(milestone: str, names: Iterable[str] = ("last.pt", "config.json")) -> Path | None:
+    """The training run below runs/ whose `names` were written to last, or None."""
+    files = [file for name in names for file in Path("runs", milestone).glob(f"*/{name}")]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            config = json.loads((file.parent / "config.json").read_text())
+            if not config["flags"]["evaluate"]:
+                return file.parent
+    return None
 
 
 def sample_parser(milestone: str, doc: str) -> OneLineParser:
@@ -254,19 +262,28 @@ def claims_parser(milestone: str, doc: str, claims: Iterable[str]) -> OneLinePar
 
 def open_checkpoint(args: argparse.Namespace, milestone: str, models: Iterable[str]) -> dict:
     """The checkpoint that a sample.py is to use; completes `args.checkpoint` and `args.out`."""
-    newest = newest_run(milestone)
-    if not args.checkpoint and not (newest and (newest / "last.pt").exists()):
+    newest = newest_run(milestone, ["last.pt"])
+    if not args.checkpoint and not newest:
         fail(f"no run is in runs/{milestone}: train one, python {milestone}/train.py")
     args.checkpoint = Path(args.checkpoint or newest / "last.pt")
     content = read_checkpoint(args.checkpoint)
-    name = content["config"]["flags"].get("model", "")
-    if name not in models:
+    flags = content["config"]["flags"]
+    name = flags.get("model", "")
+    if name not in models or flags.get("milestone") != milestone:
         fail(f"{args.checkpoint} holds the model {name!r}; here are {', '.join(models)}")
     if not args.out:
         beside = args.checkpoint.parent
         names = itertools.chain(["samples"], (f"samples-{n}" for n in itertools.count(2)))
         args.out = next(beside / name for name in names if not (beside / name).exists())
     return content
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder for results, before any work is done for them."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out {path}: {error.strerror}")
 
 
 def command(main: Callable) -> Callable:

@@ -63,7 +63,7 @@ def image_grid(
             pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=top
         )
         if titles:
-            axis.set_title(titles[index], fontsize=8, pad=2)
+            axis.set_title(titles[index], fontsize=8, pad=2, parse_math=False)
     if heading:
         figure.suptitle(heading, fontsize=10)
     save(figure, path)
@@ -84,8 +84,8 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str], path: str | Path) -
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     if num_classes <= 30:
-        axis.set_xticks(range(num_classes), classes, rotation=90)
-        axis.set_yticks(range(num_classes), classes)
+        axis.set_xticks(range(num_classes), classes, rotation=90, parse_math=False)
+        axis.set_yticks(range(num_classes), classes, parse_math=False)
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"

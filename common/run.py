@@ -17,6 +17,7 @@ rests on torch's random numbers alone, so don't draw from `random` or NumPy in a
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -129,9 +130,11 @@ class Run:
         if self.position == 0:
             self.sums = {}
         if hasattr(batches, "seek"):
+            self.position = min(self.position, steps)  # resumed with a shorter epoch
             batches.seek(self.epoch, self.position)
         else:
             steps //= per_step
+            self.position = min(self.position, steps)
             batches = itertools.islice(batches, self.position * per_step, None)
         parts = iter(batches)
         what = f"epoch {self.epoch + 1}"
@@ -150,11 +153,11 @@ class Run:
         """After a step: stops on a signal, saves every --save-minutes, checks the loss."""
         if self.dev.world == 1 or self.step % AGREE_STEPS == 0:
             due = time.monotonic() - self.saved > 60 * self.args.save_minutes
-            self.signal, due = map(int, self.dev.agree(self.signal, due))
-            if self.signal or due:
-                self.write(self.state(), "last.pt")
-            if self.signal:
-                self.leave()
+            number, due = map(int, self.dev.agree(self.signal, due))
+            if number or due:
+                self.write(self.state())
+            if number:
+                self.leave(number)
         if self.step % CHECK_STEPS == 0:
             self.check_finite()
 
@@ -173,6 +176,7 @@ class Run:
 
     def log(self, epoch: int, **metrics: float) -> None:
         """Ends an epoch: one row of metrics.jsonl, one line, and the choice of the best weights."""
+        self.check_finite(**metrics)
         optimizers = (part for part in self.parts.values() if isinstance(part, Optimizer))
         rate = max((g["lr"] for part in optimizers for g in part.param_groups), default=0.0)
         self.write_row({"epoch": epoch + 1, "step": self.step, **metrics, "lr": rate})
@@ -191,21 +195,19 @@ class Run:
         For epochs of milliseconds: `every` is how many seconds to let pass between saves.
         """
         late = time.monotonic() - self.saved >= every
-        self.signal, late = map(int, self.dev.agree(self.signal, late))
-        ends = self.over()
-        state = self.state() if self.improved or late or ends or self.signal else None
+        number, late = map(int, self.dev.agree(self.signal, late))
+        now = late or number or self.over()
+        state = self.state() if self.improved or now else None
         self.unsaved_best = state if self.improved else self.unsaved_best
         self.improved = False
-        if late or ends or self.signal:
-            if self.unsaved_best:
-                self.write(self.unsaved_best, "best.pt")
-                self.unsaved_best = None
-            self.write(state, "last.pt")
-        if self.signal and not ends:
-            self.leave()
+        if now:
+            self.write(state)
+        if number and not self.over():
+            self.leave(number)
 
     def finish(self, **metrics: float) -> dict[str, float]:
         """Ends the run: the last row, the curves, one line. Returns the metrics."""
+        self.check_finite(**metrics)
         seconds = self.seconds + time.monotonic() - self.begun
         self.write_row({"epoch": self.epoch, "step": self.step, **metrics, "final": True})
         self.draw()
@@ -226,18 +228,20 @@ class Run:
             os._exit(128 + number)
         self.signal, self.signalled = self.signal or number, time.monotonic()
 
-    def leave(self) -> NoReturn:
-        """Ends after a signal, with everything saved."""
+    def leave(self, number: int) -> NoReturn:
+        """Ends after signal `number`, with everything saved."""
         self.draw()
         where = shlex.quote(str(self.folder))
         if self.dev.main:
             print(f"stopped in epoch {self.epoch + 1}, after step {self.step}; go on with:")
             print(f"python {self.args.milestone}/train.py --resume --run-dir {where}", flush=True)
-        raise SystemExit(128 + self.signal)
+        raise SystemExit(128 + number)
 
-    def check_finite(self, state: dict | None = None) -> None:
-        """Stops the run if a loss, or a weight about to be saved, is not finite."""
+    def check_finite(self, state: dict | None = None, **metrics: float) -> None:
+        """Stops the run if a loss, a metric, or a weight about to be saved is not finite."""
         bad = int(self.dev.agree(int(self.dev.bad_step))[0])
+        if bad < 0 and not all(map(math.isfinite, metrics.values())):
+            bad = self.step
         modules = [key for key, part in self.parts.items() if isinstance(part, nn.Module)]
         values = (value for key in modules if state for value in state[key].values())
         if bad < 0 and not all(v.isfinite().all() for v in values if isinstance(v, Tensor)):
@@ -274,10 +278,13 @@ class Run:
             "config": self.config,
         }
 
-    def write(self, state: dict, name: str) -> None:
+    def write(self, state: dict) -> None:
+        """Writes last.pt, and before it best.pt if a better one waits."""
+        if self.dev.main and self.unsaved_best:
+            write_checkpoint(self.folder / "best.pt", self.unsaved_best)
         if self.dev.main:
-            write_checkpoint(self.folder / name, state)
-        self.saved = time.monotonic()
+            write_checkpoint(self.folder / "last.pt", state)
+        self.unsaved_best, self.saved = None, time.monotonic()
 
     def restore(
         self, path: str | Path, state: dict, only: Any = object, lr_scale: float = 1.0
@@ -301,7 +308,8 @@ class Run:
         scale = self.args.lr / flags["lr"] if flags.get("lr") else 1.0
         self.restore(path, state, lr_scale=scale)
         for key, scaler in state["scaler"].items():
-            self.dev.scaler(self.parts[key]).load_state_dict(scaler)
+            if scaler and self.dev.precision == "fp16":
+                self.dev.scaler(self.parts[key]).load_state_dict(scaler)
         for key in ("epoch", "step", "best", "stale", "seconds"):
             setattr(self, key, state[key])
         old, new = flags.get("batch_size"), getattr(self.args, "batch_size", None)
@@ -335,7 +343,7 @@ class Run:
                 write_text(folder / "config.json", text)
                 write_text(folder / "metrics.jsonl", "".join(map(as_line, self.rows)))
         except OSError as error:
-            fail(f"can't write the run folder {folder}: {error.strerror}")
+            fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
         return self.dev.gather(folder)[0]
 
     @staticmethod

@@ -31,6 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_data.json and claim_data.png; returns the summary."""
     args = parse_args(argv)
+    cli.make_folder(args.out)
     whole = NUM_IMAGES[args.data]
     arms = {f"{n}": ["--limit", f"{n}"] for n in (whole // 4, whole // 2, whole)}
     arms[f"{whole}-distorted"] = ["--limit", f"{whole}", "--distort"]

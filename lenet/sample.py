@@ -102,6 +102,7 @@ def classify(
             pixels.append(files_[0][None])
             reading = "as it is"
         readings.append(reading)
+    cli.make_folder(out)
     pixels = torch.cat([prepare(p, 28, 1, 2, False, 0, dev) for p in pixels])
     with torch.inference_mode():
         probabilities = model(images.normalise(pixels.to(dev.device))).softmax(1).cpu()
@@ -112,8 +113,8 @@ def classify(
     for path, reading, name, p in zip(files, readings, classes, share.tolist(), strict=True):
         print(f"{path!s:<{width}}  {reading:<13}  {name:<5}  {p:.3f}")
     titles = [f"{name} ({p:.0%})" for name, p in zip(classes, share.tolist(), strict=True)]
-    image_grid(pixels, out / "predictions.png", titles)
-    print(f"wrote {out / 'predictions.png'}")
+    image_grid(pixels[:100], out / "predictions.png", titles)
+    print(f"wrote {out / 'predictions.png'}{', of the first 100' if len(files) > 100 else ''}")
     return list(zip(classes, share.tolist(), strict=True))
 
 
@@ -130,7 +131,8 @@ def show_mistakes(model: torch.nn.Module, test: ImageSet, out: Path, count: int 
     if len(wrong):
         images, _ = test.examples(wrong[:count])
         image_grid(stretch(images), out / "mistakes.png", titles, 16, 0.7, heading)
-    print(f"{heading}; wrote {out / 'mistakes.png'}")
+        heading += f"; wrote {out / 'mistakes.png'}"
+    print(heading)
     return len(wrong)
 
 
@@ -179,6 +181,7 @@ def main(argv: list[str] | None = None) -> dict:
         images = ImageSet("test", blank, torch.zeros(1), facts, dev)
         found = classify(files, model, images, dev, flags.data, args.out)
         return dict(zip(map(str, files), found, strict=True))
+    cli.make_folder(args.out)
     _, _, test = load_images(flags, dev, 28, 1, 2, facts["mean"], facts["std"])
     show_features(model, test, args.out)
     return {"mistakes": show_mistakes(model, test, args.out)}

@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     if args.optimizer == "sdlm" and args.model != "lenet5":
         fail("--optimizer sdlm follows the curvature of lenet5's output units: use adamw")
+    if args.optimizer == "sdlm" and args.fsdp:
+        fail("--optimizer sdlm needs whole parameters: leave --fsdp away")
     dev = Device(args, auto_precision="fp32")  # bf16 is no faster on so small a network
     # Paper is -0.1 and ink 1.175: the mean input is then about 0, its variance 1 (Sec. II-B).
     train, val, test = load_images(

@@ -32,7 +32,15 @@ def device(world=1, rank=0, **changes):
 
 def load(data, size=8, channels=1, dev=None, pad=0, **flags):
     args = dict(
-        data=data, data_dir="data", val=0, limit=None, seed=0, stream="auto", workers=0, typed=[]
+        data=data,
+        data_dir="data",
+        val=0,
+        limit=None,
+        seed=0,
+        stream="auto",
+        workers=0,
+        typed=[],
+        chosen=["val"],
     )
     args = SimpleNamespace(**{**args, **flags})
     return images.load_images(args, dev or device(), size=size, channels=channels, pad=pad)
@@ -214,6 +222,16 @@ def test_folder_with_parts(capsys):
     train, val, test = load("folder:three", val=4)
     assert (len(train), len(val), len(test)) == (12, 12, 12)
     assert load("folder:three")[1] is None
+
+
+def test_validation_parts_of_small_folders(refused):
+    make_tree("small", count=20)
+    make_tree("own", names=("train", "val", "test"))
+    assert len(load("folder:small", val=137, chosen=[])[1]) == 3  # a default shrinks
+    assert "--val 137" in refused(lambda: load("folder:small", val=137))
+    assert "val/" in refused(lambda: load("folder:own", val=5, typed=["val"]))
+    make_tree("one", classes=("a",), count=1)
+    assert "one image" in refused(lambda: load("folder:one"))
 
 
 def test_classes_of_the_parts_are_matched_by_name(refused):

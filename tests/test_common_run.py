@@ -130,10 +130,10 @@ def test_signal_handlers_are_put_back(reference):
 
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path):
     """SIGKILL at random moments and within a save, SIGTERM, SIGINT: always resumed, bit for bit."""
-    flags = [*RANDOM, "--epochs", "30", "--save-minutes", "0.0005"]
+    flags = [*RANDOM, "--epochs", "20", "--save-minutes", "0.0005"]
     toy.main([*flags, "--run-dir", "reference"])
     command = [sys.executable, "-u", str(ROOT / "tests" / "toy.py"), *flags[1:], "--run-dir", "run"]
-    ends = [signal.SIGKILL, "save", signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL]
+    ends = [signal.SIGKILL, "save", signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
     chance = random.Random()  # not seeded: any moment has to do
     codes = []
     for number, end in enumerate(ends):
@@ -254,6 +254,49 @@ def test_other_model_or_data_is_refused_by_name(refused):
     assert "'digits'" in line
     refused(toy.main, ["--evaluate", "run/last.pt", "--model", "mlp"])
     assert Path("run/last.pt").read_bytes() == before
+
+
+def test_resume_with_a_shorter_epoch_ends():
+    toy.main(["--quiet", "--run-dir", "run", "--max-steps", "8"])
+    toy.main(["--quiet", "--run-dir", "run", "--resume", "--limit", "64"])
+    assert weights("run")["epoch"] == 3
+
+
+def test_resume_with_another_precision_or_optimiser(refused):
+    flags = ["--quiet", "--precision", "fp32"]
+    toy.main([*flags, "--run-dir", "run", "--max-steps", "3"])
+    toy.main(["--quiet", "--run-dir", "run", "--resume", "--precision", "fp16", "--max-steps", "5"])
+    toy.main(["--quiet", "--run-dir", "run", "--resume", "--precision", "fp32", "--max-steps", "6"])
+    line = refused(toy.main, ["--run-dir", "run", "--resume", "--optimizer", "adam"])
+    assert "SGD" in line
+    assert "Adam" in line
+
+
+def test_a_signal_while_processes_agree_is_not_lost(monkeypatch):
+    from common.device import Device
+
+    plain, calls = Device.agree, iter(range(999))
+
+    def agree(self, *values):
+        result = plain(self, *values)
+        if next(calls) == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Device, "agree", agree)
+    with pytest.raises(SystemExit) as caught:
+        toy.main(["--quiet", "--run-dir", "run"])
+    assert caught.value.code == 128 + signal.SIGTERM
+
+
+def test_a_signal_writes_the_best_that_waits(monkeypatch):
+    from common.run import Run
+
+    plain = Run.save
+    monkeypatch.setattr(Run, "save", lambda self: plain(self, every=1000))
+    with pytest.raises(SystemExit):
+        toy.main(["--quiet", "--run-dir", "run", "--signal-at", "24"])
+    assert weights("run")["best"] == weights("run", "best.pt")["best"]
 
 
 def test_patience_stops_early_and_tests_the_best():

@@ -31,6 +31,8 @@ def main(request):
         (["--epochs", "two"], "'two'"),
         (["--lr", "0"], "--lr"),
         (["--lr", "nan"], "--lr"),
+        (["--lr", "1e300"], "--lr"),
+        (["--seed", "18446744073709551616"], "--seed"),
         (["--max-steps", "0"], "--max-steps"),
         (["--accumulate", "0"], "--accumulate"),
         (["--clip", "-1"], "--clip"),
@@ -73,6 +75,8 @@ def checkpoints():
     torch.save(torch.nn.Linear(2, 2).state_dict(), "weights.pt")
     torch.save([1, 2], "list.pt")
     torch.save({"config": {"flags": {}}, "step": 1, "rng": [], "model": Bomb()}, "bomb.pt")
+    torch.save({"config": {}, "step": 1, "rng": []}, "noflags.pt")
+    torch.save({"config": {"flags": {"milestone": "other", "model": "x"}}}, "other.pt")
     Path("pickle.pt").write_bytes(pickle.dumps({"config": Bomb()}))
     whole = Path("foreign.pt").read_bytes()
     Path("cut.pt").write_bytes(whole[: len(whole) // 2])
@@ -88,6 +92,14 @@ def test_bad_checkpoints(main, refused):
         assert {p for p in Path().rglob("*")} == before
     assert "refused" in refused(main, ["--evaluate", "bomb.pt"])
     assert not Path("exploded").exists()
+
+
+def test_a_checkpoint_of_another_milestone(refused):
+    toy.main(["--quiet", "--run-dir", "run", "--max-steps", "1"])
+    for folder in MILESTONES:
+        main = importlib.import_module(f"{folder}.train").main
+        for argv in (["--evaluate", "run/last.pt"], ["--resume", "--run-dir", "run"]):
+            assert "toy" in refused(main, argv)
 
 
 def test_a_damaged_checkpoint_is_not_resumed_over(main, refused):

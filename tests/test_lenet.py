@@ -281,6 +281,14 @@ def test_a_rate_too_high_ends_in_one_line(refused):
     assert not list(Path().rglob("*.pt"))
 
 
+def test_huge_weights_with_a_finite_loss_are_no_success(refused):
+    """The rate leaves the training losses finite, but not the measured ones."""
+    flags = ["--quiet", "--limit", "64", "--epochs", "1", "--lr", "1e9"]
+    refused(train.main, [*flags, "--model", "lenet5_modern", "--run-dir", "run"])
+    assert not list(Path().rglob("*.pt"))
+    assert Path("run/metrics.jsonl").read_text() == ""
+
+
 def test_a_poisoned_loss_stops_lenet5(refused, monkeypatch):
     monkeypatch.setattr(train, "criterion", lambda logits, *_: logits.sum() * float("nan"))
     assert "step 1" in refused(train.main, ["--quiet", "--limit", "64"])

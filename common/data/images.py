@@ -136,10 +136,15 @@ def load_images(
             fail(f"--{flag} is for folder:PATH: {args.data} always lies in memory")
     source = SOURCES[kind](args)
     parts = {"train": source.train, "test": source.test, "val": source.val if args.val else None}
+    if source.val and args.val and "val" in args.typed:
+        fail(f"--val {args.val}: {args.data} has a val/ of its own; --val 0 does without")
     if args.val and not source.val:
-        if args.val >= len(source.train[1]):
-            fail(f"--val {args.val} leaves nothing of {len(source.train[1])} training examples")
-        cuts = split(len(source.train[1]), args.val / len(source.train[1]), "val", args.seed)
+        count = len(source.train[1])
+        if "val" not in args.chosen:  # a default made for larger sets
+            args.val = min(args.val, max(1, count // 10))
+        if args.val >= count:
+            fail(f"--val {args.val} leaves nothing of {count} training examples")
+        cuts = split(count, args.val / count, "val", args.seed)
         parts["train"], parts["val"] = (take(source.train, indices) for indices in cuts)
     if args.limit and args.limit < len(parts["train"][1]):
         share = args.limit / len(parts["train"][1])
@@ -216,7 +221,7 @@ def read_files(
     )
     for batch in loader:
         if isinstance(batch, str):
-            fail(batch)
+            fail(batch, any_rank=True)
         yield batch
 
 
@@ -226,8 +231,9 @@ def collate(images: list[Tensor | str]) -> Tensor | str:
 
 
 def ignore_interrupt(_worker: int) -> None:
-    """Ctrl-C is for the parent, which stops its workers."""
+    """Signals sent to the whole group are for the parent, which saves and stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def statistics(images: ImageSet) -> tuple[list[float], list[float]]:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import urllib.error
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,10 +65,13 @@ def open_image(path: str | Path) -> Image.Image:
 
     Transparent places become white, or black where all that is opaque is light.
     """
-    image = ImageOps.exif_transpose(Image.open(path))
+    with warnings.catch_warnings():  # of large images: they are read all the same
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = ImageOps.exif_transpose(Image.open(path))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float64)
-        top = 255 if values.max() <= 255 else 65535 if values.max() <= 65535 else values.max()
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        tops = ([1] if image.mode == "F" else []) + [255, 65535, values.max()]
+        top = next(top for top in tops if values.max() <= top)
         return Image.fromarray((values.clip(0) / top * 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -212,6 +216,8 @@ def folder(args: argparse.Namespace) -> Source:
         return Source(
             classes, (files, labels), val, note="there is no test/, so val/ is the test part"
         )
+    if len(labels) < 2:
+        fail(f"--data folder:{root} holds one image: that can't be split")
     train, test = split(len(labels), 0.2, 0)
     note = "there is no test/, so a seeded fifth is the test part"
     parts = [(files.subset(indices), labels[indices]) for indices in (train, test)]
