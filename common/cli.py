@@ -24,6 +24,7 @@ import torch
 
 from common import fail, unknown
 from common.checkpoint import read_checkpoint
+from common.device import DTYPES
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps", "fsdp")
@@ -95,32 +96,14 @@ class Parser(OneLineParser):
         add("--data", help=f"which data: {', '.join(self.data)}")
         add("--data-dir", default="data", help="where downloaded data sets lie")
         add("--limit", type=whole(1), help="keep a seeded sample of N training examples")
-        add(
-            "--val",
-            type=whole(0),
-            default=0,
-            help="cut N validation examples from the training part",
-        )
+        add("--val", type=whole(0), default=0, help="cut N examples off for validation")
         add(length, type=whole(1), help=f"how many {length[2:]} to train")
-        add(
-            "--batch-size",
-            type=whole(1),
-            help="examples an optimiser step sees, over all processes",
-        )
+        add("--batch-size", type=whole(1), help="examples that an optimiser step sees in all")
         add("--lr", type=positive, help="peak learning rate")
         add("--seed", type=whole(0), default=0, help="of weights, order, augmentation and splits")
-        add(
-            "--device",
-            choices=DEVICES,
-            default="auto",
-            help="where to compute",
-        )
-        add(
-            "--precision",
-            choices=["auto", "fp32", "bf16", "fp16"],
-            default="auto",
-            help="of the maths",
-        )
+        add("--device", choices=DEVICES, default="auto", help="where to compute")
+        kinds = ["auto", *DTYPES]
+        add("--precision", choices=kinds, default="auto", help="of the maths")
         add("--compile", action="store_true", help="compile the model with torch.compile")
         add("--accumulate", type=whole(1), default=1, help="cut each step into K micro-batches")
         add("--clip", type=positive, help="clip the norm of the gradients")

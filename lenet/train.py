@@ -66,10 +66,8 @@ def evaluate(
     """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix."""
     model.eval()
     num_classes = len(images.facts["classes"])
-    loss, counts = (
-        torch.zeros((), device=dev.device),
-        torch.zeros(num_classes**2, device=dev.device),
-    )
+    loss = torch.zeros((), device=dev.device)
+    counts = torch.zeros(num_classes**2, device=dev.device)
     for x, labels in images.batches(1000):
         with dev.autocast():
             logits = model(x)
@@ -103,27 +101,25 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = MODELS[args.model](num_classes=len(train.facts["classes"]))
     net = dev.wrap(model, channels_last=False)
     if args.optimizer == "sdlm":
-        optimizer, share = SDLM(model.parameters(), args.lr), paper_steps
+        optimizer = SDLM(model.parameters(), args.lr)
+        share = paper_steps
     else:
-        optimizer, share = (
-            torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05),
-            warmup_and_cosine,
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05)
+        share = warmup_and_cosine
     steps = args.epochs * len(train.batches(args.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step / steps))
     run = Run(args, dev, model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
     if args.evaluate:
         return run.finish(**evaluate(model, test, dev, args.model, run.folder / "confusion.png"))
 
+    augment = distort if args.distort else None
     for epoch in run.epochs():
         model.train()
         if args.optimizer == "sdlm" and run.position == 0:  # 500 images a pass (Sec. III-B)
             random = torch.Generator().manual_seed(seed_of("curvature", args.seed, epoch))
             some = torch.randperm(len(train), generator=random)[:500]
             optimizer.estimate(model, train.examples(some)[0], random)
-        for images, labels in run.progress(
-            train.batches(args.batch_size, augment=distort if args.distort else None)
-        ):
+        for images, labels in run.progress(train.batches(args.batch_size, augment=augment)):
             with dev.autocast():
                 loss = criterion(net(images), labels, args.model)
             run.add(train_loss=loss)

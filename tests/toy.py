@@ -117,13 +117,7 @@ def main(argv=None):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total + 1)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
     run = Run(
-        args,
-        dev,
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        ema=ema,
-        dataset=train.facts,
+        args, dev, model=model, optimizer=optimizer, schedule=schedule, ema=ema, dataset=train.facts
     )
     if args.evaluate:
         return run.finish(**evaluate(model, test, dev))
