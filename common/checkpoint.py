@@ -7,6 +7,7 @@ that any number of processes can go on with them.
 
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def read_checkpoint(path: str | Path) -> dict:
     Only tensors and plain values are loaded (`weights_only`): no file can run code here.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # a foreign file is to end in one line
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         fail(f"checkpoint {path}: {error.strerror or error}")
     except pickle.UnpicklingError as error:

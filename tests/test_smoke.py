@@ -15,7 +15,7 @@ def models():
             yield folder, name
 
 
-@pytest.mark.parametrize(("folder", "name"), models())
+@pytest.mark.parametrize(("folder", "name"), list(models()))
 def test_one_step(folder, name):
     factory = importlib.import_module(f"{folder}.model").MODELS[name]
     with torch.device("meta"):

@@ -1,0 +1,68 @@
+"""Plots are written as PNG, off-screen, whatever the labels hold."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import plot
+from common.claims import arm_folder, finished, write_summary
+
+
+def pixels(path):
+    image = np.asarray(Image.open(path).convert("RGB"))
+    assert image.std() > 1, "an empty picture"
+    return image
+
+
+def test_no_window_is_ever_opened():
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_curves():
+    rows = [{"epoch": e, "step": 10 * e, "train_loss": 1 / e, "lr": 0.1} for e in range(1, 9)]
+    plot.curves([*rows, {"epoch": 9, "step": 90, "val_loss": 0.2}], "new/folder/curves.png")
+    width = pixels("new/folder/curves.png").shape[1]
+    plot.curves([{"epoch": 1, "step": 1, "train_loss": 1.0}], "one.png")
+    assert pixels("one.png").shape[1] < width  # losses share axes, the rate has its own
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_grid(channels):
+    images = torch.zeros(7, channels, 12, 12, dtype=torch.uint8)
+    images[:, 0, 4:8] = 255
+    titles = [f"$^{i}$ {{" for i in range(7)]
+    plot.image_grid(images, "grid.png", titles, columns=3, heading="seven")
+    tall = pixels("grid.png").shape[0]
+    plot.image_grid(list(images[:2].float() / 255), "two.png")
+    assert pixels("two.png").shape[0] < tall
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 120])
+def test_confusion_matrix(num_classes):
+    counts = torch.eye(num_classes) * 5
+    plot.confusion_matrix(counts, [f"$^{i}$" for i in range(num_classes)], "confusion.png")
+    image = pixels("confusion.png").astype(int)
+    assert (image[..., 2] - image[..., 0]).max() > 50  # the diagonal is blue
+
+
+def test_spread_and_summary(tmp_path):
+    plot.spread({"a": {10: [1.0, 2.0], 20: [0.5]}}, "spread.png", "images", "error", log=True)
+    pixels("spread.png")
+    results = {"a": [{"test_accuracy": 0.5}, {"test_accuracy": 0.7}]}
+    summary = write_summary(tmp_path / "out" / "claim.json", results, {"a": "python x"})
+    assert summary["a"]["test_accuracy"]["mean"] == pytest.approx(0.6)
+    assert summary["a"]["test_accuracy"]["std"] == pytest.approx(0.1414, abs=1e-4)
+
+
+def test_an_arm_is_finished_only_with_its_final_row(tmp_path):
+    assert finished(tmp_path) is None
+    rows = tmp_path / "metrics.jsonl"
+    for text in ("", '{"epoch": 1, "val_loss": 2}\n', '{"epoch": 1, "final": tr'):
+        rows.write_text(text)
+        assert finished(tmp_path) is None
+    rows.write_text('{"epoch": 1, "step": 3, "test_loss": 2.0, "final": true}\n')
+    assert finished(tmp_path) == {"test_loss": 2.0}
+    assert arm_folder("x", "a", ["--lr", "1"]) != arm_folder("x", "a", ["--lr", "2"])
