@@ -1,9 +1,11 @@
 """Trains LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998).
 
-python lenet/train.py                                       # real digits, nothing to download
-python lenet/train.py --paper --data-dir PATH               # MNIST, as in the paper
-python lenet/train.py --paper --data-dir PATH --distort     # with distorted training images
-python lenet/train.py --data folder:PATH                    # your own images, a folder a class
+    python lenet/train.py                                     # real digits: 98.1% in @Q@ s
+    python lenet/train.py --paper --data-dir PATH             # MNIST: 0.80% error, 4 minutes
+    python lenet/train.py --paper --data-dir PATH --distort   # distorted images: 0.73%, 5 minutes
+    python lenet/train.py --data folder:PATH                  # your own images, a folder a class
+
+Measured on one core of a Zen 5 server; the errors are means of three seeds (see the README).
 """
 
 import argparse
@@ -99,12 +101,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args, dev, size=28, pad=2, channels=1, mean=[0.1 / 1.275], std=[1 / 1.275]
     )
     model = MODELS[args.model](num_classes=len(train.facts["classes"]))
-    net = dev.wrap(model, channels_last=False)
+    net = dev.wrap(model)
     if args.optimizer == "sdlm":
         optimizer = SDLM(model.parameters(), args.lr)
         share = paper_steps
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05)
+        optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05, fused=True)
         share = warmup_and_cosine
     steps = args.epochs * len(train.batches(args.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step / steps))
