@@ -26,7 +26,7 @@ from lenet.model import MODELS, eq9_loss
 from lenet.sdlm import SDLM
 
 # fmt: off
-QUICK = dict(model="lenet5", data="digits", epochs=20, val=137, batch_size=32, lr=2e-3, optimizer="adamw")  # noqa: E501
+QUICK = dict(model="lenet5", data="digits", epochs=40, val=137, batch_size=32, lr=2e-3, optimizer="adamw")  # noqa: E501
 PAPER = dict(model="lenet5", data="mnist",  epochs=20, val=0,   batch_size=32, lr=2e-3, optimizer="adamw")  # noqa: E501
 # fmt: on
 
