@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common import fail, seed_of
 from common.device import Device
+from common.run import progress
 
 
 class Batches:
@@ -64,7 +65,10 @@ class Batches:
                 draws.append(
                     Draw([("step", dev.seed, self.epoch, step)], len(indices), rows, dev.device)
                 )
-        return iter(self.fetch(parts, draws, self.epoch))
+        batches = iter(self.fetch(parts, draws, self.epoch))
+        if self.shuffle:  # the run shows the progress of training
+            return batches
+        return progress(batches, dev, "evaluating", len(parts))
 
 
 class Draw:
