@@ -215,7 +215,7 @@ def newest_run(milestone: str, names: Iterable[str] = ("last.pt", "config.json")
 
 
 def sample_parser(milestone: str, doc: str) -> OneLineParser:
-    """The flags that every sample.py has; `newest_checkpoint` completes --checkpoint."""
+    """The flags that every sample.py has; `open_checkpoint` completes them."""
     parser = OneLineParser(f"python {milestone}/sample.py", doc)
     add = parser.add_argument
     add("--checkpoint", help="a checkpoint of train.py (default: of the newest run)")

@@ -127,7 +127,8 @@ class Device:
         self.backward(scaler.scale(loss / self.accumulate if count is None else loss), params)
         counts.append(torch.as_tensor(1 if count is None else count, device=self.device))
         own = set(map(id, params))
-        nets = [net for net, owned in self.nets if any(id(p) in own for p in owned)]
+        wrapped = self.nets if self.distributed else []  # one process has nothing to synchronise
+        nets = [net for net, owned in wrapped if any(id(p) in own for p in owned)]
         if len(counts) < self.accumulate:
             for net in nets:
                 self.synchronise(net, len(counts) == self.accumulate - 1)
@@ -169,9 +170,10 @@ class Device:
 
     def agree(self, *values: float) -> list[float]:
         """The largest of each value over all processes, without waiting for the GPU."""
+        if not self.distributed:
+            return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        if self.distributed:
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
     def gather(self, value: Any) -> list:

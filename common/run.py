@@ -129,12 +129,11 @@ class Run:
         per_step, steps = self.dev.accumulate, len(batches)
         if self.position == 0:
             self.sums = {}
+        steps = steps if hasattr(batches, "seek") else steps // per_step
+        self.position = min(self.position, steps)  # resumed with a shorter epoch
         if hasattr(batches, "seek"):
-            self.position = min(self.position, steps)  # resumed with a shorter epoch
             batches.seek(self.epoch, self.position)
         else:
-            steps //= per_step
-            self.position = min(self.position, steps)
             batches = itertools.islice(batches, self.position * per_step, None)
         parts = iter(batches)
         what = f"epoch {self.epoch + 1}"

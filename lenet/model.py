@@ -118,11 +118,9 @@ def eq9_loss(logits: Tensor, labels: Tensor, j: float = 1.0) -> Tensor:
     """Eq. 9, averaged over the batch, for logits that are minus the distances y: (B, K), (B,).
 
     Pulls the right class's distance down and pushes the others up, up to distances around j.
-    The paper says only that j is positive; over 1 the choice hardly matters.
+    The paper says only that j is positive; the README gives the errors at four values.
     """
-    limit = torch.full_like(
-        logits[:, :1], -j
-    )  # the "rubbish" class that keeps training from collapse
+    limit = torch.full_like(logits[:, :1], -j)  # what is further away than j is left alone
     competing = torch.cat([limit, logits], 1).logsumexp(1)
     return (competing - logits.gather(1, labels[:, None])[:, 0]).mean()
 

@@ -3,7 +3,7 @@
 Gradient descent in which every weight k has its own step size, the larger the flatter the loss is
 in its direction: eta / (mu + h_k), with h_k an estimate of the second derivative. The paper
 propagates second derivatives backwards layer by layer, leaving out what is off the diagonal; here
-each h_k is an unbiased estimate of the same Gauss-Newton diagonal, from squared gradients of
+each h_k is an unbiased estimate of the Gauss-Newton diagonal, from squared gradients of
 random projections of the output. That needs no rules of its own for each layer.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class SDLM(torch.optim.Optimizer):
-    """Descent with the step sizes lr / (mu + h); call `estimate` before each epoch (Eq. 27)."""
+    """Descent with the step sizes lr / (mu + h); call `estimate` before each epoch."""
 
     def __init__(self, params: Iterable[Tensor], lr: float = 5e-4, mu: float = 0.25):
         super().__init__(params, {"lr": lr, "mu": mu})

@@ -1,7 +1,7 @@
 """Trains LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998).
 
     python lenet/train.py                                     # real digits: 98.1% in 10 s
-    python lenet/train.py --paper --data-dir PATH             # MNIST: 0.84% error, 4 minutes
+    python lenet/train.py --paper --data-dir PATH             # MNIST: 0.84% error, 5 minutes
     python lenet/train.py --paper --data-dir PATH --distort   # distorted images: 0.72%, 5 minutes
     python lenet/train.py --data folder:PATH                  # your own images, a folder a class
 

@@ -16,11 +16,6 @@ else:
     import tomli as tomllib
 
 READMES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in MILESTONES)]
-SCRIPTS = [
-    ROOT / folder / f"{script}.py"
-    for folder in MILESTONES
-    for script in ("train", "sample", "claims")
-]
 
 
 def sources(folder):

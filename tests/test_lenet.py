@@ -103,7 +103,7 @@ def test_squashing():
     x = torch.tensor([1.0, -1.0, 0.0, 50.0], dtype=torch.float64)
     wanted = torch.tensor([1.0, -1.0, 0.0, 1.7159], dtype=torch.float64)
     torch.testing.assert_close(squash(x), wanted, atol=1e-4, rtol=0)
-    # |f'''| is greatest at 1 and -1, that is: f'' is extreme there (Appendix A)
+    # the second derivative is extreme at 1 and -1 (Appendix A)
     grid = torch.linspace(0.0, 3.0, 3001, dtype=torch.float64, requires_grad=True)
     first = torch.autograd.grad(squash(grid).sum(), grid, create_graph=True)[0]
     second = torch.autograd.grad(first.sum(), grid)[0]
