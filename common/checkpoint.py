@@ -19,15 +19,15 @@ from torch.optim import Optimizer
 from common import fail
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint's contents on the CPU; a file that isn't one ends in one line naming it.
+def read_tensors(path: str | Path) -> Any:
+    """What torch.save wrote to a file, on the CPU; a damaged file ends in one line naming it.
 
     Only tensors and plain values are loaded (`weights_only`): no file can run code here.
     """
     try:
         with warnings.catch_warnings():  # a foreign file is to end in one line
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         fail(f"checkpoint {path}: {error.strerror or error}")
     except pickle.UnpicklingError as error:
@@ -36,6 +36,11 @@ def read_checkpoint(path: str | Path) -> dict:
         fail(f"checkpoint {path} is damaged")
     except Exception:  # a damaged file may fail in any way
         fail(f"checkpoint {path} is damaged or empty")
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """A checkpoint's contents on the CPU; a file that isn't one ends in one line naming it."""
+    content = read_tensors(path)
     config = content.get("config") if isinstance(content, dict) else None
     if not isinstance(config, dict) or not isinstance(config.get("flags"), dict):
         fail(f"{path} is not a checkpoint of a run: write those with train.py")

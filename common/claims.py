@@ -1,18 +1,46 @@
 """What the claims.py of all milestones share: arms that are skipped when done, and their summary.
 
-for arm, flags in ARMS.items():
-    for seed in args.seeds:
-        argv = [*flags, "--seed", str(seed)]
-        folder = arm_folder("lenet", arm, argv)
-        results[arm].append(finished(folder) or main([*argv, "--run-dir", str(folder), "--resume"]))
+results, commands, folders = run_arms("lenet", train, ARMS, ["--paper"], args)
 write_summary(args.out / "claim_data.json", results, commands)
 """
 
+import argparse
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from common import seed_of
+
+
+def run_arms(
+    milestone: str,
+    train: Callable,
+    arms: dict[str, list[str]],
+    shared: list[str],
+    args: argparse.Namespace,
+) -> tuple[dict[str, list[dict]], dict[str, str], dict[str, list[Path]]]:
+    """Trains each arm (its flags, on top of `shared`) with each of `args.seeds`, unless it is done.
+
+    Returns by arm the final metrics and the folders of its runs, seed by seed, and its command.
+    """
+    results, commands, folders = {}, {}, {}
+    for arm, flags in arms.items():
+        commands[arm] = " ".join([f"python {milestone}/train.py", *shared, *flags, "--seed SEED"])
+        results[arm], folders[arm] = [], []
+        for seed in args.seeds:
+            argv = [*shared, *flags, "--seed", str(seed)]
+            folder = arm_folder(milestone, arm, argv)
+            where = ["--run-dir", str(folder), "--data-dir", args.data_dir, "--device", args.device]
+            results[arm].append(finished(folder) or train([*argv, *where, "--resume"]))
+            folders[arm].append(folder)
+    return results, commands, folders
+
+
+def history(folder: Path, metric: str) -> dict[int, float]:
+    """A metric by epoch, from a run's metrics.jsonl."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {row["epoch"]: row[metric] for row in rows if metric in row and not row.get("final")}
 
 
 def arm_folder(milestone: str, arm: str, argv: list[str]) -> Path:

@@ -10,7 +10,7 @@ a quarter of the training images to half to all of them, and again with distorte
 import argparse
 
 from common import cli
-from common.claims import arm_folder, finished, write_summary
+from common.claims import run_arms, write_summary
 from common.data.images import IMAGE_SETS
 from lenet.train import main as train
 
@@ -36,14 +36,7 @@ def main(argv: list[str] | None = None) -> dict:
     arms = {f"{n}": ["--limit", f"{n}"] for n in (whole // 4, whole // 2, whole)}
     arms[f"{whole}-distorted"] = ["--limit", f"{whole}", "--distort"]
     shared = ["--paper", "--data", args.data, "--model", args.model, "--epochs", str(args.epochs)]
-    results, commands = {arm: [] for arm in arms}, {}
-    for arm, flags in arms.items():
-        commands[arm] = " ".join(["python lenet/train.py", *shared, *flags, "--seed SEED"])
-        for seed in args.seeds:
-            argv = [*shared, *flags, "--seed", str(seed)]
-            folder = arm_folder("lenet", arm, argv)
-            where = ["--run-dir", str(folder), "--data-dir", args.data_dir, "--device", args.device]
-            results[arm].append(finished(folder) or train([*argv, *where, "--resume"]))
+    results, commands, _ = run_arms("lenet", train, arms, shared, args)
     summary = write_summary(args.out / "claim_data.json", results, commands)
 
     from common.plot import spread

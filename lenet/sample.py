@@ -13,16 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from common import cli, fail
+from common.classify import find_images, open_model
+from common.data.files import UNREADABLE, ImageFiles, open_image
 from common.data.images import ImageSet, load_images, prepare
-from common.data.sources import IDX_SETS, ImageFiles, open_image
+from common.data.sources import IDX_SETS
 from common.device import Device
 from lenet.model import MODELS
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,17 +31,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def find_images(inputs: list[Path]) -> list[Path]:
-    """The files named, and those in the folders named."""
-    files = []
-    for path in inputs:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if path.is_dir() and not inside:
-            fail(f"{path} holds no images")
-        files += inside if path.is_dir() else [path]
-    return files
-
-
 def read_ink(path: Path) -> tuple[np.ndarray, str]:
     """The ink of an image, 0 to 1 (H, W), and how it was read.
 
@@ -50,7 +38,7 @@ def read_ink(path: Path) -> tuple[np.ndarray, str]:
     """
     try:
         grey = np.asarray(open_image(path).convert("L"), dtype=np.float32)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         fail(f"{path} is not a readable image ({error})")
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     ground = float(np.median(border))
@@ -167,15 +155,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Classifies the inputs, or shows mistakes and features; returns what it found."""
     args = parse_args(argv)
     files = find_images(args.inputs)
-    checkpoint = cli.open_checkpoint(args, "lenet", MODELS)
-    flags = argparse.Namespace(**checkpoint["config"]["flags"])
-    flags.device, flags.quiet, flags.fsdp = args.device, True, False
-    flags.data_dir = args.data_dir or flags.data_dir
-    dev = Device(flags, auto_precision="fp32")
-    facts = checkpoint["dataset"]
-    model = MODELS[flags.model](num_classes=len(facts["classes"])).to(dev.device).eval()
-    model.load_state_dict(checkpoint["model"])
-    print(f"{flags.model} trained on {flags.data}, from {args.checkpoint}")
+    model, flags, facts, dev = open_model(args, "lenet", MODELS)
     if files:
         blank = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
         images = ImageSet("test", blank, torch.zeros(1), facts, dev)

@@ -16,7 +16,7 @@ from conftest import ROOT
 from PIL import Image
 
 from common import seed_of
-from common.data import augment, images, sources
+from common.data import augment, files, images, sources
 from common.data.batches import Batches, Draw
 from common.device import Device
 
@@ -324,7 +324,7 @@ def test_every_image_mode_is_read(mode):
             .convert(mode)
         )
     image.save("image.tif")
-    pixels = np.asarray(sources.open_image("image.tif").convert("L"), dtype=float)
+    pixels = np.asarray(files.open_image("image.tif").convert("L"), dtype=float)
     assert pixels[:, -4:].mean() > pixels[:, :4].mean() + 100
 
 
@@ -333,7 +333,7 @@ def test_transparency_becomes_the_contrasting_ground():
         pixels = np.zeros((8, 8, 4), np.uint8)
         pixels[2:6, 2:6] = [ink, ink, ink, 255]
         Image.fromarray(pixels).save("image.png")
-        read = np.asarray(sources.open_image("image.png").convert("L"))
+        read = np.asarray(files.open_image("image.png").convert("L"))
         assert read[0, 0] == ground
         assert read[3, 3] == ink
 

@@ -1,6 +1,9 @@
 """Augmentation of a whole batch at once, each example with its own randomness.
 
-Every function takes images (B, C, H, W), uint8 or float of any range, and a `Draw`.
+Functions named `random_...` take images (B, C, H, W), uint8 or float of any range, and a `Draw`.
+Those named `..._window` say which part of an image is trained on: from `numbers` (B, 5), uniform
+in [0, 1), and the images' heights and widths (B,) they make windows (B, 5), which hold left, top,
+width and height in pixels, and 1 where the window is mirrored.
 """
 
 import math
@@ -24,6 +27,24 @@ def random_crop(images: Tensor, draw: Draw, padding: int) -> Tensor:
 def random_flip(images: Tensor, draw: Draw) -> Tensor:
     """Mirrors half of the images left to right."""
     return torch.where(draw.uniform(0, 1, 1, 1, 1) < 0.5, images.flip(3), images)
+
+
+def random_colour(images: Tensor, draw: Draw, covariance: Tensor, spread: float = 0.1) -> Tensor:
+    """Shifts each image along the principal components of the set's colours.
+
+    The AlexNet paper's augmentation (Sec. 4.1): the sum over components of alpha times eigenvalue
+    times eigenvector, alpha normal with deviation `spread`. `covariance` (C, C) is that of pixels
+    from 0 to 1 (`colour_covariance`): the paper doesn't say in which units its eigenvalues are, and
+    from 0 to 255 the shifts would be larger than the range. `images` are from 0 to 255, and
+    so is what returns, float and not clipped.
+    """
+    values, vectors = torch.linalg.eigh(covariance.double().cpu())
+    u, v = (
+        draw.uniform(0, 1, 2, len(values)).cpu().double().unbind(1)
+    )  # to a normal: Box and Muller 1958
+    alpha = spread * (-2 * torch.log(1 - u)).sqrt() * torch.cos(2 * math.pi * v)
+    shift = (alpha * values.clamp(min=0)) @ vectors.T  # (B, C)
+    return images.float() + 255 * shift.float().to(images.device)[:, :, None, None]
 
 
 def random_affine(
@@ -56,3 +77,51 @@ def random_affine(
     matrices = torch.stack([row_x, row_y], 1)  # (B, 2, 3)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images.to(grid.dtype), grid, align_corners=False)
+
+
+def resized_window(
+    numbers: Tensor,
+    height: Tensor,
+    width: Tensor,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: float = 4 / 3,
+) -> Tensor:
+    """A window with a share of the image's `area`, its sides at most 1:`ratio` (Inception's).
+
+    What would reach beyond the image is narrowed to it.
+    """
+    share, aspect, x, y, side = numbers.unbind(1)
+    pixels = (area[0] + share * (area[1] - area[0])) * height * width
+    aspect = torch.exp((2 * aspect - 1) * math.log(ratio))  # log-uniform, as many wide as tall
+    across = (pixels * aspect).sqrt().minimum(width)
+    down = (pixels / aspect).sqrt().minimum(height)
+    return torch.stack([x * (width - across), y * (height - down), across, down, side.round()], 1)
+
+
+def scaled_window(
+    numbers: Tensor, height: Tensor, width: Tensor, size: int, low: int, high: int
+) -> Tensor:
+    """The square of `size` pixels in an image whose shorter side is scaled to `low` to `high`.
+
+    Raises ValueError unless size <= low <= high.
+    """
+    if not size <= low <= high:
+        raise ValueError(f"squares of {size} pixels can't be cut from {low} to {high}")
+    scale, x, y, side, _ = numbers.unbind(1)
+    shorter = (low + (scale * (high - low + 1)).floor()).clamp(max=high)
+    square = size / shorter * torch.minimum(height, width)
+    return torch.stack(
+        [x * (width - square), y * (height - square), square, square, side.round()], 1
+    )
+
+
+def cut_windows(images: Tensor, windows: Tensor, size: int) -> Tensor:
+    """Cuts windows (B, 5) out, scaled to `size` pixels, bilinear: (B, C, size, size), float."""
+    height, width = images.shape[2:]
+    left, top, across, down, mirrored = windows.float().unbind(1)
+    zero, flip = torch.zeros_like(left), 1 - 2 * mirrored
+    x, y = (2 * left + across) / width - 1, (2 * top + down) / height - 1  # centres, from -1 to 1
+    rows = [flip * across / width, zero, x, zero, down / height, y]
+    matrices = torch.stack(rows, 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrices, [len(images), 1, size, size], align_corners=False)
+    return F.grid_sample(images.to(grid.dtype), grid, padding_mode="border", align_corners=False)

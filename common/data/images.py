@@ -8,8 +8,8 @@ by worker processes, behind the same `batches` call.
 """
 
 import argparse
+import itertools
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -19,12 +19,16 @@ from torch import Tensor
 from common import fail
 from common.cli import whole
 from common.data import sources
+from common.data.augment import cut_windows
 from common.data.batches import Batches, Draw
-from common.data.sources import ImageFiles, split
+from common.data.files import ImageFiles, read_files
+from common.data.shapes import ShapeImages
+from common.data.sources import Pixels, split
 from common.device import Device
 from common.run import progress
 
 SOURCES = {
+    "shapes": sources.shapes,
     "digits": sources.digits,
     **dict.fromkeys(sources.IDX_SETS, sources.idx_set),
     "cifar10": sources.cifar,
@@ -58,10 +62,18 @@ class ImageSet:
     """
 
     def __init__(
-        self, part: str, pixels: Tensor | ImageFiles, labels: Tensor, facts: dict, dev: Device
+        self,
+        part: str,
+        pixels: Tensor | ImageFiles,
+        labels: Tensor,
+        facts: dict,
+        dev: Device,
+        size: int = 0,
+        window: Callable | None = None,
     ):
         self.part, self.pixels, self.facts, self.dev = part, pixels, facts, dev
         self.labels, self.workers = labels.to(dev.device), 0
+        self.size, self.window = size, window
         if isinstance(pixels, Tensor) and dev.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info()
             self.pixels = (
@@ -72,42 +84,66 @@ class ImageSet:
         return len(self.pixels)
 
     def batches(
-        self, batch_size: int, augment: Callable | None = None, shuffle: bool | None = None
+        self,
+        batch_size: int,
+        augment: Callable | None = None,
+        shuffle: bool | None = None,
+        whole: bool = False,
     ) -> Batches:
         """Batches of images (B, C, H, W), float and normalised, and labels (B,), on the device.
 
         `augment(images, draw)` gets uint8 pixels and may return floats from 0 to 255. Only the
-        training part is shuffled, unless `shuffle` says otherwise.
+        training part is shuffled, unless `shuffle` says otherwise. Without `shuffle` images are
+        cut from the middle, or `whole`.
         """
         shuffle = self.part == "train" if shuffle is None else shuffle
 
-        def fetch(parts: list[Tensor], draws: list[Draw], epoch: int) -> Iterator:
+        def fetch(parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterator:
+            window = self.window if shuffle else None
             if isinstance(self.pixels, ImageFiles):  # large sets: each example has its own seed
-                keys = [
-                    [("example", self.dev.seed, epoch, i) for i in part.tolist()] for part in parts
-                ]
-                draws = [Draw(k, len(k), slice(None), self.dev.device) for k in keys]
-                pixels = read_files(self.pixels, parts, self.workers, self.dev)
+                draws, ahead = itertools.tee(self.own_draw(part, epoch) for part in parts)
+                keys = (
+                    list(zip(part.tolist(), draw.uniform(0, 1, 5).tolist(), strict=True))
+                    if window
+                    else part.tolist()
+                    for part, draw in zip(parts, ahead, strict=True)
+                )
+                pixels = read_files(self.pixels, keys, self.workers, self.dev)
             else:
                 pixels = (self.pixels[part.to(self.pixels.device)] for part in parts)
-            for part, draw, images in zip(parts, draws, pixels, strict=True):
+            for part, images, draw in zip(parts, pixels, draws, strict=True):
                 images = images.to(self.dev.device, non_blocking=True)
-                yield (
-                    self.normalise(augment(images, draw) if augment else images),
-                    self.labels[part],
-                )
+                if window and isinstance(self.pixels, Tensor):
+                    side = torch.full((len(images),), images.shape[3], device=self.dev.device)
+                    windows = window(draw.uniform(0, 1, 5), side, side)
+                    images = cut_windows(images, windows, self.size)
+                elif not window and not whole:
+                    images = self.middle(images)
+                images = augment(images, draw) if augment else images
+                yield self.normalise(images), self.labels[part]
 
         return Batches(len(self), batch_size, self.dev, shuffle, fetch)
 
+    def own_draw(self, part: Tensor, epoch: int) -> Draw:
+        """Random numbers of a part's examples, each with its own seed."""
+        keys = [("example", self.dev.seed, epoch, i) for i in part.tolist()]
+        return Draw(keys, len(keys), slice(None), self.dev.device)
+
+    def middle(self, images: Tensor) -> Tensor:
+        """The middle of images that are larger than the network's."""
+        rest = images.shape[3] - self.size if self.size else 0
+        begin, end = rest // 2, images.shape[3] - (rest - rest // 2)
+        return images[:, :, begin:end, begin:end] if rest > 0 else images
+
     def examples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The chosen images (N, C, H, W), normalised as in a batch, and their labels (N,)."""
+        """The middle of the chosen images (N, C, H, W), normalised, and their labels (N,)."""
         if isinstance(self.pixels, ImageFiles):
-            pixels = torch.cat(
-                list(read_files(self.pixels, indices.split(64), self.workers, self.dev))
-            )
+            parts = (part.tolist() for part in indices.split(64))
+            pixels = torch.cat(list(read_files(self.pixels, parts, self.workers, self.dev)))
         else:
             pixels = self.pixels[indices.to(self.pixels.device)]
-        return self.normalise(pixels.to(self.dev.device)), self.labels[indices.to(self.dev.device)]
+        pixels = self.middle(pixels.to(self.dev.device))
+        return self.normalise(pixels), self.labels[indices.to(self.dev.device)]
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels from 0 to 255 (B, C, H, W) to floats of about mean 0 and deviation 1."""
@@ -124,11 +160,17 @@ def load_images(
     pad: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    window: Callable | None = None,
+    whole: int = 0,
 ) -> tuple[ImageSet, ImageSet | None, ImageSet]:
     """The training, validation (None without --val) and test part of `--data`.
 
     Images become `channels` x `size` x `size` (cut to a square, then scaled; 1 channel is grey),
     with `pad` black pixels around. `mean` and `std` default to those of the training part.
+
+    `window` (see `common.data.augment`) is for folders: what it cuts of an image is trained on.
+    Streamed images are cut from the file, others from the square of `whole` pixels (by default
+    8/7 of `size`) that is kept in memory; evaluation takes the middle of that square.
     """
     kind = args.data.partition(":")[0]
     for flag in {"stream", "workers"} & set(args.typed):
@@ -151,48 +193,62 @@ def load_images(
         parts["train"] = take(
             parts["train"], split(len(parts["train"][1]), share, "limit", args.seed)[1]
         )
+    notes = [source.note, grey_note(source.train[0], channels)]
     facts = {"classes": source.classes}
-    pixel_bytes = channels * (size + 2 * pad) ** 2 * sum(len(p[1]) for p in parts.values() if p)
+    window = window if kind == "folder" else None
+    side = (whole or -(-size * 8 // 7)) if window else max(whole, size)
+    pixel_bytes = channels * (side + 2 * pad) ** 2 * sum(len(p[1]) for p in parts.values() if p)
     stream = args.stream == "yes" or (args.stream == "auto" and pixel_bytes > STREAM_BYTES)
     sets = {}
     for part, content in parts.items():
         if content:
-            pixels = prepare(content[0], size, channels, pad, stream, args.workers, dev)
-            sets[part] = ImageSet(part, pixels, content[1], facts, dev)
+            pixels = prepare(content[0], side, channels, pad, stream, args.workers, dev)
+            if isinstance(pixels, ImageFiles):
+                pixels.window, pixels.cut = window, size
+            out, cut = size + 2 * pad, window if part == "train" else None
+            sets[part] = ImageSet(part, pixels, content[1], facts, dev, out, cut)
             sets[part].workers = args.workers
     facts["mean"], facts["std"] = (mean, std) if mean and std else statistics(sets["train"])
     counts = ", ".join(f"{len(sets[p]):,} {p}" for p in ("train", "val", "test") if p in sets)
     place = "streamed" if isinstance(sets["train"].pixels, ImageFiles) else "in memory"
-    note = f" ({source.note})" if source.note else ""
+    note = "".join(f" ({note})" for note in notes if note)
     dev.say(f"{args.data}: {counts} images, {len(source.classes)} classes, {place}{note}")
     return sets["train"], sets.get("val"), sets["test"]
+
+
+def grey_note(pixels: Pixels, channels: int) -> str:
+    """What to say of images without colour where colour is expected."""
+    grey, looked_at = 0, 1
+    if channels == 3 and isinstance(pixels, ImageFiles):
+        grey, looked_at = pixels.count_grey()
+    elif channels == 3 and isinstance(pixels, Tensor):
+        grey = int(pixels.shape[1] == 1)
+    some = "the" if grey == looked_at else f"{grey} of {looked_at}"
+    return f"{some} images are grey: made RGB with three equal channels" if grey else ""
 
 
 def take(part: tuple, indices: Tensor) -> tuple:
     """The chosen examples of (pixels, labels)."""
     pixels, labels = part
-    chosen = pixels.subset(indices) if isinstance(pixels, ImageFiles) else pixels[indices]
+    chosen = pixels[indices] if isinstance(pixels, Tensor) else pixels.subset(indices)
     return chosen, labels[indices]
 
 
 def prepare(
-    pixels: Tensor | ImageFiles,
-    size: int,
-    channels: int,
-    pad: int,
-    stream: bool,
-    workers: int,
-    dev: Device,
+    pixels: Pixels, size: int, channels: int, pad: int, stream: bool, workers: int, dev: Device
 ) -> Tensor | ImageFiles:
     """Brings pixels to one size and number of channels, in chunks so that memory stays bounded."""
     if isinstance(pixels, ImageFiles):
         files = ImageFiles(pixels.paths, size, channels, pad)
         if stream:
             return files
-        chunks = torch.arange(len(files)).split(64)
-        total = len(chunks)
-        read = progress(read_files(files, chunks, workers, dev), dev, "reading images", total)
-        return torch.cat(list(read))
+        parts = [part.tolist() for part in torch.arange(len(files)).split(64)]
+        read = read_files(files, parts, workers, dev)
+        return torch.cat(list(progress(read, dev, "reading images", len(parts))))
+    if isinstance(pixels, ShapeImages):
+        total = -(-len(pixels) // 100)
+        drawn = progress(pixels.draw(size, 100), dev, "drawing scenes", total)
+        pixels = torch.cat(list(drawn))
     done = []
     for chunk in pixels.split(4096):
         if chunk.shape[1] != channels:
@@ -206,47 +262,28 @@ def prepare(
     return torch.cat(done)
 
 
-def read_files(
-    files: ImageFiles, parts: Iterable[Tensor], workers: int, dev: Device
-) -> Iterator[Tensor]:
-    """Reads batches of files, in order, with worker processes that stay a few batches ahead."""
-    loader = torch.utils.data.DataLoader(
-        files,
-        batch_sampler=[part.tolist() for part in parts],
-        num_workers=workers if len(files) > 256 else 0,
-        collate_fn=collate,
-        worker_init_fn=ignore_interrupt,
-        generator=torch.Generator(),  # leaves the global random state as it is: resuming is exact
-        pin_memory=dev.device.type == "cuda",
-    )
-    for batch in loader:
-        if isinstance(batch, str):
-            fail(batch, any_rank=True)
-        yield batch
-
-
-def collate(images: list[Tensor | str]) -> Tensor | str:
-    """One tensor; or the first complaint about an unreadable file."""
-    return next((image for image in images if isinstance(image, str)), None) or torch.stack(images)
-
-
-def ignore_interrupt(_worker: int) -> None:
-    """Signals sent to the whole group are for the parent, which saves and stops its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def statistics(images: ImageSet) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, of pixels from 0 to 1 (streamed: of 2,048)."""
+    mean, covariance = moments(images)
+    return mean.tolist(), covariance.diag().clamp(min=1e-8).sqrt().tolist()
+
+
+def colour_covariance(images: ImageSet) -> Tensor:
+    """The covariance (C, C) of the channels over all pixels, from 0 to 1 (streamed: of 2,048)."""
+    return moments(images)[1]
+
+
+def moments(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and covariance (C, C) of pixels from 0 to 1, float64."""
     pixels = images.pixels
     if isinstance(pixels, ImageFiles):
         some = split(len(pixels), min(1.0, 2048 / len(pixels)), "statistics")[1]
-        pixels = torch.cat(list(read_files(pixels, some.split(64), images.workers, images.dev)))
-    sums = torch.zeros(2, pixels.shape[1], dtype=torch.float64)
-    for chunk in pixels.split(4096):
-        values = chunk.cpu().float() / 255
-        sums += torch.stack(
-            [values.mean((2, 3)).double().sum(0), (values**2).mean((2, 3)).double().sum(0)]
-        )
-    mean, square = sums / len(pixels)
-    return mean.tolist(), (square - mean**2).clamp(min=1e-8).sqrt().tolist()
+        parts = (part.tolist() for part in some.split(64))
+        pixels = torch.cat(list(read_files(pixels, parts, images.workers, images.dev)))
+    first = second = 0
+    for chunk in pixels.split(1024):
+        values = chunk.cpu().movedim(1, 0).flatten(1).float() / 255  # (C, pixels)
+        first = first + values.mean(1, dtype=torch.float64) * len(chunk)
+        second = second + (values @ values.T / values.shape[1]).double() * len(chunk)
+    mean = first / len(pixels)
+    return mean, second / len(pixels) - mean.outer(mean)

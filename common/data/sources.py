@@ -1,6 +1,7 @@
 """Reading image sets from where they are: scikit-learn, torchvision's downloads, folders.
 
-Each reader returns a `Source`. Pixels are uint8 (N, C, H, W), or `ImageFiles` still on disk.
+Each reader returns a `Source`. Pixels are uint8 (N, C, H, W), `ImageFiles` still on disk,
+or `ShapeImages` still to be drawn.
 Mistakes end in one line that names the file.
 """
 
@@ -9,17 +10,17 @@ import contextlib
 import dataclasses
 import math
 import urllib.error
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from common import fail, seed_of
+from common.data import shapes as world
+from common.data.files import ImageFiles
+from common.data.shapes import ShapeImages
 
 IDX_FILES = [
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
@@ -27,26 +28,7 @@ IDX_FILES = [
 IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
 
-class ImageFiles(torch.utils.data.Dataset):
-    """Image files read one by one: `files[i]` is uint8 (C, H, W), or a line of complaint."""
-
-    def __init__(self, paths: Sequence[str], size: int = 0, channels: int = 3, pad: int = 0):
-        self.paths, self.size, self.channels, self.pad = list(paths), size, channels, pad
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor | str:
-        try:
-            image = open_image(self.paths[index]).convert("L" if self.channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"{self.paths[index]} is not a readable image ({error})"
-        image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image)).view(self.size, self.size, -1).permute(2, 0, 1)
-        return F.pad(pixels, [self.pad] * 4)
-
-    def subset(self, indices: Tensor) -> "ImageFiles":
-        return ImageFiles([self.paths[i] for i in indices.tolist()])
+Pixels = Tensor | ImageFiles | ShapeImages
 
 
 @dataclasses.dataclass
@@ -54,33 +36,10 @@ class Source:
     """The parts of a data set as they are on disk: (pixels, labels), and what to say of them."""
 
     classes: list[str]
-    train: tuple[Tensor | ImageFiles, Tensor]
-    test: tuple[Tensor | ImageFiles, Tensor]
-    val: tuple[Tensor | ImageFiles, Tensor] | None = None
+    train: tuple[Pixels, Tensor]
+    test: tuple[Pixels, Tensor]
+    val: tuple[Pixels, Tensor] | None = None
     note: str = ""
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """An image file as 8-bit L or RGB, turned upright; 16 bits are scaled to 8.
-
-    Transparent places become white, or black where all that is opaque is light.
-    """
-    with warnings.catch_warnings():  # of large images: they are read all the same
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        tops = ([1] if image.mode == "F" else []) + [255, 65535, values.max()]
-        top = next(top for top in tops if values.max() <= top)
-        return Image.fromarray((values.clip(0) / top * 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        pixels = np.asarray(image, dtype=np.float64)
-        opaque = pixels[pixels[..., 3] > 127, :3]
-        light = opaque.size > 0 and opaque.mean() > 127
-        ground = Image.new("RGBA", image.size, (0, 0, 0, 255) if light else (255, 255, 255, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def split(size: int, share: float, *key: int | str) -> tuple[Tensor, Tensor]:
@@ -88,6 +47,15 @@ def split(size: int, share: float, *key: int | str) -> tuple[Tensor, Tensor]:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed_of("split", *key)))
     cut = max(1, round(size * share))
     return order[cut:].sort().values, order[:cut].sort().values
+
+
+def shapes(args: argparse.Namespace) -> Source:
+    """10,000 + 1,000 scenes of the world of shapes, drawn at the size that is asked for."""
+    parts = []
+    for seed, count in enumerate(world.NUM_SCENES.values()):
+        indices = range(count)
+        parts.append((ShapeImages(indices, seed), world.labels_of(indices)))
+    return Source(world.CLASSES, *parts)
 
 
 def digits(args: argparse.Namespace) -> Source:
@@ -190,6 +158,11 @@ def folder(args: argparse.Namespace) -> Source:
     from torchvision.datasets import ImageFolder
 
     root = Path(args.data.partition(":")[2]).expanduser()
+    if not root.is_dir():
+        fail(
+            f"--data folder:{root}: there is no such folder; name one with a folder of images for "
+            "each class, or take --data shapes, which needs no files"
+        )
 
     def read(path: Path) -> tuple[list[str], ImageFiles, Tensor]:
         try:

@@ -1,0 +1,143 @@
+"""What the scripts of image classifiers share: images that fit, the user's files, predictions."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from common import cli, fail
+from common.data.files import UNREADABLE, ImageFiles
+from common.data.images import ImageSet, load_images
+from common.device import Device
+from common.run import progress
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+
+
+def check_images(model: nn.Module, args: argparse.Namespace, dev: Device, size: int) -> None:
+    """Ends in one line unless a batch of images of `size` pixels passes `model`.
+
+    Runs it on shapes alone, without numbers, as one part of a training step would.
+    """
+    batch = max(1, args.batch_size // (dev.world * dev.accumulate))
+    meta = {name: torch.empty_like(t, device="meta") for name, t in model.state_dict().items()}
+    images = torch.empty(batch, 3, size, size, device="meta")
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, meta, images)
+    except (RuntimeError, ValueError) as error:
+        if "more than 1 value per channel" in str(error):
+            fail(f"batch norm can't train on one image of {size} pixels: raise --batch-size")
+        fail(f"images of {size}x{size} pixels are too small for {args.model}: raise --size")
+
+
+def find_images(inputs: list[Path]) -> list[Path]:
+    """The files named, and those in the folders named."""
+    files = []
+    for path in inputs:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if path.is_dir() and not inside:
+            fail(f"{path} holds no images")
+        files += inside if path.is_dir() else [path]
+    return files
+
+
+def open_model(
+    args: argparse.Namespace, milestone: str, models: dict, build: Callable | None = None
+) -> tuple[nn.Module, argparse.Namespace, dict, Device]:
+    """The trained model of a sample.py, the flags it was trained with, its data's facts, a device.
+
+    `build(flags, num_classes)` makes the network where the factory needs more than the classes.
+    """
+    checkpoint = cli.open_checkpoint(args, milestone, models)
+    flags = argparse.Namespace(**checkpoint["config"]["flags"])
+    flags.device, flags.quiet, flags.fsdp, flags.typed = args.device, True, False, []
+    flags.data_dir = args.data_dir or flags.data_dir
+    dev, facts = Device(flags), checkpoint["dataset"]
+    num_classes = len(facts["classes"])
+    model = build(flags, num_classes) if build else models[flags.model](num_classes=num_classes)
+    model.load_state_dict(checkpoint["model"])
+    print(f"{flags.model} trained on {flags.data}, from {args.checkpoint}")
+    return model.to(dev.device).eval(), flags, facts, dev
+
+
+def load_test(flags: argparse.Namespace, dev: Device, facts: dict) -> ImageSet:
+    """The test part of the data that a model was trained on, as it was evaluated."""
+    side = -(-flags.size * 8 // 7) if flags.data.startswith("folder:") else 0
+    mean, std = facts["mean"], facts["std"]
+    return load_images(flags, dev, flags.size, mean=mean, std=std, whole=side)[2]
+
+
+@torch.inference_mode()
+def classify(
+    files: list[Path], model: nn.Module, facts: dict, size: int, dev: Device, out: Path
+) -> dict[str, list[tuple[str, float]]]:
+    """Prints the five likeliest classes of each file and writes predictions.png.
+
+    Files are read as in evaluation: the middle 7/8 of their largest square, `size` pixels wide.
+    Returns the classes with their probabilities by file.
+    """
+    from common.plot import image_grid
+
+    colours = [is_grey(path) for path in files]
+    images = ImageFiles([str(path) for path in files], -(-size * 8 // 7))
+    blank = torch.zeros(len(files), dtype=torch.int64)
+    images = ImageSet("test", images, blank, facts, dev, size)
+    found, shown = {}, []
+    batches = progress(torch.arange(len(files)).split(32), dev, "reading", len(files))
+    for part in batches:
+        pixels, _ = images.examples(part)
+        with dev.autocast():
+            probabilities = model(pixels).float().softmax(1)
+        shares, places = probabilities.topk(min(5, len(facts["classes"])))
+        for i, share, place in zip(part.tolist(), shares.tolist(), places.tolist(), strict=True):
+            names = [facts["classes"][k] for k in place]
+            found[str(files[i])] = list(zip(names, share, strict=True))
+            grey = " (grey: made RGB)" if colours[i] else ""
+            answers = ", ".join(f"{n} {p:.1%}" for n, p in found[str(files[i])])
+            print(f"{files[i]}{grey}: {answers}")
+        shown += colour(pixels, facts) if len(shown) < 100 else []
+    titles = [f"{answers[0][0]} ({answers[0][1]:.0%})" for answers in found.values()]
+    image_grid(shown[:100], out / "predictions.png", titles[:100], columns=8, size=1.3)
+    print(f"wrote {out / 'predictions.png'}{', of the first 100' if len(files) > 100 else ''}")
+    return found
+
+
+@torch.inference_mode()
+def show_predictions(
+    model: nn.Module, test: ImageSet, dev: Device, out: Path, count: int = 40
+) -> int:
+    """Writes predictions.png: test images with the answers; returns how many of them are right."""
+    from common.plot import image_grid
+
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]
+    images, labels = test.examples(order)
+    with dev.autocast():
+        answers = model(images).argmax(1)
+    classes, right = test.facts["classes"], int((answers == labels).sum())
+    titles = [
+        classes[a] if a == t else f"{classes[t]}→{classes[a]}"
+        for a, t in zip(answers.tolist(), labels.tolist(), strict=True)
+    ]
+    heading = f"{right} of {len(order)} test images are recognised; others: truth → answer"
+    image_grid(colour(images, test.facts), out / "predictions.png", titles, 10, 1.0, heading)
+    print(f"{heading}; wrote {out / 'predictions.png'}")
+    return right
+
+
+def is_grey(path: Path) -> bool:
+    """Whether a file has no colour; one that can't be read ends in one line."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("1", "L", "LA", "I", "F", "I;16")
+    except UNREADABLE as error:
+        fail(f"{path} is not a readable image ({error})")
+
+
+def colour(images: Tensor, facts: dict) -> list[Tensor]:
+    """Normalised images (N, C, H, W) as they look, 0 to 1."""
+    mean, std = (torch.tensor(facts[k], device=images.device) for k in ("mean", "std"))
+    return list((images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).clamp(0, 1))

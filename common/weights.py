@@ -1,0 +1,125 @@
+"""Published weights to start from: torchvision's, or a file of the user's.
+
+add_weight_flags(parser)                                       # --weights imagenet|FILE, --freeze
+start_from(model, args, dev, train.facts, ("fc",), published)  # before dev.wrap
+optimizer = SGD(trained(model), ...)
+keep_frozen(model)                                             # after model.train()
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common import fail
+from common.checkpoint import read_tensors
+from common.device import Device
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # torchvision's inputs
+
+
+def add_weight_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of scripts that can start from published weights."""
+    parser.add_argument(
+        "--weights",
+        metavar="imagenet|FILE",
+        help="start from torchvision's published weights, or from a state_dict or checkpoint; "
+        "another number of classes gets a new last layer",
+    )
+    parser.add_argument("--freeze", action="store_true", help="train only the last layer")
+
+
+def start_from(
+    model: nn.Module,
+    args: argparse.Namespace,
+    dev: Device,
+    facts: dict,
+    heads: tuple[str, ...],
+    published: Mapping[str, str],
+    inputs: Mapping[str, list[float]] = IMAGENET,
+) -> None:
+    """Loads `args.weights`, if any, into `model`, and freezes all but its heads on `--freeze`.
+
+    `facts` are those of the data: they get the mean and deviation that the weights were trained
+    with, `inputs` for torchvision's, or those that a checkpoint of ours names.
+
+    `heads` are the names of the layers that depend on the number of classes; where the file's
+    have another shape, they keep their new weights. `published` maps models to torchvision's
+    names, for those whose weights it has.
+    """
+    if args.freeze and not args.weights:
+        fail("--freeze trains the last layer on what --weights gives: add --weights imagenet")
+    resumed = args.resume and args.run_dir and (args.run_dir / "last.pt").exists()
+    if args.weights and not args.evaluate and not resumed:
+        if args.weights == "imagenet":
+            state = download(args.model, published)
+        else:
+            state, known = read_state(Path(args.weights))
+            inputs = known or inputs
+        facts.update({key: list(inputs[key]) for key in ("mean", "std")})
+        load(model, state, args, dev, heads)
+    if args.freeze:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(tuple(f"{head}." for head in heads)))
+
+
+def download(name: str, published: Mapping[str, str]) -> dict[str, Tensor]:
+    """torchvision's weights for ImageNet, from its cache or its server, checked by their hash."""
+    if name not in published:
+        fail(f"--weights imagenet: there are none for {name}; --model {', '.join(published)} have")
+    import torchvision
+
+    entry = torchvision.models.get_model_weights(published[name]).IMAGENET1K_V1
+    try:
+        return entry.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        cache, file = Path(torch.hub.get_dir(), "checkpoints"), Path(entry.url).name
+        fail(f"{file} is not in {cache} and can't be downloaded ({error}): copy it there")
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict | None]:
+    """The weights in a state_dict's file or a checkpoint of ours, and the facts of its data."""
+    content = read_tensors(path)
+    state = content.get("model", content) if isinstance(content, dict) else {}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        fail(f"{path} holds no weights: neither a state_dict nor a checkpoint of train.py")
+    return state, content.get("dataset") if "model" in content else None
+
+
+def load(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    args: argparse.Namespace,
+    dev: Device,
+    heads: tuple[str, ...],
+) -> None:
+    """Loads `state` whole, or all but heads of another number of classes."""
+    own = model.state_dict()
+    if missing := [key for key in own if key not in state]:
+        fail(f"{args.weights} is of another network than {args.model}: it has no {missing[0]}")
+    if strange := [key for key in state if key not in own]:
+        fail(f"{args.weights} is of another network than {args.model}: it has {strange[0]}")
+    other = [key for key in own if own[key].shape != state[key].shape]
+    swapped = [key for key in other if key.startswith(tuple(f"{head}." for head in heads))]
+    if wrong := [key for key in other if key not in swapped]:
+        shapes = " and ".join(str(list(s[wrong[0]].shape)) for s in (state, own))
+        fail(f"{args.weights} doesn't fit {args.model}: {wrong[0]} is {shapes}")
+    model.load_state_dict({key: own[key] if key in swapped else state[key] for key in own})
+    names = dict.fromkeys(key.rpartition(".")[0] for key in swapped)
+    note = f"; {', '.join(names)} new, for {args.data}'s classes" if names else ""
+    dev.say(f"weights of {args.weights}{note}")
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that aren't frozen, for the optimiser."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def keep_frozen(model: nn.Module) -> None:
+    """Puts frozen layers back in evaluation mode, so that batch norm keeps its statistics."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(p.requires_grad for p in own):
+            module.eval()

@@ -1,0 +1,138 @@
+"""Trains residual networks (He, Zhang, Ren, Sun 2015).
+
+    python resnet/train.py                                   # shapes: TODO% in TODO s
+    python resnet/train.py --paper --data-dir PATH           # CIFAR-10 with 110 layers
+    python resnet/train.py --paper --model resnet50 --data folder:PATH             # ImageNet's tree
+    python resnet/train.py --model resnet18 --data folder:PATH --size 128          # your own images
+    python resnet/train.py --model resnet50_v1_5 --weights imagenet --freeze --data folder:PATH
+
+Measured on two cores of a Zen 5 server (see the README).
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common import cli
+from common.classify import check_images
+from common.data.augment import random_colour, random_crop, random_flip, scaled_window
+from common.data.batches import Draw
+from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, colour_covariance, load_images
+from common.device import Device
+from common.run import Run
+from common.weights import add_weight_flags, keep_frozen, start_from, trained
+from resnet.model import MODELS
+
+# fmt: off
+QUICK = dict(model="resnet20",  data="shapes",  epochs=8,   val=500, batch_size=128, lr=0.1)
+PAPER = dict(model="resnet110", data="cifar10", epochs=164, val=0,   batch_size=128, lr=0.1)
+IMAGENET = dict(data="folder:data/imagenet", epochs=120, batch_size=256)  # --paper with 18+ layers
+# fmt: on
+LARGE = [name for name, factory in MODELS.items() if not getattr(factory, "args", ())]
+PUBLISHED = {
+    name: name.removesuffix("_v1_5") for name in LARGE if name[6:] not in ("50", "101", "152")
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; see --help."""
+    parser = cli.Parser("resnet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
+    add_image_flags(parser)
+    add_weight_flags(parser)
+    parser.add_argument(
+        "--size",
+        type=cli.whole(8),
+        help="pixels the network sees: 32 for CIFAR's nets, for others 224 of folders and else 64",
+    )
+    args = parser.parse_args(argv)
+    if args.paper and args.model in LARGE:  # the paper's other recipe (Sec. 3.4)
+        vars(args).update({k: v for k, v in IMAGENET.items() if k not in args.chosen})
+    large = 224 if args.data.startswith("folder:") else 64
+    args.size = args.size or (large if args.model in LARGE else 32)
+    return args
+
+
+def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
+    """4 of 32 pixels padded on each side, a random crop, half of them mirrored (Sec. 4.2)."""
+    return random_flip(random_crop(images, draw, padding=images.shape[3] // 8), draw)
+
+
+def step_size(steps: int, warmup: int, step: int) -> float:
+    """Share of the learning rate: a tenth after 1/2 and 3/4 of the run (32k and 48k of 64k)."""
+    if step < warmup:
+        return 0.1
+    return 1.0 if step < steps / 2 else 0.1 if step < steps * 3 / 4 else 0.01
+
+
+@torch.inference_mode()
+def evaluate(
+    model: torch.nn.Module, images: ImageSet, dev: Device, picture: Path | None = None
+) -> dict[str, float]:
+    """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix."""
+    model.eval()
+    num_classes = len(images.facts["classes"])
+    loss = torch.zeros((), device=dev.device)
+    counts = torch.zeros(num_classes**2, device=dev.device)
+    for x, labels in images.batches(250):
+        with dev.autocast():
+            logits = model(x)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+        counts += torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2)
+    loss, counts = dev.sum(loss), dev.sum(counts).view(num_classes, num_classes)
+    if picture and dev.main:
+        from common.plot import confusion_matrix
+
+        confusion_matrix(counts, images.facts["classes"], picture)
+    return {
+        f"{images.part}_loss": float(loss / len(images)),
+        f"{images.part}_accuracy": float(counts.trace() / counts.sum()),
+    }
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Trains, or evaluates a checkpoint; returns the training and test metrics."""
+    args = parse_args(argv)
+    dev = Device(args)
+    # The shorter side scaled to 256 to 480 pixels, 224 of them cut out (Sec. 3.4).
+    low, high = args.size * 8 // 7, args.size * 15 // 7
+    window = partial(scaled_window, size=args.size, low=low, high=high)
+    train, val, test = load_images(args, dev, args.size, window=window)
+    model = MODELS[args.model](num_classes=len(train.facts["classes"]))
+    check_images(model, args, dev, args.size)
+    start_from(model, args, dev, train.facts, ("fc",), PUBLISHED)
+    net = dev.wrap(model)
+    optimizer = torch.optim.SGD(
+        trained(model), args.lr, momentum=0.9, weight_decay=1e-4, fused=True
+    )
+    steps = args.epochs * len(train.batches(args.batch_size))
+    warmup = 400 if args.model == "resnet110" else 0  # or it doesn't begin to learn (Sec. 4.2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(step_size, steps, warmup))
+    run = Run(args, dev, model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
+    if args.evaluate:
+        return run.finish(**evaluate(model, test, dev, run.folder / "confusion.png"))
+
+    augment = crop_and_flip
+    if args.data.startswith("folder:"):  # windows are mirrored already; the colours of Sec. 3.4
+        augment = partial(random_colour, covariance=colour_covariance(train))
+    for epoch in run.epochs():
+        model.train()
+        keep_frozen(model)
+        for images, labels in run.progress(train.batches(args.batch_size, augment=augment)):
+            with dev.autocast():
+                logits = net(images)
+                loss = F.cross_entropy(logits, labels)
+            run.add(train_loss=loss, train_accuracy=(logits.argmax(1) == labels).float().mean())
+            if dev.step(loss, optimizer):
+                schedule.step()
+        run.log(epoch, **run.means(), **(evaluate(model, val, dev) if val else {}))
+        run.save()
+    return run.finish(**run.means(), **evaluate(model, test, dev, run.folder / "confusion.png"))
+
+
+if __name__ == "__main__":
+    main()
