@@ -1,7 +1,7 @@
 """Published weights to start from: torchvision's, or a file of the user's.
 
 add_weight_flags(parser)                                       # --weights imagenet|FILE, --freeze
-start_from(model, args, dev, train.facts, ("fc",), published)  # before dev.wrap
+start_from(model, args, dev, train.facts, ("fc",), PUBLISHED)  # before dev.wrap
 optimizer = SGD(trained(model), ...)
 keep_frozen(model)                                             # after model.train()
 """
@@ -31,6 +31,16 @@ def add_weight_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--freeze", action="store_true", help="train only the last layer")
 
 
+def check_weights(args: argparse.Namespace, published: Mapping[str, str]) -> None:
+    """Ends in one line if the flags ask for weights that aren't there, before any work is done."""
+    if args.freeze and not args.weights:
+        fail("--freeze trains the last layer on what --weights gives: add --weights imagenet")
+    if args.weights == "imagenet" and args.model not in published:
+        fail(f"--weights imagenet: none for {args.model}, but for {', '.join(published)}")
+    if "weights" in args.typed and args.weights != "imagenet" and not Path(args.weights).is_file():
+        fail(f"--weights {args.weights}: there is no such file (or write imagenet)")
+
+
 def start_from(
     model: nn.Module,
     args: argparse.Namespace,
@@ -49,8 +59,6 @@ def start_from(
     have another shape, they keep their new weights. `published` maps models to torchvision's
     names, for those whose weights it has.
     """
-    if args.freeze and not args.weights:
-        fail("--freeze trains the last layer on what --weights gives: add --weights imagenet")
     resumed = args.resume and args.run_dir and (args.run_dir / "last.pt").exists()
     if args.weights and not args.evaluate and not resumed:
         if args.weights == "imagenet":
@@ -67,8 +75,6 @@ def start_from(
 
 def download(name: str, published: Mapping[str, str]) -> dict[str, Tensor]:
     """torchvision's weights for ImageNet, from its cache or its server, checked by their hash."""
-    if name not in published:
-        fail(f"--weights imagenet: there are none for {name}; --model {', '.join(published)} have")
     import torchvision
 
     entry = torchvision.models.get_model_weights(published[name]).IMAGENET1K_V1

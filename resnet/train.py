@@ -24,7 +24,7 @@ from common.data.batches import Draw
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, colour_covariance, load_images
 from common.device import Device
 from common.run import Run
-from common.weights import add_weight_flags, keep_frozen, start_from, trained
+from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 from resnet.model import MODELS
 
 # fmt: off
@@ -48,11 +48,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=cli.whole(8),
         help="pixels the network sees: 32 for CIFAR's nets, for others 224 of folders and else 64",
     )
+    parser.add_argument(
+        "--warmup", type=cli.whole(0), help="steps at a tenth of the rate: 400 for resnet110, or 0"
+    )
     args = parser.parse_args(argv)
+    check_weights(args, PUBLISHED)
     if args.paper and args.model in LARGE:  # the paper's other recipe (Sec. 3.4)
         vars(args).update({k: v for k, v in IMAGENET.items() if k not in args.chosen})
     large = 224 if args.data.startswith("folder:") else 64
     args.size = args.size or (large if args.model in LARGE else 32)
+    if args.warmup is None:  # Sec. 4.2
+        args.warmup = 400 if args.model == "resnet110" else 0
     return args
 
 
@@ -110,8 +116,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         trained(model), args.lr, momentum=0.9, weight_decay=1e-4, fused=True
     )
     steps = args.epochs * len(train.batches(args.batch_size))
-    warmup = 400 if args.model == "resnet110" else 0  # or it doesn't begin to learn (Sec. 4.2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(step_size, steps, warmup))
+    share = partial(step_size, steps, args.warmup)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     run = Run(args, dev, model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
     if args.evaluate:
         return run.finish(**evaluate(model, test, dev, run.folder / "confusion.png"))

@@ -32,7 +32,8 @@ def paint(world: dict[str, Tensor], size: int) -> tuple[Tensor, list[Tensor]]:
     for k in range(world["shape"].shape[1]):
         here = (count > k).nonzero()[:, 0]
         cover = torch.zeros(len(image), size, size)
-        cover[here] = object_cover({key: world[key][here, k] for key in FORM}, size)
+        if len(here):
+            cover[here] = object_cover({key: world[key][here, k] for key in FORM}, size)
         covers = [seen * (1 - cover) for seen in covers] + [cover]
         image = image.lerp_(world["rgb"][:, k, :, None, None], cover[:, None])
     cover = stroke_cover(over, place)

@@ -3,13 +3,13 @@
     scenes = draw(range(64), size=96)      # pixels, labels, boxes, masks, captions
     scenes.captions[0]                     # 'a small red circle left of a large blue star'
 
-![Forty scenes with their labels, and what a scene knows](shapes.png)
+![Thirty scenes with their labels, and the masks of the first ten](shapes.jpg)
 
 A scene is a pure function of (seed, index): the same scene at every size, and on every platform
 the same pixels up to rounding (its random numbers are Philox's raw stream). On a textured, noisy
 background lie strokes and up to `max_objects` coloured shapes with anti-aliased edges, turned
 by any angle, some partly covered. The label is the class of the largest shape, the subject; the
-others are at most two thirds as large. `python -m common.data.shapes PATH.png` draws the sheet.
+others are at most two thirds as large. `python -m common.data.shapes PATH.jpg` draws the sheet.
 """
 
 import dataclasses
@@ -173,9 +173,12 @@ def main(argv: Sequence[str]) -> None:
     """Draws the contact sheet."""
     from common.plot import image_grid
 
-    sheet = draw(range(40), size=96)
-    names = [CLASSES[label] for label in sheet.labels]
-    image_grid(sheet.pixels, argv[0], names, columns=10, size=0.9, heading=sheet.captions[0])
+    sheet = draw(range(40), size=80)
+    names = [CLASSES[label] for label in sheet.labels[:30]] + ["its objects"] * 10
+    tones = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)[sheet.colours[:10]]
+    masks = (tones[..., None, None] * sheet.masks[:10, :, None]).sum(1).byte()  # (10, 3, S, S)
+    images = [*sheet.pixels[:30], *masks]
+    image_grid(images, argv[0], names, heading=f"The first: {sheet.captions[0]}")
 
 
 if __name__ == "__main__":

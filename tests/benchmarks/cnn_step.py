@@ -1,0 +1,223 @@
+"""Times training steps of the convolutional models beside torchvision's, and whole epochs.
+
+    python tests/benchmarks/cnn_step.py                                     # every shared variant
+    python tests/benchmarks/cnn_step.py --models resnet18 googlenet --memory
+    python tests/benchmarks/cnn_step.py --epoch --data-dir PATH             # CIFAR-10, with data
+
+A step is forward, backward and SGD with momentum. Both sides have the same weights and input and
+take turns in one process. `equal` is both in fp32, contiguous; `default` is ours as the scripts
+run (precision auto, channels-last, fused SGD) against torchvision's as published. Printed are the
+ratio of medians, torchvision's time over ours, with its spread round by round. `--memory` runs each
+side in a process of its own and compares their peak resident memory.
+
+`--epoch` times ResNet-20 and ResNet-18 on the CIFAR-10 part, with crops and flips, beside the usual
+script: per-image transforms, a DataLoader (the better of 0 and 2 workers), fp32.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from alexnet.model import MODELS as ALEXNET
+from common.data.images import load_images
+from common.device import Device
+from googlenet.model import MODELS as GOOGLENET
+from resnet.model import MODELS as RESNET
+from resnet.train import crop_and_flip, parse_args
+from vgg.model import MODELS as VGG
+
+SAME = {  # torchvision's name: our factory
+    "alexnet": ALEXNET["alexnet_owt"],
+    **{name: VGG[name] for name in ("vgg11", "vgg13", "vgg16", "vgg19")},
+    **{name: VGG[name] for name in ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")},
+    "googlenet": GOOGLENET["googlenet_bn"],
+    "resnet18": RESNET["resnet18"],
+    "resnet34": RESNET["resnet34"],
+    **{f"resnet{n}": RESNET[f"resnet{n}_v1_5"] for n in (50, 101, 152)},
+}
+
+
+def build(name: str, ours: bool) -> nn.Module:
+    """One side's model; both sides get the same weights."""
+    torch.manual_seed(0)
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    theirs = getattr(torchvision.models, name)(**extra)
+    if not ours:
+        return theirs
+    model = SAME[name]()
+    model.load_state_dict(theirs.state_dict())
+    return model
+
+
+def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> Callable:
+    """A function that takes one training step."""
+    model = build(name, ours)
+    dev = Device(parse_args(["--device", args.device, "--quiet"]))
+    torch.manual_seed(0)
+    images = torch.randn(args.batch_size, 3, args.size, args.size).to(dev.device)
+    labels = torch.randint(1000, (args.batch_size,), device=dev.device)
+    tuned = ours and default
+    if tuned:
+        model = dev.wrap(model)
+    model.to(dev.device).train()
+    if not tuned:
+        dev.precision = "fp32"
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, fused=tuned or None)
+
+    def step() -> None:
+        with dev.autocast():
+            output = model(images)
+            main, *heads = output if isinstance(output, tuple) else [output]
+            loss = F.cross_entropy(main, labels)
+            loss = loss + 0.3 * sum(F.cross_entropy(head, labels) for head in heads)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if dev.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def interleave(sides: list[Callable], rounds: int, warm_up: int = 2) -> list[list[float]]:
+    """Seconds of each side, round by round; the first rounds only warm up."""
+    times = [[] for _ in sides]
+    for round_ in range(rounds + warm_up):
+        for side, values in zip(sides, times, strict=True):
+            start = time.perf_counter()
+            side()
+            if round_ >= warm_up:
+                values.append(time.perf_counter() - start)
+    return times
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """Theirs over ours: of the medians, and the quartiles of the rounds."""
+    pairs = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    low, high = pairs[len(pairs) // 4], pairs[-1 - len(pairs) // 4]
+    return f"{statistics.median(theirs) / statistics.median(ours):.2f} ({low:.2f} to {high:.2f})"
+
+
+def peak(name: str, ours: bool, args: argparse.Namespace) -> float:
+    """Peak resident memory in MiB of two fp32 steps, in a process of their own."""
+    options = ["--size", str(args.size), "--batch-size", str(args.batch_size)]
+    command = [sys.executable, __file__, "--peak", name, "ours" if ours else "theirs", *options]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def epoch_sides(name: str, data_dir: str, device: str) -> dict[str, Callable]:
+    """One epoch of CIFAR-10: ours, and the usual script with 0 and 2 workers."""
+    flags = ["--data", "cifar10", "--data-dir", data_dir, "--size", "32", "--model", name]
+    args = parse_args([*flags, "--device", device, "--val", "0", "--quiet"])
+    dev = Device(args)
+    train, _, _ = load_images(args, dev, 32)
+    steps = [
+        torchvision.transforms.RandomCrop(32, padding=4),
+        torchvision.transforms.RandomHorizontalFlip(),
+        torchvision.transforms.ToTensor(),
+        torchvision.transforms.Normalize(train.facts["mean"], train.facts["std"]),
+    ]
+    transform = torchvision.transforms.Compose(steps)
+    pictures = [image.permute(1, 2, 0).numpy() for image in train.pixels]
+    to_image = torchvision.transforms.functional.to_pil_image
+
+    class Usual(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(pictures)
+
+        def __getitem__(self, i: int) -> tuple:
+            return transform(to_image(pictures[i])), int(train.labels[i])
+
+    def run(model: nn.Module, batches, tuned: bool) -> None:
+        model.train()
+        for images, labels in batches:
+            with torch.autocast(
+                dev.device.type, torch.bfloat16, enabled=tuned and dev.precision == "bf16"
+            ):
+                loss = F.cross_entropy(model(images.to(dev.device)), labels.to(dev.device))
+            loss.backward()
+            optimizers[model].step()
+            optimizers[model].zero_grad()
+
+    ours, theirs = (RESNET[name](num_classes=10) for _ in range(2))
+    dev.wrap(ours)
+    theirs.to(dev.device)
+    optimizers = {
+        model: torch.optim.SGD(
+            model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4, fused=(model is ours) or None
+        )
+        for model in (ours, theirs)
+    }
+
+    def loader(workers: int) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(
+            Usual(), 128, shuffle=True, num_workers=workers, drop_last=True
+        )
+
+    return {
+        "ours": lambda: run(ours, train.batches(128, augment=crop_and_flip), True),
+        "usual, 0 workers": lambda: run(theirs, loader(0), False),
+        "usual, 2 workers": lambda: run(theirs, loader(2), False),
+    }
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=SAME, default=list(SAME))
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--epoch", action="store_true")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        args.device = "cpu"
+        step = stepper(args.peak[0], args.peak[1] == "ours", False, args)
+        step()
+        step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    if args.epoch:
+        for name in ("resnet20", "resnet18"):
+            sides = epoch_sides(name, args.data_dir, args.device)
+            times = interleave(list(sides.values()), args.rounds, warm_up=1)
+            for side, values in zip(sides, times, strict=True):
+                print(f"{name:<10} {side:<17} {statistics.median(values):6.2f} s", flush=True)
+            better = min(times[1:], key=statistics.median)
+            print(
+                f"{name:<10} the better usual way over ours: {ratio(times[0], better)}", flush=True
+            )
+        return
+    print(f"batch {args.batch_size} at {args.size} pixels; torchvision's time over ours")
+    print(f"{'model':<10} {'equal':<20} {'default':<20} {'memory, ours over theirs' * args.memory}")
+    for name in args.models:
+        sides = [
+            stepper(name, ours, d, args)
+            for ours, d in ((True, False), (False, False), (True, True))
+        ]
+        equal, theirs, default = interleave(sides, args.rounds)
+        memory = f"{peak(name, True, args) / peak(name, False, args):.2f}" if args.memory else ""
+        print(
+            f"{name:<10} {ratio(equal, theirs):<20} {ratio(default, theirs):<20} {memory}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
