@@ -186,8 +186,10 @@ def resnet152(num_classes: int = 1000, v1_5: bool = False) -> ResNet:
     return ResNet(partial(Bottleneck, v1_5=v1_5), (3, 8, 36, 3), num_classes)
 
 
-def cifar_resnet(depth: int, num_classes: int = 10, shortcut: bool = True) -> ResNet:
-    """Sec. 4.2: 6n + 2 layers, 16 to 64 channels; plain without shortcuts.
+def cifar_resnet(
+    depth: int, num_classes: int = 10, shortcut: bool = True, width: int = 16
+) -> ResNet:
+    """Sec. 4.2: 6n + 2 layers, `width` (16) to 64 channels; plain without shortcuts.
 
     269,722, 464,154, 658,586, 853,018 and 1,727,962 parameters for 20, 32, 44, 56 and 110 layers.
     Raises ValueError for another kind of depth.
@@ -196,7 +198,7 @@ def cifar_resnet(depth: int, num_classes: int = 10, shortcut: bool = True) -> Re
     if rest or num_blocks < 1:
         raise ValueError(f"the depth has to be 6n + 2, not {depth}")
     block = partial(BasicBlock, shortcut=shortcut)
-    return ResNet(block, (num_blocks,) * 3, num_classes, width=16, small_images=True)
+    return ResNet(block, (num_blocks,) * 3, num_classes, width, small_images=True)
 
 
 resnet20, resnet32, resnet44, resnet56, resnet110 = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from common import cli
 from common.classify import classify, find_images, load_test, open_model, show_predictions
 from resnet.model import MODELS
+from resnet.train import build
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Classifies the inputs, or shows test predictions; returns what it found."""
     args = parse_args(argv)
     files = find_images(args.inputs)
-    model, flags, facts, dev = open_model(args, "resnet", MODELS)
+    model, flags, facts, dev = open_model(args, "resnet", MODELS, build)
     cli.make_folder(args.out)
     if files:
         return classify(files, model, facts, flags.size, dev, args.out)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import cli
+from common import cli, fail
 from common.classify import check_images
 from common.data.augment import random_colour, random_crop, random_flip, scaled_window
 from common.data.batches import Draw
@@ -25,7 +25,7 @@ from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, colour_cov
 from common.device import Device
 from common.run import Run
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
-from resnet.model import MODELS
+from resnet.model import MODELS, ResNet
 
 # fmt: off
 QUICK = dict(model="resnet20",  data="shapes",  epochs=8,   val=500, batch_size=128, lr=0.1)
@@ -51,15 +51,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--warmup", type=cli.whole(0), help="steps at a tenth of the rate: 400 for resnet110, or 0"
     )
+    parser.add_argument(
+        "--width", type=cli.whole(1), help="channels of the first stage of CIFAR's nets (paper: 16)"
+    )
+    parser.add_argument(
+        "--augment", choices=["yes", "no"], default="yes", help="train on changed images"
+    )
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
     if args.paper and args.model in LARGE:  # the paper's other recipe (Sec. 3.4)
         vars(args).update({k: v for k, v in IMAGENET.items() if k not in args.chosen})
+    if args.width and args.model in LARGE:
+        fail(f"--width is for CIFAR's networks: {args.model} has the widths of Table 1")
     large = 224 if args.data.startswith("folder:") else 64
     args.size = args.size or (large if args.model in LARGE else 32)
     if args.warmup is None:  # Sec. 4.2
         args.warmup = 400 if args.model == "resnet110" else 0
     return args
+
+
+def build(args: argparse.Namespace, num_classes: int) -> ResNet:
+    """The network that the flags ask for."""
+    width = {"width": args.width} if args.width else {}
+    return MODELS[args.model](num_classes=num_classes, **width)
 
 
 def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
@@ -107,8 +121,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # The shorter side scaled to 256 to 480 pixels, 224 of them cut out (Sec. 3.4).
     low, high = args.size * 8 // 7, args.size * 15 // 7
     window = partial(scaled_window, size=args.size, low=low, high=high)
+    window = window if args.augment == "yes" else None
     train, val, test = load_images(args, dev, args.size, window=window)
-    model = MODELS[args.model](num_classes=len(train.facts["classes"]))
+    model = build(args, len(train.facts["classes"]))
     check_images(model, args, dev, args.size)
     start_from(model, args, dev, train.facts, ("fc",), PUBLISHED)
     net = dev.wrap(model)
@@ -125,6 +140,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     augment = crop_and_flip
     if args.data.startswith("folder:"):  # windows are mirrored already; the colours of Sec. 3.4
         augment = partial(random_colour, covariance=colour_covariance(train))
+    augment = augment if args.augment == "yes" else None
     for epoch in run.epochs():
         model.train()
         keep_frozen(model)
