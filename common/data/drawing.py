@@ -43,7 +43,7 @@ def paint(world: dict[str, Tensor], size: int) -> tuple[Tensor, list[Tensor]]:
     words = np.stack([stream.random_raw(-(-num_bytes // 8)) for stream in world["streams"]])
     noise = torch.from_numpy(words.astype("<u8").view(np.uint8)[:, :num_bytes].copy())
     noise = noise.view(image.shape)  # 0 to 255
-    level = (10 + 40 * world["ground"][:, 12]).view(-1, 1, 1, 1) / 255
+    level = (8 + 24 * world["ground"][:, 12]).view(-1, 1, 1, 1) / 255
     image = image.mul_(255).add_(noise.float().sub_(127.5).mul_(level))
     return image.round_().clamp_(0, 255).byte(), covers
 
@@ -81,7 +81,7 @@ def background(world: dict[str, Tensor], place: Tensor) -> Tensor:
     wave = torch.sin(wave[:, None, :] + down[:, :, None])[:, None]  # (N, 1, S, S)
     share = u[:, 3].view(-1, 1, 1, 1)
     mix = (smooth * (1.2 - share * 0.7)).add_(wave * (0.35 * share)).clamp_(0, 1)
-    grey = 0.12 + 0.76 * u[:, [4, 5]]
+    grey = 0.15 + 0.7 * u[:, 4:5] + torch.tensor([-0.5, 0.5]) * (0.1 + 0.3 * u[:, 5:6])
     tint = (u[:, [6, 7, 8, 9, 10, 11]].view(-1, 2, 3) - 0.5) * 0.24
     ground = (grey[:, :, None] + tint).clamp(0, 1)[..., None, None]  # (N, 2, 3, 1, 1)
     return torch.lerp(ground[:, 0], ground[:, 1], mix)

@@ -7,9 +7,9 @@
 
 A scene is a pure function of (seed, index): the same scene at every size, and on every platform
 the same pixels up to rounding (its random numbers are Philox's raw stream). On a textured, noisy
-background lie strokes and up to `max_objects` coloured shapes with anti-aliased edges, turned
-by any angle, some partly covered. The label is the class of the largest shape, the subject; the
-others are at most two thirds as large. `python -m common.data.shapes PATH.jpg` draws the sheet.
+background lie strokes and up to `max_objects` coloured shapes with anti-aliased edges, turned by
+up to 45 degrees, some partly covered. The label is the class of the largest shape, the subject; the
+others are at most half as large. `python -m common.data.shapes PATH.jpg` draws the sheet.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ COLOURS = {
     "pink": (245, 130, 190),
 }
 NUM_SCENES = {"train": 10_000, "test": 1_000}  # of the data set `shapes`: seeds 0 and 1
-SMALL, LARGE = 0.12, 0.22  # radii, as shares of the side, that captions call so
+SMALL, LARGE = 0.12, 0.3  # radii, as shares of the side, that captions call so
 CANDIDATES = 6  # places tried for each further object
 STROKES, GRID = 3, 6  # lines of a scene; side of the grid of its texture
 NUM_SCENE = 16 + GRID * GRID + 8 * STROKES  # random numbers of a scene
@@ -103,11 +103,11 @@ def random_numbers(indices: list[int], seed: int, max_objects: int) -> dict[str,
     raw = np.stack([stream.random_raw(wanted) for stream in streams]).reshape(-1, wanted)
     u = torch.from_numpy((raw >> np.uint64(40)).astype(np.float32) / 2**24)  # (N, wanted)
     scene, u = u[:, :NUM_SCENE], u[:, NUM_SCENE:].view(-1, max_objects, NUM_OBJECT)
-    count = (scene[:, 0] * max_objects).long() + 1
+    count = (scene[:, 0] ** 2 * max_objects).long() + 1  # of 3: 58, 24 and 18%
     shape = (u[..., 0] * len(CLASSES)).long()
     shape[:, 0] = labels_of(indices)
-    largest = (0.17 + 0.16 * u[:, :1, 1]) * (3 / count.clamp(min=3)).sqrt()[:, None]  # (N, 1)
-    radius = largest * (0.35 + 0.3 * u[..., 1])
+    largest = (0.26 + 0.14 * u[:, :1, 1]) * (3 / count.clamp(min=3)).sqrt()[:, None]  # (N, 1)
+    radius = largest * (0.3 + 0.2 * u[..., 1])
     radius[:, 0] = largest[:, 0]
     # Each object takes the candidate place that keeps furthest from those before it.
     places = u[..., 7:].unflatten(2, (CANDIDATES, 2))  # (N, M, CANDIDATES, 2)
@@ -130,7 +130,7 @@ def random_numbers(indices: list[int], seed: int, max_objects: int) -> dict[str,
         "colour": colour,
         "radius": radius,
         "centre": centre,
-        "angle": u[..., 3] * 2 * math.pi,
+        "angle": (u[..., 3] - 0.5) * math.pi / 2,
         "rgb": (tone[colour] + (u[..., 4:7] - 0.5) * 0.16).clamp(0, 1),
         "anchor": (scene[:, 1] * count).long(),
     }
