@@ -28,7 +28,7 @@ from common.weights import add_weight_flags, check_weights, keep_frozen, start_f
 from resnet.model import MODELS, ResNet
 
 # fmt: off
-QUICK = dict(model="resnet20",  data="shapes",  epochs=8,   val=500, batch_size=128, lr=0.1)
+QUICK = dict(model="resnet20",  data="shapes",  epochs=4,   val=500, batch_size=64,  lr=0.1)
 PAPER = dict(model="resnet110", data="cifar10", epochs=164, val=0,   batch_size=128, lr=0.1)
 IMAGENET = dict(data="folder:data/imagenet", epochs=120, batch_size=256)  # --paper with 18+ layers
 # fmt: on
