@@ -75,7 +75,7 @@ def load_test(flags: argparse.Namespace, dev: Device, facts: dict) -> ImageSet:
 def classify(
     files: list[Path], model: nn.Module, facts: dict, size: int, dev: Device, out: Path
 ) -> dict[str, list[tuple[str, float]]]:
-    """Prints the five likeliest classes of each file and writes predictions.png.
+    """Prints the five likeliest classes of each file and writes predictions.jpg.
 
     Files are read as in evaluation: the middle 7/8 of their largest square, `size` pixels wide.
     Returns the classes with their probabilities by file.
@@ -101,8 +101,8 @@ def classify(
             print(f"{files[i]}{grey}: {answers}")
         shown += colour(pixels, facts) if len(shown) < 100 else []
     titles = [f"{answers[0][0]} ({answers[0][1]:.0%})" for answers in found.values()]
-    image_grid(shown[:100], out / "predictions.png", titles[:100], columns=8, size=1.3)
-    print(f"wrote {out / 'predictions.png'}{', of the first 100' if len(files) > 100 else ''}")
+    image_grid(shown[:100], out / "predictions.jpg", titles[:100], columns=8, size=1.3)
+    print(f"wrote {out / 'predictions.jpg'}{', of the first 100' if len(files) > 100 else ''}")
     return found
 
 
@@ -110,7 +110,7 @@ def classify(
 def show_predictions(
     model: nn.Module, test: ImageSet, dev: Device, out: Path, count: int = 40
 ) -> int:
-    """Writes predictions.png: test images with the answers; returns how many of them are right."""
+    """Writes predictions.jpg: test images with the answers; returns how many of them are right."""
     from common.plot import image_grid
 
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]
@@ -123,8 +123,8 @@ def show_predictions(
         for a, t in zip(answers.tolist(), labels.tolist(), strict=True)
     ]
     heading = f"{right} of {len(order)} test images are recognised; others: truth → answer"
-    image_grid(colour(images, test.facts), out / "predictions.png", titles, 10, 1.0, heading)
-    print(f"{heading}; wrote {out / 'predictions.png'}")
+    image_grid(colour(images, test.facts), out / "predictions.jpg", titles, 8, 1.2, heading)
+    print(f"{heading}; wrote {out / 'predictions.jpg'}")
     return right
 
 

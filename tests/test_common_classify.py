@@ -327,7 +327,7 @@ def test_the_users_files_are_classified(capsys):
     files = classify.find_images([Path("tree"), Path("grey.png")])
     assert len(files) == 7
     found = classify.classify(files, Red(), facts, 16, device(), Path("out"))
-    assert Path("out/predictions.png").exists()
+    assert Path("out/predictions.jpg").exists()
     for path, answers in found.items():
         if "tree" in path:
             assert answers[0][0] == Path(path).parent.name

@@ -245,7 +245,7 @@ def test_samples(capsys):
     Image.new("L", (20, 90)).save("grey.png")
     found = sample.main(["red.png", "grey.png", "--out", "out"])
     assert len(found["red.png"]) == 5
-    assert Path("out/predictions.png").exists()
+    assert Path("out/predictions.jpg").exists()
     assert "grey.png (grey: made RGB)" in capsys.readouterr().out
 
 

@@ -1,0 +1,177 @@
+"""Trains GoogLeNet (Szegedy et al. 2014).
+
+    python googlenet/train.py                                # shapes: TODO-MEASURE
+    python googlenet/train.py --no-aux                       # the same without auxiliary heads
+    python googlenet/train.py --data cifar10 --data-dir PATH --epochs 30
+    python googlenet/train.py --paper --data folder:PATH     # ImageNet's tree
+    python googlenet/train.py --model googlenet_bn --data folder:PATH --size 128   # your own images
+    python googlenet/train.py --model googlenet_bn --weights imagenet --freeze --data folder:PATH
+
+Measured on two cores of a Zen 4 server (see the README).
+"""
+
+import argparse
+from functools import partial
+from math import cos, nan, pi
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import cli, fail
+from common.classify import check_images
+from common.data.augment import random_crop, random_flip, resized_window
+from common.data.batches import Draw
+from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_images
+from common.device import Device
+from common.run import Run
+from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
+from googlenet.model import MODELS
+
+# fmt: off
+QUICK = dict(model="googlenet_bn_small", data="shapes",               epochs=3,   val=500, batch_size=64, lr=0.1,  schedule="cosine")  # noqa: E501
+PAPER = dict(model="googlenet",          data="folder:data/imagenet", epochs=250, val=0,   batch_size=32, lr=0.01, schedule="stairs", average=0.9999)  # noqa: E501
+# fmt: on
+PUBLISHED = {"googlenet_bn": "googlenet"}  # torchvision's name
+HEADS = ("fc", "aux1.fc2", "aux2.fc2")  # the layers that know the number of classes
+HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}  # torchvision's weights take pixels from -1 to 1
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; see --help."""
+    parser = cli.Parser("googlenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
+    add_image_flags(parser)
+    add_weight_flags(parser)
+    add = parser.add_argument
+    add("--no-aux", action="store_true", help="leave the two auxiliary heads out")
+    add("--augment", choices=["yes", "no"], help="train on changed images: yes, but no for shapes")
+    add("--schedule", choices=["cosine", "stairs"], help="of lr; stairs: 4% less every 8 epochs")
+    add("--average", type=share, default=0.0, help="evaluate an average of weights, of this decay")
+    add("--size", type=cli.whole(8), help="pixels: small models 32, others 64, or 224 of folders")
+    args = parser.parse_args(argv)
+    check_weights(args, PUBLISHED)
+    args.augment = args.augment or ("no" if args.data == "shapes" else "yes")
+    large = 224 if args.data.startswith("folder:") else 64
+    args.size = args.size or (32 if args.model.endswith("small") else large)
+    return args
+
+
+def share(text: str) -> float:
+    """Parses a number from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"needs a number from 0 to below 1, not {text!r}")
+    return value
+
+
+def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
+    """4 of 32 pixels padded on each side, a random crop, half of them mirrored."""
+    return random_flip(random_crop(images, draw, padding=images.shape[3] // 8), draw)
+
+
+def stairs(per_epoch: int, step: int) -> float:
+    """Share of the learning rate: 4% less every 8 epochs (Sec. 6)."""
+    return 0.96 ** (step // (8 * per_epoch))
+
+
+def warmup_and_cosine(steps: int, step: int) -> float:
+    """The same for short trainings: up for a tenth of them, then down to zero."""
+    done = (step + 1) / (steps + 1)
+    return min(done / 0.1, (1 + cos(pi * (done - 0.1) / 0.9)) / 2)
+
+
+def start_average(ema: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """Makes `ema` hold what a resumed run has averaged of `weights`, or else these themselves."""
+    kept = dict(ema)
+    ema.clear()
+    ema.update({name: kept.get(name, w).to(w.device, copy=True) for name, w in weights.items()})
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, images: ImageSet, dev: Device, ema: dict, picture: Path | None = None
+) -> dict[str, float]:
+    """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix.
+
+    `ema` holds the averaged weights to measure, or nothing.
+    """
+    model.eval()
+    num_classes = len(images.facts["classes"])
+    loss = torch.zeros((), device=dev.device)
+    counts = torch.zeros(num_classes**2, device=dev.device)
+    for x, labels in images.batches(250):
+        with dev.autocast():
+            logits = torch.func.functional_call(model, ema, x)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+        counts += torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2)
+    loss, counts = dev.sum(loss), dev.sum(counts).view(num_classes, num_classes)
+    if picture and dev.main:
+        from common.plot import confusion_matrix
+
+        confusion_matrix(counts, images.facts["classes"], picture)
+    return {
+        f"{images.part}_loss": float(loss / len(images)),
+        f"{images.part}_accuracy": float(counts.trace() / counts.sum()),
+    }
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Trains, or evaluates a checkpoint; returns the training and test metrics."""
+    args = parse_args(argv)
+    if args.average and args.fsdp:
+        fail("--average needs whole parameters: leave --fsdp away")
+    dev = Device(args)
+    # Of folders any 8 to 100% of an image, 3:4 to 4:3, half of them mirrored (Sec. 6).
+    window = resized_window if args.augment == "yes" else None
+    train, val, test = load_images(args, dev, args.size, window=window)
+    model = MODELS[args.model](num_classes=len(train.facts["classes"]))
+    check_images(model, args, dev, args.size)
+    start_from(model, args, dev, train.facts, HEADS, PUBLISHED, HALF)
+    if args.no_aux:  # only now, so that the rest begins with the same weights as with them
+        model.aux1 = model.aux2 = None
+    net = dev.wrap(model)
+    weights = trained(model)
+    optimizer = torch.optim.SGD(weights, args.lr, momentum=0.9, weight_decay=2e-4, fused=True)
+    per_epoch = len(train.batches(args.batch_size))
+    rate = partial(warmup_and_cosine, args.epochs * per_epoch)
+    if args.schedule == "stairs":
+        rate = partial(stairs, per_epoch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    ema, facts = {}, train.facts
+    run = Run(
+        args, dev, model=model, optimizer=optimizer, schedule=schedule, ema=ema, dataset=facts
+    )
+    floats = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+    start_average(ema, floats if args.average else {})
+    if args.evaluate:
+        return run.finish(**evaluate(model, test, dev, ema, run.folder / "confusion.png"))
+
+    folder = args.data.startswith("folder:")
+    augment = crop_and_flip if args.augment == "yes" and not folder else None
+    for epoch in run.epochs():
+        model.train()
+        keep_frozen(model)
+        for images, labels in run.progress(train.batches(args.batch_size, augment=augment)):
+            with dev.autocast():
+                outputs = net(images)
+                logits, *auxiliary = [outputs] if args.no_aux else outputs
+                loss = F.cross_entropy(logits, labels)
+                extra = sum(F.cross_entropy(other, labels) for other in auxiliary)
+            run.add(train_loss=loss, train_accuracy=(logits.argmax(1) == labels).float().mean())
+            if dev.step(loss + 0.3 * extra, optimizer):  # Sec. 5
+                schedule.step()
+                for name, average in ema.items():  # Polyak averaging (Sec. 6)
+                    average.lerp_(floats[name], 1 - args.average)
+        run.log(epoch, **run.means(), **(evaluate(model, val, dev, ema) if val else {}))
+        run.save()
+    picture = run.folder / "confusion.png"
+    return run.finish(**run.means(), **evaluate(model, test, dev, ema, picture))
+
+
+if __name__ == "__main__":
+    main()
