@@ -70,7 +70,7 @@ def nearest(queries: Tensor, candidates: Tensor, count: int) -> Tensor:
 def show_neighbours(
     model: nn.Module, train: ImageSet, test: ImageSet, dev: Device, out: Path
 ) -> float:
-    """Writes neighbours.png (Fig. 4, right): test images, and the training images nearest to each
+    """Writes neighbours.jpg (Fig. 4, right): test images, and the training images nearest to each
     in the last hidden layer. Returns the share of neighbours that are of the test image's class.
     """
     from common.plot import image_grid
@@ -88,9 +88,9 @@ def show_neighbours(
         titles += [f"{classes[k]}" for k in [*labels.tolist(), *near_labels.tolist()]]
         same += int((near_labels == labels).sum())
     heading = "test images (left), and the training images nearest to each"
-    image_grid(pictures, out / "neighbours.png", titles, found.shape[1] + 1, 1.0, heading)
+    image_grid(pictures, out / "neighbours.jpg", titles, found.shape[1] + 1, 1.0, heading)
     share = same / found.numel()
-    print(f"{share:.0%} of the neighbours are of the same class; wrote {out / 'neighbours.png'}")
+    print(f"{share:.0%} of the neighbours are of the same class; wrote {out / 'neighbours.jpg'}")
     return share
 
 
@@ -103,7 +103,8 @@ def main(argv: list[str] | None = None) -> dict:
     cli.make_folder(args.out)
     if files:
         return classify(files, model, facts, flags.size, dev, args.out)
-    whole = -(-flags.size * 8 // 7) if flags.data.startswith("folder:") else 0
+    margin = flags.data.startswith("folder:") and flags.regularise == "yes"
+    whole = -(-flags.size * 8 // 7) if margin else 0
     mean, std = facts["mean"], facts["std"]
     train, _, test = load_images(flags, dev, flags.size, mean=mean, std=std, whole=whole)
     train.window = None

@@ -1,8 +1,8 @@
 """Trains AlexNet (Krizhevsky, Sutskever, Hinton 2012), or the small network of its Fig. 1.
 
     python alexnet/train.py                                          # shapes: TODO-MEASURE
-    python alexnet/train.py --paper --data folder:PATH               # AlexNet on ImageNet's tree
-    python alexnet/train.py --paper --model convnet4 --data-dir PATH # CIFAR-10: TODO-MEASURE
+    python alexnet/train.py --data cifar10 --data-dir PATH --regularise yes --epochs 60
+    python alexnet/train.py --paper --data folder:PATH               # ImageNet's tree
     python alexnet/train.py --model alexnet_owt --weights imagenet --freeze --data folder:PATH
 
 Measured on two cores of a Zen 5 server (see the README).
@@ -28,12 +28,12 @@ from common.run import Run
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 
 # fmt: off
-QUICK = dict(model="convnet4", data="shapes",               epochs=20,  val=500, batch_size=64,  lr=0.01)  # noqa: E501
-PAPER = dict(model="alexnet",  data="folder:data/imagenet", epochs=90,  val=0,   batch_size=128, lr=0.01,  # noqa: E501
-             colour_pca=True, ten_crop=True)  # Sec. 4.1 and 5
-CIFAR = dict(                  data="cifar10",              epochs=100, val=0,   batch_size=64,  lr=0.01,  # noqa: E501
-             colour_pca=False, ten_crop=False)  # --paper --model convnet4
+QUICK = dict(model="convnet4", data="shapes",               epochs=10, val=500, batch_size=64,  lr=0.002,  # noqa: E501
+             optimizer="adamw", schedule="cosine", regularise="no")
+PAPER = dict(model="alexnet",  data="folder:data/imagenet", epochs=90, val=0,   batch_size=128, lr=0.01,  # noqa: E501
+             optimizer="sgd",   schedule="stairs", regularise="yes", colour_pca=True, ten_crop=True)
 # fmt: on
+LARGE = ("lr", "optimizer", "schedule", "regularise")  # PAPER's are the large networks' always
 PIXELS = {"alexnet": 227, "alexnet_owt": 224, "convnet4": 32}
 PUBLISHED = {"alexnet_owt": "alexnet"}
 
@@ -47,52 +47,57 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     text = "pixels the network sees: 32 for convnet4, for others 224 or 227 of folders, else 99"
     add("--size", type=cli.whole(8), help=text)
     add("--activation", choices=["relu", "tanh"], default="relu", help="of convnet4")
-    add("--plain", action="store_true", help="convnet4 as for Fig. 1: nothing against overfitting")
+    add("--optimizer", choices=["sgd", "adamw"], help="sgd is the paper's; large networks: sgd")
+    text = "of the learning rate; stairs are the paper's; large networks: stairs"
+    add("--schedule", choices=["stairs", "cosine", "constant"], help=text)
+    text = "augmentation, weight decay and dropout, or as for Fig. 1 none; large networks: yes"
+    add("--regularise", choices=["yes", "no"], help=text)
     add("--colour-pca", action=either, default=False, help="shift colours as in Sec. 4.1")
     add("--ten-crop", action=either, default=False, help="average the test over ten crops")
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
     small = args.model == "convnet4"
-    for flag in ("activation", "plain"):
-        if flag in args.typed and not small:
-            fail(f"--{flag} is for convnet4, the network of Fig. 1, not for {args.model}")
-    if args.plain and args.colour_pca:
-        fail("--plain leaves the images as they are: leave --colour-pca away")
-    if args.paper and small:
-        vars(args).update({k: v for k, v in CIFAR.items() if k not in args.chosen})
-    own = small or args.data.startswith("folder:")
-    args.size = args.size or (PIXELS[args.model] if own else 99)  # the least that has 2x2 maps
+    if not small:
+        vars(args).update({key: PAPER[key] for key in LARGE if key not in args.chosen})
+        if "activation" in args.typed:
+            fail(f"--activation is for convnet4, the network of Fig. 1, not for {args.model}")
+    if args.colour_pca and args.regularise == "no":
+        fail("--colour-pca changes the images: add --regularise yes")
+    whole = small or args.data.startswith("folder:")
+    args.size = args.size or (PIXELS[args.model] if whole else 99)  # the least that has 2x2 maps
     return args
 
 
 def build(args: argparse.Namespace, num_classes: int) -> nn.Module:
     """The network that the flags ask for."""
     choice = {"activation": args.activation} if args.model == "convnet4" else {}
-    return MODELS[args.model](num_classes=num_classes, **choice)
+    model = MODELS[args.model](num_classes=num_classes, **choice)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and args.regularise == "no":
+            module.p = 0.0
+    return model
 
 
 def square_window(numbers: Tensor, height: Tensor, width: Tensor, size: int) -> Tensor:
     """7/8 of the middle square of an image, anywhere in it: the paper's 224 of 256 (Sec. 4.1)."""
     side, whole = torch.minimum(height, width), -(-size * 8 // 7)
     windows = scaled_window(numbers, side, side, size, whole, whole)
-    windows[:, 0] += (width - side) / 2
-    windows[:, 1] += (height - side) / 2
-    windows[:, :2] = windows[:, :2].round()  # between pixels the window would be blurred
+    middle = torch.stack([width - side, height - side], 1) / 2
+    windows[:, :2] = (windows[:, :2] + middle).round()  # between pixels it would be blurred
     return windows
 
 
 def augment(images: Tensor, draw: Draw, shift: bool, covariance: Tensor | None) -> Tensor:
-    """With `shift` an eighth padded on each side, a crop anywhere, half of them mirrored, as
-    photographs were in `square_window`; then colours shifted by Sec. 4.1."""
+    """Shifts by up to an eighth and mirrors, unless windows were cut; then Sec. 4.1's colours."""
     if shift:
         images = random_flip(random_crop(images, draw, padding=images.shape[3] // 8), draw)
     return images if covariance is None else random_colour(images, draw, covariance)
 
 
 def ten_crops(images: Tensor, size: int) -> Tensor:
-    """The corners and the middle, and their mirror images (Sec. 4.1): ten in a row for each.
+    """Corners, middle and their mirror images (Sec. 4.1): (B, C, H, H) to (10 B, C, size, size).
 
-    (B, C, H, H) to (10 B, C, size, size). Images without a margin get that of the training.
+    Images without a margin are padded as in training. The ten of an image follow each other.
     """
     images = F.pad(images, [size // 8 if images.shape[3] == size else 0] * 4)
     end = images.shape[3] - size
@@ -101,9 +106,13 @@ def ten_crops(images: Tensor, size: int) -> Tensor:
     return torch.cat([crops, crops.flip(4)], 1).flatten(0, 1)
 
 
-def step_size(drops: list[float], step: int) -> float:
-    """Share of the learning rate in a step: a tenth from each of the steps `drops` on."""
-    return 0.1 ** sum(step >= drop for drop in drops)
+def step_size(schedule: str, steps: int, step: int) -> float:
+    """Share of the learning rate in a step of a run of `steps`."""
+    done = step / steps
+    if schedule == "stairs":  # the paper waits for validation to stand still; so arXiv:1404.5997
+        return 0.1 ** sum(done >= drop for drop in (0.25, 0.5, 0.75))
+    warm = min(1.0, 10 * done) * (1 + math.cos(math.pi * done)) / 2
+    return warm if schedule == "cosine" else 1.0
 
 
 @torch.inference_mode()
@@ -129,33 +138,29 @@ def evaluate(
         from common.plot import confusion_matrix
 
         confusion_matrix(counts, images.facts["classes"], picture)
-    metrics = {"loss": loss / len(images), "accuracy": counts.trace() / counts.sum()}
-    if num_classes > 10:
-        metrics["top5_accuracy"] = top5 / counts.sum()
-    return {f"{images.part}_{key}": float(value) for key, value in metrics.items()}
+    metrics = {"loss": loss, "accuracy": counts.trace(), "top5_accuracy": top5}
+    keys = list(metrics)[: 3 if num_classes > 10 else 2]
+    return {f"{images.part}_{key}": float(metrics[key] / len(images)) for key in keys}
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
-    small = args.model == "convnet4"
+    regularise, folder = args.regularise == "yes", args.data.startswith("folder:")
     dev = Device(args)
-    window = None if args.plain else partial(square_window, size=args.size)
+    window = partial(square_window, size=args.size) if regularise else None
     train, val, test = load_images(args, dev, args.size, window=window)
     if args.model == "alexnet":  # its weights and its normalisation are made for pixels to 255
         train.facts["std"] = [1 / 255] * 3
     model = build(args, len(train.facts["classes"]))
     check_images(model, args, dev, args.size)
-    heads = ("classifier",) if small else ("classifier.6",)
-    start_from(model, args, dev, train.facts, heads, PUBLISHED)
+    head = "classifier" if args.model == "convnet4" else "classifier.6"
+    start_from(model, args, dev, train.facts, (head,), PUBLISHED)
     net = dev.wrap(model)
-    decay = 0.0 if args.plain else 5e-4
-    optimizer = torch.optim.SGD(trained(model), args.lr, 0.9, weight_decay=decay, fused=True)
-    steps = args.epochs * len(train.batches(args.batch_size))
-    # The paper waits until the validation error stands still; these are arXiv:1404.5997's places.
-    drops = () if args.plain else (0.86, 0.93) if small else (0.25, 0.5, 0.75)
-    share = partial(step_size, [drop * steps for drop in drops])
+    kind = partial(torch.optim.SGD, momentum=0.9) if args.optimizer == "sgd" else torch.optim.AdamW
+    optimizer = kind(trained(model), args.lr, weight_decay=5e-4 if regularise else 0, fused=True)
+    share = partial(step_size, args.schedule, args.epochs * len(train.batches(args.batch_size)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     run = Run(args, dev, model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
     test_metrics = partial(evaluate, model, test, dev, run.folder / "confusion.png", args.ten_crop)
@@ -163,8 +168,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return run.finish(**test_metrics())
 
     colours = colour_covariance(train) if args.colour_pca else None
-    shift = not args.data.startswith("folder:")
-    change = None if args.plain else partial(augment, shift=shift, covariance=colours)
+    change = partial(augment, shift=not folder, covariance=colours) if regularise else None
     for epoch in run.epochs():
         model.train()
         keep_frozen(model)

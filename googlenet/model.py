@@ -43,7 +43,7 @@ class ResponseNorm(nn.Module):
     """Local response normalisation, Sec. 3.3 of the AlexNet paper: x / (2 + 1e-4 S)^0.75, where S
     sums the squares of the channel and of two neighbours on each side, at the same place.
 
-    The sum is a 1x1 convolution with a band of ones: on a CPU 3 to 13 times as fast as torch's.
+    The sum is a 1x1 convolution with a band of ones: on a CPU 2 to 13 times as fast as torch's.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), and so is what returns

@@ -30,7 +30,7 @@ from common.weights import add_weight_flags, check_weights, keep_frozen, start_f
 from googlenet.model import MODELS
 
 # fmt: off
-QUICK = dict(model="googlenet_bn_small", data="shapes",               epochs=3,   val=500, batch_size=64, lr=0.1,  schedule="cosine")  # noqa: E501
+QUICK = dict(model="googlenet_bn_small", data="shapes",               epochs=4,   val=500, batch_size=64, lr=0.1,  schedule="cosine")  # noqa: E501
 PAPER = dict(model="googlenet",          data="folder:data/imagenet", epochs=250, val=0,   batch_size=32, lr=0.01, schedule="stairs", average=0.9999)  # noqa: E501
 # fmt: on
 PUBLISHED = {"googlenet_bn": "googlenet"}  # torchvision's name
@@ -45,13 +45,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_weight_flags(parser)
     add = parser.add_argument
     add("--no-aux", action="store_true", help="leave the two auxiliary heads out")
-    add("--augment", choices=["yes", "no"], help="train on changed images: yes, but no for shapes")
+    add("--augment", choices=["yes", "no"], default="yes", help="train on changed images")
     add("--schedule", choices=["cosine", "stairs"], help="of lr; stairs: 4% less every 8 epochs")
     add("--average", type=share, default=0.0, help="evaluate an average of weights, of this decay")
     add("--size", type=cli.whole(8), help="pixels: small models 32, others 64, or 224 of folders")
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
-    args.augment = args.augment or ("no" if args.data == "shapes" else "yes")
     large = 224 if args.data.startswith("folder:") else 64
     args.size = args.size or (32 if args.model.endswith("small") else large)
     return args
@@ -136,7 +135,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model.aux1 = model.aux2 = None
     net = dev.wrap(model)
     weights = trained(model)
-    optimizer = torch.optim.SGD(weights, args.lr, momentum=0.9, weight_decay=2e-4, fused=True)
+    fused = not args.fsdp  # torch has no fused SGD for shards
+    optimizer = torch.optim.SGD(weights, args.lr, momentum=0.9, weight_decay=2e-4, fused=fused)
     per_epoch = len(train.batches(args.batch_size))
     rate = partial(warmup_and_cosine, args.epochs * per_epoch)
     if args.schedule == "stairs":

@@ -296,9 +296,8 @@ def narrow(monkeypatch):
 
 
 def test_bad_flags(refused):
-    for flag in (["--activation", "tanh"], ["--plain"]):
-        assert "convnet4" in refused(train.main, ["--model", "alexnet", *flag])
-    assert "--colour-pca" in refused(train.main, ["--plain", "--colour-pca"])
+    assert "convnet4" in refused(train.main, ["--model", "alexnet", "--activation", "tanh"])
+    assert "--regularise yes" in refused(train.main, ["--regularise", "no", "--colour-pca"])
     assert "did you mean tanh" in refused(train.main, ["--activation", "tan"])
     small = ["--data", "digits", "--model", "alexnet", "--size", "48"]
     assert "--size" in refused(train.main, small)
@@ -312,18 +311,21 @@ def test_recipes_and_sizes():
     assert (paper.model, paper.batch_size, paper.lr, paper.epochs) == ("alexnet", 128, 0.01, 90)
     assert (paper.size, paper.colour_pca, paper.ten_crop) == (227, True, True)
     assert not train.parse_args(["--paper", "--no-colour-pca"]).colour_pca
-    small = train.parse_args(["--paper", "--model", "convnet4", "--epochs", "3"])
-    assert (small.data, small.epochs, small.size, small.ten_crop) == ("cifar10", 3, 32, False)
+    usual = train.parse_args(["--model", "alexnet_owt"])  # the paper's way to train it
+    assert (usual.optimizer, usual.lr, usual.regularise) == ("sgd", 0.01, "yes")
+    assert train.parse_args(["--model", "alexnet", "--lr", "0.5"]).lr == 0.5
     sizes = {(m, d): train.parse_args(["--model", m, "--data", d]).size for m in MODELS
              for d in ("shapes", "folder:x")}  # fmt: skip
     assert list(sizes.values()) == [99, 227, 99, 224, 32, 32]
     assert train.parse_args(["--size", "64"]).size == 64
 
 
-def test_the_rate_drops_three_times():
-    share = partial(train.step_size, [25, 50, 75])
-    values = [share(step) for step in (0, 24, 25, 50, 75, 100)]
-    assert values == pytest.approx([1, 1, 0.1, 0.01, 0.001, 0.001])
+def test_learning_rates():
+    stairs = [train.step_size("stairs", 100, step) for step in (0, 24, 25, 50, 75, 99)]
+    assert stairs == pytest.approx([1, 1, 0.1, 0.01, 0.001, 0.001])
+    cosine = [train.step_size("cosine", 100, step) for step in (0, 5, 10, 50, 100)]
+    assert cosine == pytest.approx([0, 0.497, 0.976, 0.5, 0], abs=1e-3)
+    assert {train.step_size("constant", 100, step) for step in range(100)} == {1.0}
 
 
 def test_windows_are_seven_eighths_of_the_middle_square():
@@ -451,22 +453,28 @@ def test_each_image_is_shifted_once_and_anew_in_each_epoch():
     assert (seen[0] - seen[1]).abs().amax(1).min() > 0
 
 
-def test_plain_training_has_nothing_against_overfitting(monkeypatch):
-    settings, changes, sgd = [], [], torch.optim.SGD
+@pytest.mark.parametrize("regularise", ["yes", "no"])
+def test_regularisation_is_all_or_nothing(monkeypatch, narrow, regularise):
+    decays, changes, dropouts, sgd = [], [], [], torch.optim.SGD
+
+    def optimizer(parameters, lr, momentum, weight_decay, fused):
+        decays.append(weight_decay)
+        return sgd(parameters, lr, momentum, weight_decay=weight_decay, fused=fused)
+
+    def build(args, num_classes, built=train.build):
+        model = built(args, num_classes)
+        dropouts.append({m.p for m in model.modules() if isinstance(m, nn.Dropout)})
+        return model
+
+    monkeypatch.setattr(torch.optim, "SGD", optimizer)
+    monkeypatch.setattr(train, "build", build)
     monkeypatch.setattr(train, "augment", lambda images, *_, **__: changes.append(1) or images)
-    monkeypatch.setattr(
-        torch.optim,
-        "SGD",
-        lambda *args, **kw: settings.append(kw["weight_decay"]) or sgd(*args, **kw),
-    )
-    flags = ["--quiet", "--data", "digits", "--limit", "64", "--val", "0", "--batch-size", "8"]
-    train.main([*flags, "--plain", "--epochs", "2", "--run-dir", "plain"])
-    assert (settings, changes) == ([0.0], [])
-    train.main([*flags, "--epochs", "2", "--run-dir", "usual"])
-    assert settings == [0.0, 5e-4]
-    assert len(changes) == 16
-    assert read_rates("plain") == [train.QUICK["lr"]] * 2
-    assert read_rates("usual")[-1] == pytest.approx(train.QUICK["lr"] / 100)
+    flags = ["--quiet", "--data", "digits", "--limit", "8", "--val", "0", "--batch-size", "4"]
+    flags += ["--model", "alexnet", "--size", "67", "--epochs", "1", "--regularise", regularise]
+    train.main([*flags, "--schedule", "constant", "--run-dir", "run"])
+    on = regularise == "yes"
+    assert (decays, len(changes), dropouts) == ([5e-4 * on], 2 * on, [{0.5 * on}])
+    assert read_rates("run") == [0.01]
 
 
 def read_rates(folder):
@@ -476,6 +484,7 @@ def read_rates(folder):
 
 def test_activation_is_kept_by_a_run(tree):
     flags = [*tree, *SHORT, "--epochs", "2", "--batch-size", "4", "--activation", "tanh"]
+    flags += ["--regularise", "yes", "--optimizer", "sgd"]
     whole = train.main([*flags, "--run-dir", "whole"])
     train.main([*flags, "--run-dir", "cut", "--max-steps", "5"])  # inside the second epoch
     assert train.main(["--quiet", "--resume", "--run-dir", "cut"]) == whole
@@ -495,6 +504,7 @@ def test_alexnet_trains_on_the_users_photographs(tree, narrow, flags):
     metrics = train.main([*flags, "--run-dir", "run"])
     assert all(math.isfinite(value) for value in metrics.values())
     content = torch.load("run/last.pt")
+    assert content["optimizer"]["kind"] == "SGD"
     assert content["dataset"]["std"] == [1 / 255] * 3  # raw pixels, as in the paper
     rates = read_rates("run")
     assert rates == pytest.approx([1e-5])
@@ -576,7 +586,7 @@ def test_sample(tree, capsys, refused):
     shown = sample.main([*checkpoint, "--out", "grid"])
     assert 0 <= shown["right"] <= 4
     assert 0 <= shown["same_class"] <= 1
-    made = {path.stem for path in Path("grid").glob("*.png")}
+    made = {path.stem for path in Path("grid").glob("*.*")}
     assert made == {"predictions", "filters", "neighbours"}
     assert "nothing.png" in refused(sample.main, [*checkpoint, "nothing.png"])
     sample.show_filters(narrowed("alexnet"), Path("out"))
@@ -600,9 +610,9 @@ def test_claims_run_resume_and_summarise(tree, monkeypatch):
         assert len(values) == 2
         assert set(values) <= {1, 2, None}
         command = written[arm]["command"]
-        assert command.startswith("python alexnet/train.py --plain --data folder:tree")
+        assert command.startswith("python alexnet/train.py --data folder:tree")
         args = train.parse_args(command.replace("SEED", "0").split()[2:])
-        assert (args.activation, args.plain) == (arm, True)
+        assert (args.activation, args.regularise, args.schedule) == (arm, "no", "constant")
     assert Path("out/claim_relu.png").exists()
     before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")}
     assert claims.main(argv) == summary  # skipped, as all is done

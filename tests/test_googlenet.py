@@ -328,8 +328,6 @@ def test_stairs_and_cosine():
     assert (args.model, args.schedule, args.average) == ("googlenet", "stairs", 0.9999)
     assert (args.size, args.lr, args.val) == (224, 0.01, 0)
     assert train.parse_args([]).size == 32
-    assert train.parse_args([]).augment == "no"
-    assert train.parse_args(["--data", "cifar10"]).augment == "yes"
     assert train.parse_args(["--model", "googlenet"]).size == 64
 
 

@@ -135,7 +135,7 @@ def test_shapes_of_every_stage(name):
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 10)
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-    widths = (32, 64, 128, 256, 256) if "small" in name else (64, 128, 256, 512, 512)
+    widths = (16, 32, 64, 128, 128) if "small" in name else (64, 128, 256, 512, 512)
     assert shapes[:5] == [(c, 64 >> i, 96 >> i) for i, c in enumerate(widths, 1)]
 
 
@@ -183,7 +183,8 @@ def test_parity_with_torchvision(name):
     theirs.classifier[0] = nn.Linear(512 * 49, 32)
     theirs.classifier[3] = nn.Linear(32, 32)
     theirs.classifier[6] = nn.Linear(32, 10)
-    compare(ours, theirs.to_empty(device="cpu").double(), torch.randn(3, 3, 32, 32).double())
+    x = torch.randn(3 if "bn" in name else 1, 3, 32, 32).double()  # norms need several places
+    compare(ours, theirs.to_empty(device="cpu").double(), x)
 
 
 def test_whole_vgg11_equals_torchvision():
@@ -382,6 +383,24 @@ def test_scales_and_dense_of_the_paper_are_for_folders_of_224_pixels():
         assert train.parse_args(["--model", name, "--dense", "448", "--size", f"{least}"]).dense
         with pytest.raises(SystemExit):
             train.parse_args(["--model", name, "--dense", f"{least - 1}", "--size", "224"])
+
+
+def test_scales_reach_the_windows(tree, monkeypatch):
+    seen = {}
+
+    def stop(*_, window, **__):
+        seen.update(window.keywords)
+        raise SystemExit
+
+    monkeypatch.setattr(train, "load_images", stop)
+    for flags, low, high in (
+        ([], 36, 36),
+        (["--scales", "40", "80"], 40, 80),
+        (["--paper"], 36, 73),
+    ):
+        with pytest.raises(SystemExit):
+            train.main([*tree, *flags])
+        assert seen == {"size": 32, "low": low, "high": high}
 
 
 @torch.inference_mode()

@@ -13,8 +13,8 @@ Departures from the paper:
 - Adaptive pooling to 7x7 stands before the fully connected layers, as in torchvision, so that
   images of any size from 32 pixels on fit. At the paper's 224 pixels it changes nothing.
 - The batch-norm variants are torchvision's; batch normalisation came half a year after VGG.
-- `vgg11_bn_small` and its like are for images of 32 pixels: a quarter as wide, with one hidden layer
-  of 128 in place of two of 4096, and without dropout, which kept them from beginning to learn.
+- `vgg11_bn_small` and its like are for images of 32 pixels: a quarter as wide, with one hidden
+  layer of 128 in place of two of 4096, and without dropout.
 Parameter names are torchvision's, so its published weights load as they are.
 """
 
@@ -163,17 +163,17 @@ SMALL = dict(widths=(16, 32, 64, 128, 128), hidden=(128,), pooled=1, dropout=0.0
 
 
 def vgg11_bn_small(num_classes: int = 10) -> VGG:
-    """A for images of 32 pixels, a quarter as wide, with batch normalisation: 596,298 parameters."""
+    """A for 32 pixels, a quarter as wide, with batch normalisation: 596,298 parameters."""
     return VGG(A, num_classes, batch_norm=True, **SMALL)
 
 
 def vgg13_bn_small(num_classes: int = 10) -> VGG:
-    """B for images of 32 pixels, a quarter as wide, with batch normalisation: 607,962 parameters."""
+    """B for 32 pixels, a quarter as wide, with batch normalisation: 607,962 parameters."""
     return VGG(B, num_classes, batch_norm=True, **SMALL)
 
 
 def vgg16_bn_small(num_classes: int = 10) -> VGG:
-    """D for images of 32 pixels, a quarter as wide, with batch normalisation: 940,698 parameters."""
+    """D for 32 pixels, a quarter as wide, with batch normalisation: 940,698 parameters."""
     return VGG(D, num_classes, batch_norm=True, **SMALL)
 
 
