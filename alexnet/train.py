@@ -159,7 +159,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     start_from(model, args, dev, train.facts, (head,), PUBLISHED)
     net = dev.wrap(model)
     kind = partial(torch.optim.SGD, momentum=0.9) if args.optimizer == "sgd" else torch.optim.AdamW
-    optimizer = kind(trained(model), args.lr, weight_decay=5e-4 if regularise else 0, fused=True)
+    optimizer = kind(
+        trained(model), args.lr, weight_decay=5e-4 if regularise else 0, fused=not args.fsdp
+    )
     share = partial(step_size, args.schedule, args.epochs * len(train.batches(args.batch_size)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     run = Run(args, dev, model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)

@@ -49,6 +49,7 @@ def start_from(
     heads: tuple[str, ...],
     published: Mapping[str, str],
     inputs: Mapping[str, list[float]] = IMAGENET,
+    optional: tuple[str, ...] = (),
 ) -> None:
     """Loads `args.weights`, if any, into `model`, and freezes all but its heads on `--freeze`.
 
@@ -67,7 +68,7 @@ def start_from(
             state, known = read_state(Path(args.weights))
             inputs = known or inputs
         facts.update({key: list(inputs[key]) for key in ("mean", "std")})
-        load(model, state, args, dev, heads)
+        load(model, state, args, dev, heads, optional)
     if args.freeze:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(tuple(f"{head}." for head in heads)))
@@ -100,9 +101,16 @@ def load(
     args: argparse.Namespace,
     dev: Device,
     heads: tuple[str, ...],
+    optional: tuple[str, ...] = (),
 ) -> None:
-    """Loads `state` whole, or all but heads of another number of classes."""
+    """Loads `state` whole, or all but heads of another number of classes.
+
+    Layers named in `optional` may be missing on either side.
+    """
     own = model.state_dict()
+    needless = tuple(f"{name}." for name in optional)
+    state = {key: v for key, v in state.items() if key in own or not key.startswith(needless)}
+    state |= {key: v for key, v in own.items() if key not in state and key.startswith(needless)}
     if missing := [key for key in own if key not in state]:
         fail(f"{args.weights} is of another network than {args.model}: it has no {missing[0]}")
     if strange := [key for key in state if key not in own]:

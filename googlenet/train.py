@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train, val, test = load_images(args, dev, args.size, window=window)
     model = MODELS[args.model](num_classes=len(train.facts["classes"]))
     check_images(model, args, dev, args.size)
-    start_from(model, args, dev, train.facts, HEADS, PUBLISHED, HALF)
+    start_from(model, args, dev, train.facts, HEADS, PUBLISHED, HALF, ("aux1", "aux2"))
     if args.no_aux:  # only now, so that the rest begins with the same weights as with them
         model.aux1 = model.aux2 = None
     net = dev.wrap(model)

@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     start_from(model, args, dev, train.facts, ("fc",), PUBLISHED)
     net = dev.wrap(model)
     optimizer = torch.optim.SGD(
-        trained(model), args.lr, momentum=0.9, weight_decay=1e-4, fused=True
+        trained(model), args.lr, momentum=0.9, weight_decay=1e-4, fused=not args.fsdp
     )
     steps = args.epochs * len(train.batches(args.batch_size))
     share = partial(step_size, steps, args.warmup)

@@ -251,6 +251,16 @@ def test_freezing_trains_only_the_head(published):
     assert changed == ["fc.weight", "fc.bias"]  # no batch norm's statistics either
 
 
+def test_optional_layers_may_be_missing_on_either_side(published):
+    with_head = published.state_dict()
+    without = {key: value for key, value in with_head.items() if not key.startswith("fc.")}
+    for state, net in ((without, published), (with_head, torchvision.models.resnet18())):
+        if state is with_head:
+            net.fc = nn.Identity()
+        weights.load(net, state, arguments(weights="x"), device(), (), ("fc",))
+        assert torch.equal(net.conv1.weight, with_head["conv1.weight"])
+
+
 def test_weights_that_cannot_be(published, refused):
     def line(**flags):
         return refused(lambda: start(torchvision.models.resnet18(num_classes=5), **flags))

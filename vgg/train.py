@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     start_from(model, args, dev, train.facts, (last,), PUBLISHED)
     net = dev.wrap(model)
     optimizer = torch.optim.SGD(
-        trained(model), args.lr, momentum=0.9, weight_decay=5e-4, fused=True
+        trained(model), args.lr, momentum=0.9, weight_decay=5e-4, fused=not args.fsdp
     )
     steps = args.epochs * len(train.batches(args.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step_size(step / steps))
