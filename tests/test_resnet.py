@@ -267,4 +267,6 @@ def test_claims_run_resume_and_summarise(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_quick_reaches_the_readmes_number():
-    assert train.main(["--quiet"])["test_accuracy"] > 0.9  # where a linear classifier stays below half
+    assert (
+        train.main(["--quiet"])["test_accuracy"] > 0.9
+    )  # where a linear classifier stays below half

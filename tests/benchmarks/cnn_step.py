@@ -10,8 +10,9 @@ run (precision auto, channels-last, fused SGD) against torchvision's as publishe
 ratio of medians, torchvision's time over ours, with its spread round by round. `--memory` runs each
 side in a process of its own and compares their peak resident memory.
 
-`--epoch` times ResNet-20 and ResNet-18 on the CIFAR-10 part, with crops and flips, beside the usual
-script: per-image transforms, a DataLoader (the better of 0 and 2 workers), fp32.
+`--epoch` times ResNet-20 (32 pixels) and ResNet-18 (64, the script's default) on the CIFAR-10 part,
+with crops and flips, beside the usual script: per-image transforms, a DataLoader (the better
+of 0 and 2 workers), fp32.
 """
 
 import argparse
@@ -118,20 +119,23 @@ def peak(name: str, ours: bool, args: argparse.Namespace) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def epoch_sides(name: str, data_dir: str, device: str) -> dict[str, Callable]:
+def epoch_sides(name: str, data_dir: str, device: str, sample: list[str]) -> dict[str, Callable]:
     """One epoch of CIFAR-10: ours, and the usual script with 0 and 2 workers."""
-    flags = ["--data", "cifar10", "--data-dir", data_dir, "--size", "32", "--model", name]
+    flags = ["--data", "cifar10", "--data-dir", data_dir, "--model", name, *sample]
     args = parse_args([*flags, "--device", device, "--val", "0", "--quiet"])
     dev = Device(args)
-    train, _, _ = load_images(args, dev, 32)
+    train, _, _ = load_images(args, dev, args.size)
+    plain, _, _ = load_images(args, dev, 32)
     steps = [
-        torchvision.transforms.RandomCrop(32, padding=4),
+        torchvision.transforms.RandomCrop(args.size, padding=args.size // 8),
         torchvision.transforms.RandomHorizontalFlip(),
         torchvision.transforms.ToTensor(),
         torchvision.transforms.Normalize(train.facts["mean"], train.facts["std"]),
     ]
+    if args.size != 32:
+        steps.insert(0, torchvision.transforms.Resize(args.size))
     transform = torchvision.transforms.Compose(steps)
-    pictures = [image.permute(1, 2, 0).numpy() for image in train.pixels]
+    pictures = [image.permute(1, 2, 0).numpy() for image in plain.pixels]
     to_image = torchvision.transforms.functional.to_pil_image
 
     class Usual(torch.utils.data.Dataset):
@@ -177,7 +181,8 @@ def epoch_sides(name: str, data_dir: str, device: str) -> dict[str, Callable]:
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=SAME, default=list(SAME))
+    parser.add_argument("--models", nargs="+", choices=[*SAME, "resnet20"])
+    parser.add_argument("--limit", type=int, help="with --epoch: so many images")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
@@ -195,8 +200,9 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     if args.epoch:
-        for name in ("resnet20", "resnet18"):
-            sides = epoch_sides(name, args.data_dir, args.device)
+        sample = ["--limit", str(args.limit)] if args.limit else []
+        for name in args.models or ("resnet20", "resnet18"):
+            sides = epoch_sides(name, args.data_dir, args.device, sample)
             times = interleave(list(sides.values()), args.rounds, warm_up=1)
             for side, values in zip(sides, times, strict=True):
                 print(f"{name:<10} {side:<17} {statistics.median(values):6.2f} s", flush=True)
@@ -207,7 +213,7 @@ def main() -> None:
         return
     print(f"batch {args.batch_size} at {args.size} pixels; torchvision's time over ours")
     print(f"{'model':<10} {'equal':<20} {'default':<20} {'memory, ours over theirs' * args.memory}")
-    for name in args.models:
+    for name in args.models or SAME:
         ratios = []
         for default in (False, True):  # two models at a time: three large ones crowd the memory
             sides = [stepper(name, ours, default, args) for ours in (True, False)]
