@@ -58,7 +58,7 @@ def start_from(
 
     `heads` are the names of the layers that depend on the number of classes; where the file's
     have another shape, they keep their new weights. `published` maps models to torchvision's
-    names, for those whose weights it has.
+    names, for those whose weights it has. Layers named in `optional` may be missing from the file.
     """
     resumed = args.resume and args.run_dir and (args.run_dir / "last.pt").exists()
     if args.weights and not args.evaluate and not resumed:
