@@ -52,6 +52,11 @@ def positive(text: str) -> float:
     return value
 
 
+def not_negative(text: str) -> float:
+    """Parses zero or a number above it."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, with the nearest valid name."""
 

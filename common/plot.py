@@ -119,3 +119,20 @@ def spread(
     axis.grid(alpha=0.3)
     axis.legend()
     save(figure, path)
+
+
+def bars(groups: dict[str, dict[str, Sequence[float]]], path: str | Path) -> None:
+    """Draws one panel for each of {title: {arm: values}}: means, with the deviation over seeds."""
+    figure = Figure(figsize=(3.4 * len(groups) + 0.4, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axis, (title, arms) in zip(panels, groups.items(), strict=True):
+        means = [np.mean(values) for values in arms.values()]
+        errors = [np.std(values, ddof=1) if len(values) > 1 else 0 for values in arms.values()]
+        places = range(len(arms))
+        axis.bar(places, means, yerr=errors, capsize=4, width=0.6, color="tab:blue", alpha=0.8)
+        for place, mean in zip(places, means, strict=True):
+            axis.text(place, mean / 2, f"{mean:.3g}", ha="center", va="center", fontsize=9)
+        axis.set_xticks(places, list(arms), parse_math=False)
+        axis.set_title(title, fontsize=10, parse_math=False)
+        axis.grid(axis="y", alpha=0.3)
+    save(figure, path)

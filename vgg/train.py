@@ -35,7 +35,7 @@ from common.run import Run
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 from vgg.model import MODELS, VGG, fully_convolutional
 
-QUICK = dict(model="vgg11_bn_small", data="shapes", epochs=6, val=500, batch_size=64, lr=0.02)
+QUICK = dict(model="vgg11_bn_small", data="shapes", epochs=12, val=500, batch_size=64, lr=0.02)
 PAPER = dict(model="vgg16", data="folder:data/imagenet", epochs=74, batch_size=256, lr=0.01)
 PUBLISHED = {name: name for name in MODELS if name[5:] in ("", "_bn")}  # of torchvision
 

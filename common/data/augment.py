@@ -39,10 +39,7 @@ def random_colour(images: Tensor, draw: Draw, covariance: Tensor, spread: float 
     so is what returns, float and not clipped.
     """
     values, vectors = torch.linalg.eigh(covariance.double().cpu())
-    u, v = (
-        draw.uniform(0, 1, 2, len(values)).cpu().double().unbind(1)
-    )  # to a normal: Box and Muller 1958
-    alpha = spread * (-2 * torch.log(1 - u)).sqrt() * torch.cos(2 * math.pi * v)
+    alpha = spread * draw.normal(len(values)).cpu()
     shift = (alpha * values.clamp(min=0)) @ vectors.T  # (B, C)
     return images.float() + 255 * shift.float().to(images.device)[:, :, None, None]
 

@@ -4,6 +4,7 @@ Neither the number of processes nor --accumulate changes what a step sees, and a
 what an uninterrupted one would have seen.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -89,6 +90,11 @@ class Draw:
         count = self.size // len(self.keys)
         parts = [torch.rand(count, *shape, generator=g) for g in self.generators]
         return (torch.cat(parts)[self.rows] * (high - low) + low).to(self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers: (B, *shape), float64 (by Box and Muller, 1958)."""
+        u, v = self.uniform(0, 1, 2, *shape).double().unbind(1)
+        return (-2 * torch.log(1 - u)).sqrt() * torch.cos(2 * math.pi * v)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Whole numbers from low to high, both included: (B, *shape), int64."""

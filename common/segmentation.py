@@ -1,0 +1,71 @@
+"""What scripts that give each pixel a class share: counting connected cells, and pictures."""
+
+import torch
+from torch import Tensor
+
+TONES = [
+    *((230, 60, 50), (60, 120, 230), (60, 190, 80), (245, 190, 40), (160, 80, 200)),
+    *((50, 200, 200), (240, 130, 30), (240, 120, 190), (140, 100, 60), (120, 120, 120)),
+]
+
+
+def match_cells(cells: Tensor, found: Tensor) -> tuple[float, int]:
+    """How well the connected parts of `found` (H, W), a boolean mask, are those of a label map.
+
+    Returns their average precision, which is TP / (TP + FP + FN) where a part and a cell match
+    with an IoU above a threshold, averaged over the thresholds 0.5, 0.55 to 0.95 (as the Data
+    Science Bowl 2018 did it); and how many cells are merged: those beyond the first that have
+    most of their pixels in the same part. `cells` (H, W) has 0 where there is none.
+    """
+    from scipy import ndimage
+
+    parts, num_parts = ndimage.label(found.numpy())
+    _, cells = torch.cat([cells.new_zeros(1), cells.flatten()]).unique(return_inverse=True)
+    cells, num_cells = cells[1:], int(cells.max())  # numbers without gaps, 0 for none
+    if num_cells + num_parts == 0:
+        return 1.0, 0
+    pairs = cells * (num_parts + 1) + torch.from_numpy(parts).flatten()
+    shared = torch.bincount(pairs, minlength=(num_cells + 1) * (num_parts + 1))
+    shared = shared.view(num_cells + 1, num_parts + 1)  # pixels of cell i in part j
+    union = shared.sum(1, keepdim=True) + shared.sum(0) - shared
+    iou = shared[1:, 1:] / union[1:, 1:]
+    hits = torch.stack([(iou > 0.5 + 0.05 * k).sum() for k in range(10)])
+    precision = (hits / (num_cells + num_parts - hits)).mean()
+    within = (2 * shared > shared.sum(1, keepdim=True))[1:, 1:].sum(0)
+    return float(precision), int((within - 1).clamp(min=0).sum())
+
+
+def class_scores(counts: Tensor, classes: list[str], part: str) -> dict[str, float]:
+    """Scores from the pixels (K, K) of each class (rows) that were given each class (columns).
+
+    The pixel error; IoU and Dice of each class, and their means over all classes but the first.
+    A class that is neither there nor given has no score.
+    """
+    hits, true, given = counts.diag(), counts.sum(1), counts.sum(0)
+    there = (true + given > 0).nonzero()[:, 0].tolist()
+    iou, dice = hits / (true + given - hits), 2 * hits / (true + given)
+    wanted = [k for k in there if k > 0] or there
+    scores = {
+        f"{part}_pixel_error": 1 - float(hits.sum() / counts.sum().clamp(min=1)),
+        f"{part}_iou": float(iou[wanted].mean()),
+        f"{part}_dice": float(dice[wanted].mean()),
+    }
+    for k in there:
+        name = classes[k].replace(" ", "_")
+        scores |= {f"{part}_iou_{name}": float(iou[k]), f"{part}_dice_{name}": float(dice[k])}
+    return scores
+
+
+def overlay(image: Tensor, classes: Tensor) -> Tensor:
+    """An image (C, H, W), uint8, with the classes (H, W) over it: (3, H, W), uint8.
+
+    Class 0 stays as it is; the others are tinted, and outlined where they end.
+    """
+    image = image.expand(3, -1, -1).float()
+    tones = torch.tensor(TONES, dtype=torch.float32)
+    tint = tones[(classes.long() - 1) % len(TONES)].permute(2, 0, 1)  # (3, H, W)
+    padded = torch.nn.functional.pad(classes[None, None].float(), [1] * 4, mode="replicate")
+    around = padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)[0, 0]  # (H, W, 9)
+    edge = around.amax(2) != around.amin(2)
+    share = torch.where(edge, 0.9, 0.3) * (classes > 0)
+    return (image * (1 - share) + tint * share).round().byte()

@@ -1,0 +1,229 @@
+"""Image and mask sets: reading, folds, label maps, tiles, distances, scores."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from common.data.masks import UNKNOWN, load_masks, look_up, read_mask, separate, two_distances
+from common.device import Device
+from common.segmentation import class_scores, match_cells, overlay
+
+
+def flags(**changes):
+    values = dict(
+        data="shapes", data_dir="data", val=0, limit=None, seed=0, folds=3, fold=0, contrast="set",
+        typed=[],
+        chosen=[], device="cpu", precision="fp32", quiet=True, accumulate=1, clip=None, fsdp=False,
+        compile=False,
+    )  # fmt: skip
+    return Namespace(**{**values, **changes})
+
+
+def make(root, count=6, kind="masks", size=(20, 30), values=(0, 255)):
+    for folder in ("images", kind):
+        Path(root, folder).mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        Image.fromarray(rng.integers(0, 255, size, dtype=np.uint8)).save(f"{root}/images/{k}.png")
+        mask = np.array(values, dtype=np.uint8)[rng.integers(0, len(values), size)]
+        Image.fromarray(mask).save(f"{root}/{kind}/{k}.png")
+
+
+def load(root, **changes):
+    args = flags(data=f"folder:{root}", **changes)
+    return load_masks(args, Device(args), 16)
+
+
+def test_folds_hold_each_image_once():
+    make("set", 7)
+    seen = []
+    for fold in range(3):
+        train, val, test = load("set", fold=fold)
+        assert val is None
+        assert len(train) + len(test) == 7
+        assert not set(train.pairs.names) & set(test.pairs.names)
+        seen += test.pairs.names
+    assert sorted(seen) == [f"{k}.png" for k in range(7)]
+    other = load("set", seed=5)[2]
+    assert other.pairs.names == load("set")[2].pairs.names  # the seed chooses no test images
+
+
+def test_a_tree_with_a_test_part():
+    make("set/train", 4)
+    make("set/test", 2)
+    train, _, test = load("set")
+    assert (len(train), len(test)) == (4, 2)
+    assert train.facts["classes"] == ["background", "foreground"]
+
+
+def test_validation_and_limit():
+    make("set", 9)
+    train, val, test = load("set", val=2, chosen=["val"], limit=3)
+    assert (len(train), len(val), len(test)) == (3, 2, 3)
+    args = flags(data="folder:set", val=6, chosen=["val"])
+    with pytest.raises(SystemExit):
+        load_masks(args, Device(args), 16)
+
+
+def test_classes_of_masks(refused):
+    make("three", values=(0, 1, 2, 255))
+    facts = load("three")[0].facts
+    assert facts["classes"] == ["background", "class 1", "class 2"]
+    assert any((m == UNKNOWN).any() for m in load("three")[0].pairs.masks)
+    make("two", values=(0, 7))
+    assert {int(v) for m in load("two")[0].pairs.masks for v in m.unique()} == {0, 1}
+    make("gap", values=(0, 1, 3))
+    line = refused(load, "gap")
+    assert "value 3" in line
+    assert ".png" in line
+
+
+def test_palettes_and_bad_masks(refused):
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), mode="P")
+    image.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
+    image.save("palette.png")
+    assert read_mask(Path("palette.png")).tolist() == [[0, 1], [2, 1]]
+    Image.new("RGB", (4, 4), "red").save("red.png")
+    assert "red.png" in refused(read_mask, Path("red.png"))
+    Image.fromarray(np.array([[0, 300]], dtype=np.uint16)).save("deep.png")
+    assert read_mask(Path("deep.png")).tolist() == [[0, 300]]
+
+
+def test_pairs_that_do_not_fit(refused):
+    make("set")
+    Path("set/masks/3.png").unlink()
+    assert "3.png has no mask" in refused(load, "set")
+    make("set")
+    Image.new("L", (30, 20)).save("set/masks/extra.png")
+    assert "extra.png has no image" in refused(load, "set")
+    Path("set/masks/extra.png").unlink()
+    Image.new("L", (31, 20)).save("set/masks/2.png")
+    assert "30x20 and 31x20" in refused(load, "set")
+    Path("set/images/2.png").write_bytes(b"no image")
+    assert "2.png" in refused(load, "set")
+    assert "nowhere" in refused(load, "nowhere")
+    Path("empty").mkdir()
+    assert "images/" in refused(load, "empty")
+    make("few", 2)
+    assert "--folds 3" in refused(load, "few")
+
+
+def test_label_maps_are_separated():
+    make("cells", kind="labels", values=(0, 1, 2, 3))
+    train = load("cells")[0]
+    assert train.facts["labelled"]
+    for mask, labels in zip(train.pairs.masks, train.pairs.labels, strict=True):
+        parts, _ = ndimage.label(mask.numpy(), np.ones((3, 3)))
+        for part in range(1, parts.max() + 1):
+            assert len(labels[torch.from_numpy(parts == part)].unique()) == 1
+
+
+def test_separate_keeps_what_touches_nothing():
+    labels = torch.zeros(9, 9, dtype=torch.int32)
+    labels[1:4, 1:8], labels[4:7, 1:8] = 1, 2
+    mask = separate(labels)
+    assert mask[1:3, 1:8].all()
+    assert not mask[3].any()  # one line, of the first
+    assert mask[4:7, 1:8].all()
+    assert mask.sum() == 14 + 21
+
+
+def test_distances_are_those_of_brute_force():
+    torch.manual_seed(0)
+    labels = torch.zeros(24, 31, dtype=torch.int32)
+    labels[2:6, 3:9], labels[8:15, 10:14], labels[16:22, 2:8], labels[3:5, 20:29] = 1, 2, 3, 5
+    places = torch.stack(torch.meshgrid(torch.arange(24), torch.arange(31), indexing="ij"), 2)
+    places = places.view(-1, 2).float()
+    each = torch.stack([
+        torch.cdist(places, places[labels.flatten() == n]).amin(1) for n in (1, 2, 3, 5)
+    ]).sort(0).values  # fmt: skip
+    near, next_near = two_distances(labels, reach=60)
+    assert torch.allclose(near.flatten(), each[0])
+    assert torch.allclose(next_near.flatten(), each[1])
+    near, next_near = two_distances(labels, reach=5)
+    close = each[1] < 5
+    assert torch.allclose(next_near.flatten()[close], each[1][close])
+    assert next_near.flatten()[~close].isinf().all()
+    assert two_distances(torch.zeros(4, 4, dtype=torch.int32), 5)[0].isinf().all()
+
+
+def test_tiles_are_looked_up_and_mirrored():
+    values = torch.arange(12.0).view(1, 3, 4)
+    y, x = torch.meshgrid(torch.arange(-2, 5.0), torch.arange(-3, 7.0), indexing="ij")
+    found = look_up(values, torch.stack([x, y], 2)[None], "nearest")[0, 0]
+    padded = np.pad(values[0].numpy(), ((2, 2), (3, 3)), mode="reflect")
+    assert np.array_equal(found.numpy(), padded)
+
+
+def test_training_batches_are_the_images():
+    make("set")
+    train = load("set", fold=1)[0]
+
+    def cut(draw, heights, widths):
+        y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+        return (torch.stack([x, y], 2) + 5).expand(len(heights), 8, 8, 2), 4
+
+    train.weights = [mask.float() + 2 for mask in train.pairs.masks]
+    for images, masks, weights in train.batches(2, cut):
+        assert images.shape == (2, 1, 8, 8)
+        assert masks.shape == weights.shape == (2, 4, 4)
+        whole, classes = train.whole(torch.arange(len(train)))
+        same = [(images[0] - other[:, 5:13, 5:13]).abs().max() < 1e-4 for other in whole]
+        assert sum(same) == 1
+        index = same.index(True)
+        assert torch.equal(masks[0], classes[index, 7:11, 7:11])
+        assert torch.allclose(weights[0], masks[0].float() + 2)
+
+
+def test_evaluation_batches_hold_everything_once():
+    make("set", 7)
+    train = load("set")[0]
+    indices = torch.cat([i for *_, i in train.batches(2)])
+    assert sorted(indices.tolist()) == list(range(len(train)))
+    Image.new("L", (10, 10)).save("set/images/0.png")
+    Image.new("L", (10, 10)).save("set/masks/0.png")
+    for fold in range(3):  # sizes differ in some part: one at a time there
+        for part in load("set", fold=fold)[::2]:
+            differ = len({m.shape for m in part.pairs.masks}) > 1
+            assert all(not differ or len(x) == 1 for x, *_ in part.batches(3))
+
+
+def test_scores():
+    counts = torch.tensor([[50, 10, 0], [5, 30, 0], [0, 0, 0]]).double()
+    scores = class_scores(counts, ["a", "b", "c"], "test")
+    assert scores["test_pixel_error"] == pytest.approx(15 / 95)
+    assert scores["test_iou_b"] == pytest.approx(30 / 45)
+    assert scores["test_dice_b"] == pytest.approx(60 / 75)
+    assert scores["test_iou"] == scores["test_iou_b"]  # c is neither there nor given
+    assert "test_iou_c" not in scores
+
+
+def test_cells_are_matched():
+    cells = torch.zeros(20, 20, dtype=torch.int32)
+    cells[2:6, 2:6], cells[2:6, 8:12], cells[12:18, 12:18] = 4, 9, 11
+    assert match_cells(cells, cells > 0) == (1.0, 0)
+    joined = cells > 0
+    joined[3, 6:8] = True  # a bridge of two pixels
+    precision, merged = match_cells(cells, joined)
+    assert merged == 1
+    assert precision == pytest.approx(1 / 4)  # one of three found; one part too many: 1/(3+2-1)
+    half = cells == 11
+    half[12:15] = False  # half of the only cell found: an IoU of 0.5 is above no threshold
+    assert match_cells(cells, half)[0] == 0
+    empty = torch.zeros(5, 5, dtype=torch.int32)
+    assert match_cells(empty, empty > 0) == (1.0, 0)
+    assert match_cells(empty, empty == 0)[0] == 0
+
+
+def test_overlay_leaves_the_first_class():
+    image = torch.full((1, 6, 6), 100, dtype=torch.uint8)
+    classes = torch.zeros(6, 6, dtype=torch.uint8)
+    assert torch.equal(overlay(image, classes), image.expand(3, -1, -1))
+    classes[2:4, 2:4] = 1
+    changed = (overlay(image, classes) != 100).any(0)
+    assert torch.equal(changed, classes > 0)

@@ -1,0 +1,110 @@
+"""The claims of unet/README.md as experiments.
+
+    python unet/claims.py skips --data-dir PATH      # nuclei with and without skip connections
+    python unet/claims.py elastic --data-dir PATH    # few images of neurons, bent and not
+    python unet/claims.py border --data-dir PATH     # nuclei that merge without border weights
+    python unet/claims.py folds --data-dir PATH      # neurons, every fold once the test part
+
+All with `unet_small`. `--data shapes --epochs 1 --seeds 0` shows how one works.
+"""
+
+import argparse
+import statistics
+
+from common import cli
+from common.claims import run_arms, write_summary
+from unet.train import main as train
+
+DATA = {"skips": "nuclei", "elastic": "isbi", "border": "nuclei", "folds": "isbi"}
+STEPS = 900  # of each run of `elastic`, whatever the number of images
+ISBI = ["--border", "0"]  # chosen on held-out training images, see the README
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; see --help."""
+    parser = cli.claims_parser("unet", __doc__, DATA)
+    parser.add_argument("--data", help="which data (default: nuclei, or isbi)")
+    parser.add_argument("--epochs", type=cli.whole(1), help="of each run, to shorten it")
+    return parser.parse_args(argv)
+
+
+def arms_of(claim: str, epochs: int | None) -> dict[str, list[str]]:
+    """The flags of each arm."""
+    longer = ["--epochs", str(epochs)] if epochs else []
+    if claim == "skips":
+        return {"with skips": longer, "without": [*longer, "--skips", "no"]}
+    if claim == "border":
+        return {"w0 = 10": longer, "w0 = 0": [*longer, "--border", "0"]}
+    if claim == "folds":
+        return {f"fold {k}": [*longer, *ISBI, "--fold", str(k)] for k in range(6)}
+    arms = {}
+    for count in (5, 10, 25):
+        passes = epochs or STEPS * 4 // count  # mini-batches of 4
+        shared = ["--limit", str(count), "--epochs", str(passes), *ISBI]
+        for name, elastic in (("bent", "10"), ("not bent", "0")):
+            arms[f"{count} images, {name}"] = [*shared, "--elastic", elastic]
+    return arms
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> dict:
+    """Runs what isn't done yet; writes claim_<name>.json and .png; returns the summary."""
+    args = parse_args(argv)
+    cli.make_folder(args.out)
+    arms = arms_of(args.claim, args.epochs)
+    shared = ["--data", args.data or DATA[args.claim]]
+    results, commands, _ = run_arms("unet", train, arms, shared, args)
+    path = args.out / f"claim_{args.claim}.json"
+    summary = write_summary(path, results, commands)
+    for arm, metrics in summary.items():
+        shown = [f"IoU {metrics['test_iou_' + name]['mean']:.3f}" for name in names(metrics)[-1:]]
+        shown[0] += f" ± {metrics['test_iou_' + names(metrics)[-1]]['std']:.3f}"
+        shown.append(f"pixel error {metrics['test_pixel_error']['mean']:.2%}")
+        if "test_ap" in metrics:
+            shown.append(f"AP {metrics['test_ap']['mean']:.3f} ± {metrics['test_ap']['std']:.3f}")
+            merged = metrics["test_merged"]
+            shown.append(f"merged {merged['mean']:.2%} ± {merged['std']:.2%}")
+        print(f"{arm:>22}: {', '.join(shown)}")
+    if args.claim == "folds":
+        means = [m["test_iou_cell"]["mean"] for m in summary.values() if "test_iou_cell" in m]
+        if len(means) > 1:
+            spread = statistics.stdev(means)
+            print(f"all folds: IoU of cells {statistics.mean(means):.3f} ± {spread:.3f}")
+    draw(args, summary)
+    print(f"wrote {path} and {path.with_suffix('.png')}")
+    return summary
+
+
+def names(metrics: dict) -> list[str]:
+    """The classes that the metrics name, in order."""
+    prefix = "test_iou_"
+    return [key.removeprefix(prefix) for key in metrics if key.startswith(prefix)]
+
+
+def draw(args: argparse.Namespace, summary: dict) -> None:
+    """Writes the claim's picture: bars, or for `elastic` curves over the number of images."""
+    from common.plot import bars, spread
+
+    picture = args.out / f"claim_{args.claim}.png"
+    key = f"test_iou_{names(next(iter(summary.values())))[-1]}"
+    label = f"IoU of the class {key.removeprefix('test_iou_')}"
+    if args.claim == "elastic":
+        lines: dict = {}
+        for arm, metrics in summary.items():
+            count, _, name = arm.partition(" images, ")
+            lines.setdefault(name, {})[int(count)] = metrics[key]["values"]
+        return spread(lines, picture, x="training images", y=label)
+    shown = {label: key}
+    if "test_ap" in next(iter(summary.values())):
+        shown |= {"average precision of cells": "test_ap", "share of merged cells": "test_merged"}
+    bars(
+        {
+            title: {arm: m[name]["values"] for arm, m in summary.items()}
+            for title, name in shown.items()
+        },
+        picture,
+    )
+
+
+if __name__ == "__main__":
+    main()

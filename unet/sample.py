@@ -1,0 +1,124 @@
+"""Gives each pixel of images its class with a trained U-Net, whatever their size.
+
+python unet/sample.py cells.png photos/   # your own images: a mask and a picture of each
+python unet/sample.py                     # test images, their true masks, and the answers
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from common import cli
+from common.classify import find_images
+from common.data.masks import MaskSet, load_masks, normalise, read_image
+from common.device import Device
+from common.run import progress
+from common.segmentation import overlay
+from unet.model import MODELS, UNet, overlap_tile
+from unet.train import build
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; see --help."""
+    parser = cli.sample_parser("unet", __doc__)
+    parser.add_argument("inputs", nargs="*", type=Path, help="image files, or folders of them")
+    parser.add_argument(
+        "--tile", type=cli.whole(16), default=388, help="pixels of a tile's answer (default: 388)"
+    )
+    return parser.parse_args(argv)
+
+
+@torch.inference_mode()
+def segment(model: UNet, image: Tensor, facts: dict, dev: Device, tile: int = 388) -> Tensor:
+    """The classes (H, W), uint8, of an image (C, H, W), uint8."""
+    with dev.autocast():
+        logits = overlap_tile(model, normalise(image[None].to(dev.device), facts), tile)
+    return logits[0].argmax(0).byte().cpu()
+
+
+def fit(image: Tensor, channels: int) -> tuple[Tensor, str]:
+    """An image with as many channels as the network takes, and what was done to it."""
+    if len(image) == channels:
+        return image, ""
+    if channels == 3:
+        return image.expand(3, -1, -1), " (grey: made RGB)"
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # luminance, ITU-R 601
+    return (image * weights).sum(0, keepdim=True).round().byte(), " (colour: made grey)"
+
+
+def show_test(
+    model: UNet, test: MaskSet, dev: Device, out: Path, tile: int, count: int = 6
+) -> None:
+    """Writes predictions.jpg: test images, their true masks, and the answers."""
+    from common.plot import image_grid
+
+    shown = []
+    for index in range(min(count, len(test))):
+        image, mask = test.pairs.images[index], test.pairs.masks[index]
+        answer = segment(model, image, test.facts, dev, tile)
+        shown.append([image, overlay(image, mask), overlay(image, answer)])
+    titles = ["image"] * len(shown) + ["truth"] * len(shown) + ["answer"] * len(shown)
+    rows = [*itertools.chain.from_iterable(zip(*shown, strict=True))]
+    image_grid(rows, out / "predictions.jpg", titles, columns=len(shown), size=1.8)
+    print(f"wrote {out / 'predictions.jpg'}: {len(shown)} of {len(test)} test images")
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> dict:
+    """Segments the inputs, or test images; returns each file's shares and parts by class."""
+    args = parse_args(argv)
+    files = find_images(args.inputs)
+    checkpoint = cli.open_checkpoint(args, "unet", MODELS)
+    flags = argparse.Namespace(**checkpoint["config"]["flags"])
+    flags.device, flags.quiet, flags.fsdp, flags.typed = args.device, True, False, []
+    flags.data_dir = args.data_dir or flags.data_dir
+    dev, facts = Device(flags), checkpoint["dataset"]
+    model = build(flags, facts)
+    model.load_state_dict(checkpoint["model"])
+    model.to(dev.device, memory_format=torch.channels_last).eval()
+    print(f"{flags.model} trained on {flags.data}, from {args.checkpoint}")
+    if not files:
+        test = load_masks(flags, dev, flags.size)[2]
+        cli.make_folder(args.out)
+        show_test(model, test, dev, args.out, args.tile)
+        return {"shown": len(test)}
+    images = [read_image(path) for path in files]  # before anything is written
+    cli.make_folder(args.out)
+    found, names = {}, set()
+    for path, image in progress(zip(files, images, strict=True), dev, "segmenting", len(files)):
+        image, note = fit(image, facts["channels"])
+        answer = segment(model, image, facts, dev, args.tile)
+        name = next(n for n in numbered(path.stem) if n not in names)
+        names.add(name)
+        Image.fromarray(answer.numpy()).save(args.out / f"{name}-mask.png")
+        picture = overlay(image, answer).permute(1, 2, 0).numpy()
+        Image.fromarray(picture).save(args.out / f"{name}-overlay.jpg", quality=90)
+        found[str(path)] = {
+            label: {
+                "share": float((answer == k).float().mean()),
+                "parts": int(ndimage.label((answer == k).numpy())[1]),
+            }
+            for k, label in enumerate(facts["classes"])
+        }
+        answers = ", ".join(
+            f"{label} {v['share']:.1%} in {v['parts']} parts"
+            for label, v in found[str(path)].items()
+        )
+        print(f"{path}{note}: {answers}")
+    print(f"wrote {len(files)} masks (a pixel's value is its class) and pictures to {args.out}")
+    return found
+
+
+def numbered(stem: str):
+    """The name, then the name with -2, -3, …"""
+    yield stem
+    yield from (f"{stem}-{n}" for n in itertools.count(2))
+
+
+if __name__ == "__main__":
+    main()
