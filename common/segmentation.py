@@ -41,6 +41,7 @@ def class_scores(counts: Tensor, classes: list[str], part: str) -> dict[str, flo
     The pixel error; IoU and Dice of each class, and their means over all classes but the first.
     A class that is neither there nor given has no score.
     """
+    counts = counts.double()
     hits, true, given = counts.diag(), counts.sum(1), counts.sum(0)
     there = (true + given > 0).nonzero()[:, 0].tolist()
     iou, dice = hits / (true + given - hits), 2 * hits / (true + given)

@@ -20,12 +20,13 @@ from common.device import Device
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # torchvision's inputs
 
 
-def add_weight_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of scripts that can start from published weights."""
+def add_weight_flags(parser: argparse.ArgumentParser, published: bool = True) -> None:
+    """The flags of scripts that can start from weights of a file, or from `published` ones."""
+    theirs = "torchvision's published weights, or from " if published else ""
     parser.add_argument(
         "--weights",
-        metavar="imagenet|FILE",
-        help="start from torchvision's published weights, or from a state_dict or checkpoint; "
+        metavar="imagenet|FILE" if published else "FILE",
+        help=f"start from {theirs}a state_dict or checkpoint; "
         "another number of classes gets a new last layer",
     )
     parser.add_argument("--freeze", action="store_true", help="train only the last layer")
@@ -33,12 +34,14 @@ def add_weight_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_weights(args: argparse.Namespace, published: Mapping[str, str]) -> None:
     """Ends in one line if the flags ask for weights that aren't there, before any work is done."""
+    name, other = ("imagenet", " (or write imagenet)") if published else ("FILE", "")
     if args.freeze and not args.weights:
-        fail("--freeze trains the last layer on what --weights gives: add --weights imagenet")
-    if args.weights == "imagenet" and args.model not in published:
+        fail(f"--freeze trains the last layer on what --weights gives: add --weights {name}")
+    if args.weights == "imagenet" and published and args.model not in published:
         fail(f"--weights imagenet: none for {args.model}, but for {', '.join(published)}")
-    if "weights" in args.typed and args.weights != "imagenet" and not Path(args.weights).is_file():
-        fail(f"--weights {args.weights}: there is no such file (or write imagenet)")
+    there = args.weights == "imagenet" and published
+    if "weights" in args.typed and not there and not Path(args.weights).is_file():
+        fail(f"--weights {args.weights}: there is no such file{other}")
 
 
 def start_from(

@@ -19,11 +19,12 @@ from unet.model import (
     UNet,
     border_weights,
     elastic_displacement,
+    energy,
     mirror,
     overlap_tile,
+    segment,
     unet,
     unet_small,
-    weighted_cross_entropy,
 )
 
 
@@ -54,7 +55,7 @@ def test_parameters():
     with torch.device("meta"):
         count = sum(p.numel() for p in unet().parameters())
         assert count == 31_030_658
-        assert sum(p.numel() for p in unet_small().parameters()) == 1_940_834
+        assert sum(p.numel() for p in unet_small().parameters()) == 1_942_306
         assert sum(p.numel() for p in UNet(3, 5).parameters()) == count + 2 * 9 * 64 + 3 * 65
 
 
@@ -129,7 +130,7 @@ def test_it_overfits_a_batch():
     masks = (torch.rand(2, 32, 32) < 0.4).byte()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(150):
-        loss = weighted_cross_entropy(model(x), masks, torch.ones(2, 32, 32))
+        loss = energy(model(x), masks, torch.ones(2, 32, 32))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -177,6 +178,27 @@ def test_tiles_of_any_size(padding, size):
         assert overlap_tile(model, torch.zeros(1, 1, *size), 132).shape == (1, 2, *size)
 
 
+@pytest.mark.parametrize("size", [(48, 48), (20, 45)])
+def test_views_are_brought_back(size):
+    """The average doesn't care how the image lies; a network that doesn't either is unchanged."""
+    torch.manual_seed(0)
+    model, x = (
+        UNet(1, 2, width=2, padding="same").double().eval(),
+        torch.randn(1, 1, *size).double(),
+    )
+    with torch.no_grad():
+        answer = segment(model, x, 8)
+        turned = segment(model, x.rot90(1, (2, 3)).flip(3), 8)
+        assert torch.allclose(turned.flip(3).rot90(-1, (2, 3)), answer, atol=1e-5)
+        for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
+            conv.weight.copy_(conv.weight.mean((2, 3), keepdim=True).expand_as(conv.weight))
+        for up in model.ups:
+            up.up.weight.copy_(up.up.weight.mean((2, 3), keepdim=True).expand_as(up.up.weight))
+        if size == (48, 48):
+            same = model(x).softmax(1).log().float()
+            assert torch.allclose(segment(model, x, 8).float(), same, atol=1e-5)
+
+
 # ---------------------------------------------------------------------- Eq. 1 and 2
 
 
@@ -206,7 +228,7 @@ def test_the_energy_is_eq_1():
         if masks[b, y, x] != 255:
             p = logits[b, :, y, x].exp() / logits[b, :, y, x].exp().sum()
             total -= weights[b, y, x] * p[masks[b, y, x].long()].log()
-    assert weighted_cross_entropy(logits, masks, weights).item() == pytest.approx(total / 39)
+    assert energy(logits, masks, weights).item() == pytest.approx(total / 39)
 
 
 def test_weight_maps_of_the_script():
@@ -296,7 +318,9 @@ def test_recipes():
     assert (args.model, args.optimizer, args.batch_size, args.tile) == ("unet", "sgd", 1, 388)
     assert (args.border, args.sigma, args.elastic) == (10, 5, 10)
     args = train.parse_args(["--data", "isbi", "--epochs", "7"])
-    assert (args.epochs, args.augment) == (7, "yes")
+    assert (args.epochs, args.augment, args.border) == (7, "yes", 0)
+    assert train.parse_args(["--data", "nuclei"]).border == 10
+    assert train.parse_args(["--data", "isbi", "--paper"]).epochs == 2400
     assert train.parse_args(["--size", "50"]).tile == 64
     assert train.parse_args(["--size", "50", "--model", "unet"]).tile == 52
 
@@ -309,6 +333,9 @@ def test_bad_flags(refused):
     assert "isbi2012_membrane" in refused(train.main, ["--data", "isbi"])
     assert "imagenet" in refused(train.main, ["--weights", "imagenet"])
     assert not list(Path().iterdir())
+    cells()
+    one = ["--data", "folder:set", "--size", "16", "--batch-size", "1"]
+    assert "--batch-size" in refused(train.main, one)
 
 
 def run(*argv):

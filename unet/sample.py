@@ -19,7 +19,7 @@ from common.data.masks import MaskSet, load_masks, normalise, read_image
 from common.device import Device
 from common.run import progress
 from common.segmentation import overlay
-from unet.model import MODELS, UNet, overlap_tile
+from unet.model import MODELS, UNet, segment
 from unet.train import build
 
 
@@ -34,11 +34,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 @torch.inference_mode()
-def segment(model: UNet, image: Tensor, facts: dict, dev: Device, tile: int = 388) -> Tensor:
+def classes_of(
+    model: UNet, image: Tensor, facts: dict, dev: Device, tile: int, views: int
+) -> Tensor:
     """The classes (H, W), uint8, of an image (C, H, W), uint8."""
     with dev.autocast():
-        logits = overlap_tile(model, normalise(image[None].to(dev.device), facts), tile)
-    return logits[0].argmax(0).byte().cpu()
+        answers = segment(model, normalise(image[None].to(dev.device), facts), views, tile)
+    return answers[0].argmax(0).byte().cpu()
 
 
 def fit(image: Tensor, channels: int) -> tuple[Tensor, str]:
@@ -52,7 +54,7 @@ def fit(image: Tensor, channels: int) -> tuple[Tensor, str]:
 
 
 def show_test(
-    model: UNet, test: MaskSet, dev: Device, out: Path, tile: int, count: int = 6
+    model: UNet, test: MaskSet, dev: Device, out: Path, tile: int, views: int, count: int = 6
 ) -> None:
     """Writes predictions.jpg: test images, their true masks, and the answers."""
     from common.plot import image_grid
@@ -60,7 +62,7 @@ def show_test(
     shown = []
     for index in range(min(count, len(test))):
         image, mask = test.pairs.images[index], test.pairs.masks[index]
-        answer = segment(model, image, test.facts, dev, tile)
+        answer = classes_of(model, image, test.facts, dev, tile, views)
         shown.append([image, overlay(image, mask), overlay(image, answer)])
     titles = ["image"] * len(shown) + ["truth"] * len(shown) + ["answer"] * len(shown)
     rows = [*itertools.chain.from_iterable(zip(*shown, strict=True))]
@@ -85,14 +87,14 @@ def main(argv: list[str] | None = None) -> dict:
     if not files:
         test = load_masks(flags, dev, flags.size)[2]
         cli.make_folder(args.out)
-        show_test(model, test, dev, args.out, args.tile)
+        show_test(model, test, dev, args.out, args.tile, flags.views)
         return {"shown": len(test)}
     images = [read_image(path) for path in files]  # before anything is written
     cli.make_folder(args.out)
     found, names = {}, set()
     for path, image in progress(zip(files, images, strict=True), dev, "segmenting", len(files)):
         image, note = fit(image, facts["channels"])
-        answer = segment(model, image, facts, dev, args.tile)
+        answer = classes_of(model, image, facts, dev, args.tile, flags.views)
         name = next(n for n in numbered(path.stem) if n not in names)
         names.add(name)
         Image.fromarray(answer.numpy()).save(args.out / f"{name}-mask.png")

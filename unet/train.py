@@ -1,12 +1,10 @@
 """Trains U-Net (Ronneberger, Fischer, Brox 2015).
 
-    python unet/train.py                                      # shapes: TODO
-    python unet/train.py --data isbi --data-dir PATH          # neurons, a fold of 30 images
-    python unet/train.py --data nuclei --data-dir PATH        # cell nuclei, told apart
-    python unet/train.py --data folder:PATH                   # your own images/ and masks/
-    python unet/train.py --paper --data-dir PATH              # the paper's network and recipe
-
-Measured on one core of a Zen 4 server (see the README).
+python unet/train.py                                      # shapes: TODO
+python unet/train.py --data isbi --data-dir PATH          # neurons, a fold of 30 images
+python unet/train.py --data nuclei --data-dir PATH        # cell nuclei, told apart
+python unet/train.py --data folder:PATH                   # your own images/ and masks/
+python unet/train.py --paper --data-dir PATH              # the paper's network and recipe
 """
 
 import argparse
@@ -18,30 +16,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import cli, fail
+from common.classify import check_images
 from common.data.batches import Draw
 from common.data.masks import MASK_SETS, UNKNOWN, MaskSet, add_mask_flags, load_masks
 from common.device import Device
 from common.run import Run
 from common.segmentation import class_scores, match_cells
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
-from unet.model import CONTEXT, MODELS, UNet, border_weights, elastic_displacement, overlap_tile
-from unet.model import weighted_cross_entropy as energy
+from unet.model import MODELS, UNet, border_weights, elastic_displacement, energy, segment
 
 # fmt: off
-QUICK = dict(model="unet_small", data="shapes", epochs=4,   val=100, batch_size=16, lr=1e-3,
-             optimizer="adamw", size=64, augment="no", contrast="set")
-PAPER = dict(model="unet",       data="isbi",   epochs=2400, val=0,  batch_size=1,  lr=1e-3,
-             optimizer="sgd", size=388, augment="yes", contrast="set")
-CELLS = dict(epochs=20, val=0, batch_size=2, size=256, augment="yes", contrast="image")
+QUICK = dict(model="unet_small", data="shapes", epochs=2, val=100, batch_size=16, lr=3e-3, size=64,
+             optimizer="adamw", augment="no", contrast="set", border=10.0, balance="no", views=1)
+PAPER = dict(model="unet", data="isbi", epochs=2400, val=0, batch_size=1, lr=1e-3, size=388,
+             optimizer="sgd", augment="yes", contrast="set", border=10.0, balance="yes", views=8)
+CELLS = dict(val=0, batch_size=2, size=256, augment="yes", contrast="image", views=8)  # not shapes
+FILES = {"isbi": dict(epochs=150, border=0.0), "others": dict(epochs=12, balance="yes")}
 # fmt: on
-REACH = 40  # pixels from a cell at which its border weight is nothing: 10 exp(-40²/50) < 1e-12
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.Parser("unet", __doc__, QUICK, PAPER, MODELS, MASK_SETS)
     add_mask_flags(parser)
-    add_weight_flags(parser)
+    add_weight_flags(parser, published=False)
     add, amount = parser.add_argument, cli.not_negative
     add("--size", type=cli.whole(1), help="pixels of a training tile's answer (shapes: of a scene)")
     add("--width", type=cli.whole(1), help="channels of the first stage (default: the model's)")
@@ -50,18 +48,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--augment", choices=["yes", "no"], help="turn, bend and brighten training tiles")
     add("--elastic", type=amount, default=10.0, help="deviation of the 3x3 displacements, pixels")
     add("--rotate", type=amount, default=180.0, help="turn by up to so many degrees")
-    add("--border", type=amount, default=10.0, help="w0 of Eq. 2; 0: borders weigh as the rest")
+    add("--border", type=amount, help="w0 of Eq. 2; 0: borders weigh as the rest")
     add("--sigma", type=cli.positive, default=5.0, help="sigma of Eq. 2, in pixels")
-    add("--balance", choices=["yes", "no"], default="no", help="w_c of Eq. 1: rare classes count")
+    add("--balance", choices=["yes", "no"], help="w_c of Eq. 1: rare classes count")
+    add("--views", type=int, choices=[1, 8], help="average test answers over so many turns")
     args = parser.parse_args(argv)
     check_weights(args, {})
     if not args.paper and args.data != "shapes":
-        vars(args).update({k: v for k, v in CELLS.items() if k not in args.chosen})
-    for flag in ("elastic", "rotate"):
-        if flag in args.typed and args.augment == "no":
-            fail(f"--{flag} is a part of --augment yes")
-    # Sides that the network can give: a multiple of 16, and 4 more without padding.
-    rest = 0 if args.model == "unet_small" else 4
+        recipe = CELLS | FILES.get(args.data, FILES["others"])
+        vars(args).update({k: v for k, v in recipe.items() if k not in args.chosen})
+    if {"elastic", "rotate"} & set(args.typed) and args.augment == "no":
+        fail("--elastic and --rotate are parts of --augment yes")
+    rest = 0 if args.model == "unet_small" else 4  # sides are multiples of 16, unpadded 4 more
     args.tile = -(-max(1, args.size - rest) // 16) * 16 + rest
     return args
 
@@ -80,23 +78,20 @@ def cut(
 
     Anywhere in the image; with --augment turned, mirrored, and bent (Sec. 3.1).
     """
-    side = args.tile + 2 * context
+    side, sizes = args.tile + 2 * context, torch.stack([widths, heights], 1)
     axis = torch.arange(side, device=heights.device) - (side - 1) / 2
     places = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))  # (2, S, S), x and y
-    sizes = torch.stack([widths, heights], 1)
-    free = (sizes - args.tile).clamp(min=0)
+    free = (sizes - args.tile).clamp(min=0)  # (B, 2), where a tile may begin
     if args.augment == "yes":
         free = torch.where(free > 0, free, args.tile / 8)  # a shift, mirrored at the border
-    shift = (draw.uniform(0, 1, 2) - 0.5) * free + (sizes - 1) / 2  # of the tile's centre, (B, 2)
-    if args.augment == "yes":
         angle = draw.uniform(-1, 1) * math.radians(args.rotate)
         flip = draw.integers(0, 1) * 2 - 1
         turn = torch.stack([angle.cos() * flip, -angle.sin(), angle.sin() * flip, angle.cos()], 1)
         places = torch.einsum("bij,jhw->bihw", turn.view(-1, 2, 2), places)
-        bent = elastic_displacement(draw.normal(2, 3, 3).float(), side, side, args.elastic)
-        places = places + bent
-    places = places + shift[:, :, None, None]
-    return places.movedim(1, 3), args.tile
+        normal = draw.normal(2, 3, 3).float()
+        places = places + elastic_displacement(normal, side, side, args.elastic)
+    middle = (draw.uniform(0, 1, 2) - 0.5) * free + (sizes - 1) / 2  # of the tile
+    return (places + middle[:, :, None, None]).movedim(1, 3), args.tile
 
 
 def brighten(images: Tensor, draw: Draw) -> Tensor:
@@ -116,7 +111,7 @@ def weigh(images: MaskSet, args: argparse.Namespace) -> list[Tensor] | None:
         return [balance[mask.long()] for mask in masks] if args.balance == "yes" else None
     return [  # the border term is for the background
         balance[mask.long()] + border_weights(*distances, args.border, args.sigma) * (mask == 0)
-        for mask, *distances in images.distances(REACH)
+        for mask, *distances in images.distances()
     ]
 
 
@@ -127,16 +122,16 @@ def step_size(steps: int, step: int) -> float:
 
 
 @torch.inference_mode()
-def evaluate(model: UNet, images: MaskSet, dev: Device, tile: int = 388) -> dict[str, float]:
+def evaluate(model: UNet, images: MaskSet, dev: Device, views: int = 1) -> dict[str, float]:
     """Loss, pixel error, IoU and Dice; of numbered cells the average precision, and how many of
     them are merged with others, as a share."""
     model.eval()
-    classes, num = images.facts["classes"], len(images.facts["classes"])
+    part, classes, num = images.part, images.facts["classes"], len(images.facts["classes"])
     loss, cells = torch.zeros((), device=dev.device), torch.zeros(3, device=dev.device)
-    counts = torch.zeros(num**2, device=dev.device, dtype=torch.float64)
+    counts = torch.zeros(num**2, device=dev.device, dtype=torch.int64)
     for x, masks, indices in images.batches(10):
         with dev.autocast():
-            logits = overlap_tile(model, x, tile).float()
+            logits = segment(model, x, views)
         loss += F.cross_entropy(logits, masks.long(), ignore_index=UNKNOWN, reduction="sum")
         answers, known = logits.argmax(1), masks != UNKNOWN
         counts += torch.bincount(masks[known].long() * num + answers[known], minlength=num**2)
@@ -144,9 +139,8 @@ def evaluate(model: UNet, images: MaskSet, dev: Device, tile: int = 388) -> dict
             if images.pairs.labels:
                 label = images.pairs.labels[index]
                 precision, merged = match_cells(label, answer > 0)
-                cells += torch.tensor([precision, merged, len(label.unique()) - 1])
-    loss, cells, counts = dev.sum(loss), dev.sum(cells), dev.sum(counts).view(num, num)
-    part = images.part
+                cells += cells.new_tensor([precision, merged, len(label.unique()) - 1])
+    loss, cells, counts = dev.sum(loss), dev.sum(cells), dev.sum(counts).cpu().view(num, num)
     metrics = {f"{part}_loss": float(loss / counts.sum()), **class_scores(counts, classes, part)}
     if images.pairs.labels:
         metrics[f"{part}_ap"] = float(cells[0]) / len(images)
@@ -161,28 +155,27 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     dev = Device(args)
     train, val, test = load_masks(args, dev, args.size)
     model = build(args, train.facts)
+    check_images(model, args, dev, args.tile + 2 * model.context, train.facts["channels"])
     start_from(model, args, dev, train.facts, ("head",), {})
     net = dev.wrap(model)
-    if args.optimizer == "sgd":
-        optimizer = torch.optim.SGD(trained(model), args.lr, momentum=0.99)  # Sec. 3
-    else:
-        optimizer = torch.optim.AdamW(trained(model), args.lr)
     steps = args.epochs * len(train.batches(args.batch_size, cut))
-    share = (lambda step: 1.0) if args.optimizer == "sgd" else partial(step_size, steps)
+    if args.optimizer == "sgd":  # Sec. 3
+        optimizer, share = torch.optim.SGD(trained(model), args.lr, momentum=0.99), lambda step: 1.0
+    else:
+        optimizer, share = torch.optim.AdamW(trained(model), args.lr), partial(step_size, steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     parts = dict(model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
     run = Run(args, dev, ("val_iou", max), **parts)
     if args.evaluate:
-        return run.finish(**evaluate(model, test, dev))
+        return run.finish(**evaluate(model, test, dev, args.views))
 
     train.weights = weigh(train, args)
-    places = partial(cut, args=args, context=CONTEXT if model.padding == "valid" else 0)
+    places = partial(cut, args=args, context=model.context)
     augment = brighten if args.augment == "yes" else None
     for epoch in run.epochs():
         model.train()
         keep_frozen(model)
-        batches = train.batches(args.batch_size, places, augment)
-        for images, masks, weights in run.progress(batches):
+        for images, masks, weights in run.progress(train.batches(args.batch_size, places, augment)):
             with dev.autocast():
                 loss = energy(net(images).float(), masks, weights)
             run.add(train_loss=loss)
@@ -190,7 +183,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 schedule.step()
         run.log(epoch, **run.means(), **(evaluate(model, val, dev) if val else {}))
         run.save(every=10)
-    return run.finish(**run.means(), **evaluate(model, test, dev))
+    return run.finish(**run.means(), **evaluate(model, test, dev, args.views))
 
 
 if __name__ == "__main__":
