@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from alexnet.model import MODELS
 from alexnet.train import build
 from common import cli
-from common.classify import classify, colour, find_images, open_model, show_predictions
-from common.data.images import ImageSet, load_images
+from common.classify import classify, colour, find_images, load_parts, open_model, show_predictions
+from common.data.images import ImageSet
 from common.data.sources import split
 from common.device import Device
 from common.run import progress
@@ -103,11 +103,7 @@ def main(argv: list[str] | None = None) -> dict:
     cli.make_folder(args.out)
     if files:
         return classify(files, model, facts, flags.size, dev, args.out)
-    margin = flags.data.startswith("folder:") and flags.regularise == "yes"
-    whole = -(-flags.size * 8 // 7) if margin else 0
-    mean, std = facts["mean"], facts["std"]
-    train, _, test = load_images(flags, dev, flags.size, mean=mean, std=std, whole=whole)
-    train.window = None
+    train, _, test = load_parts(flags, dev, facts)
     show_filters(model, args.out)
     right = show_predictions(model, test, dev, args.out)
     return {"right": right, "same_class": show_neighbours(model, train, test, dev, args.out)}

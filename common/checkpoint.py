@@ -73,9 +73,17 @@ def whole(value: Any) -> Any:
 
 
 def shard_like(value: Any, like: Tensor) -> Any:
-    """`value` sharded as `like` is, if it is a shard of the same shape; else as it came."""
-    if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
+    """`value` sharded and laid out in memory as `like` is, if it has its shape; else as it came.
+
+    torch's fused optimisers take the numbers as they lie: a momentum in another memory format than
+    its parameter (of a run with shards, which can't be channels-last) would be mixed up unnoticed.
+    """
+    if not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    if value.stride() != like.stride():
+        return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
     return value
 
 

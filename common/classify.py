@@ -17,14 +17,17 @@ from common.run import progress
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
 
-def check_images(model: nn.Module, args: argparse.Namespace, dev: Device, size: int) -> None:
+def check_images(
+    model: nn.Module, args: argparse.Namespace, dev: Device, size: int, channels: int = 3
+) -> None:
     """Ends in one line unless a batch of images of `size` pixels passes `model`.
 
     Runs it on shapes alone, without numbers, as one part of a training step would.
     """
-    batch = max(1, args.batch_size // (dev.world * dev.accumulate))
+    batch = min(args.batch_size, args.limit or args.batch_size)
+    batch = max(1, batch // (dev.world * dev.accumulate))
     meta = {name: torch.empty_like(t, device="meta") for name, t in model.state_dict().items()}
-    images = torch.empty(batch, 3, size, size, device="meta")
+    images = torch.empty(batch, channels, size, size, device="meta")
     try:
         with torch.no_grad():
             torch.func.functional_call(model, meta, images)
@@ -64,11 +67,23 @@ def open_model(
     return model.to(dev.device).eval(), flags, facts, dev
 
 
+def load_parts(
+    flags: argparse.Namespace, dev: Device, facts: dict
+) -> tuple[ImageSet, ImageSet | None, ImageSet]:
+    """The parts of the data that a model was trained on, cut as in evaluation."""
+    mean, std = facts["mean"], facts["std"]
+    side = facts.get("side") or old_side(flags.size) * flags.data.startswith("folder:")
+    return load_images(flags, dev, flags.size, mean=mean, std=std, whole=side)
+
+
 def load_test(flags: argparse.Namespace, dev: Device, facts: dict) -> ImageSet:
     """The test part of the data that a model was trained on, as it was evaluated."""
-    side = -(-flags.size * 8 // 7) if flags.data.startswith("folder:") else 0
-    mean, std = facts["mean"], facts["std"]
-    return load_images(flags, dev, flags.size, mean=mean, std=std, whole=side)[2]
+    return load_parts(flags, dev, facts)[2]
+
+
+def old_side(size: int) -> int:
+    """The square that images are cut from, for checkpoints whose facts don't tell: 8/7 of size."""
+    return -(-size * 8 // 7)
 
 
 @torch.inference_mode()
@@ -77,13 +92,15 @@ def classify(
 ) -> dict[str, list[tuple[str, float]]]:
     """Prints the five likeliest classes of each file and writes predictions.jpg.
 
-    Files are read as in evaluation: the middle 7/8 of their largest square, `size` pixels wide.
+    Files are read as in evaluation: their largest square, scaled to `facts["side"]`, and of that
+    the middle `size` pixels.
     Returns the classes with their probabilities by file.
     """
     from common.plot import image_grid
 
     colours = [is_grey(path) for path in files]
-    images = ImageFiles([str(path) for path in files], -(-size * 8 // 7))
+    side = facts.get("side") or old_side(size)
+    images = ImageFiles([str(path) for path in files], side)
     blank = torch.zeros(len(files), dtype=torch.int64)
     images = ImageSet("test", images, blank, facts, dev, size)
     found, shown = {}, []

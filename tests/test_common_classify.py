@@ -14,6 +14,7 @@ from torch import nn
 
 from common import classify, weights
 from common.data import augment, images
+from common.data.batches import Draw
 from common.data.files import ImageFiles
 
 
@@ -25,6 +26,8 @@ class Numbers:
 
     def uniform(self, low, high, *shape):
         return low + (high - low) * self.values.view(len(self.values), *shape)
+
+    normal = Draw.normal
 
 
 def sides(count, height, width):
@@ -353,3 +356,28 @@ def test_files_that_cannot_be_classified(refused):
     facts = {"classes": ["a"], "mean": [0.0] * 3, "std": [1.0] * 3}
     call = (classify.classify, [Path("text.png")], nn.Identity(), facts, 8, device(), Path("out"))
     assert "text.png" in refused(*call)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_samples_see_what_evaluation_saw(cut):
+    """Whole squares where training had no windows, else their middle 7/8."""
+    data = photographs(12, size=(40, 40))
+    args = dict(data=data, data_dir="", val=0, limit=None, seed=0, stream="no", workers=0, size=16)
+    args = SimpleNamespace(**args, typed=[], chosen=[])
+    _, _, test = images.load_images(args, device(), 16, window=window if cut else None)
+    assert test.facts["side"] == (19 if cut else 16)
+    seen = test.examples(torch.arange(len(test)))[0]
+    shown = classify.load_test(args, device(), test.facts)
+    assert torch.equal(seen, shown.examples(torch.arange(len(test)))[0])
+    inputs = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            inputs.append(x)
+            return x.mean((2, 3))[:, :2]
+
+    files = classify.find_images([Path("tree/test")])
+    classify.classify(files, Spy(), test.facts, 16, device(), Path("out"))
+    assert torch.equal(torch.cat(inputs), seen)
+    known = {key: test.facts[key] for key in ("classes", "mean", "std")}  # an old checkpoint
+    assert classify.load_test(args, device(), known).facts["side"] == 19

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from common.data.masks import UNKNOWN, load_masks, look_up, read_mask, separate, two_distances
 from common.device import Device
-from common.segmentation import class_scores, match_cells, overlay
+from common.segmentation import class_scores, iou_of, match_cells, overlay, tally
 
 
 def flags(**changes):
@@ -193,8 +193,15 @@ def test_evaluation_batches_hold_everything_once():
             assert all(not differ or len(x) == 1 for x, *_ in part.batches(3))
 
 
+def test_pixels_are_tallied():
+    mask = torch.tensor([[0, 1, 255], [2, 1, 0]], dtype=torch.uint8)
+    answer = torch.tensor([[0, 2, 1], [2, 1, 1]])
+    assert tally(mask, answer, 3).tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert iou_of(tally(mask, answer, 4))[3].isnan()
+
+
 def test_scores():
-    counts = torch.tensor([[50, 10, 0], [5, 30, 0], [0, 0, 0]]).double()
+    counts = torch.tensor([[50, 10, 0], [5, 30, 0], [0, 0, 0]])
     scores = class_scores(counts, ["a", "b", "c"], "test")
     assert scores["test_pixel_error"] == pytest.approx(15 / 95)
     assert scores["test_iou_b"] == pytest.approx(30 / 45)
@@ -206,17 +213,17 @@ def test_scores():
 def test_cells_are_matched():
     cells = torch.zeros(20, 20, dtype=torch.int32)
     cells[2:6, 2:6], cells[2:6, 8:12], cells[12:18, 12:18] = 4, 9, 11
-    assert match_cells(cells, cells > 0) == (1.0, 0)
+    assert match_cells(cells, cells > 0) == (1.0, 0, 3)
     joined = cells > 0
     joined[3, 6:8] = True  # a bridge of two pixels
-    precision, merged = match_cells(cells, joined)
+    precision, merged, _ = match_cells(cells, joined)
     assert merged == 1
     assert precision == pytest.approx(1 / 4)  # one of three found; one part too many: 1/(3+2-1)
     half = cells == 11
     half[12:15] = False  # half of the only cell found: an IoU of 0.5 is above no threshold
     assert match_cells(cells, half)[0] == 0
     empty = torch.zeros(5, 5, dtype=torch.int32)
-    assert match_cells(empty, empty > 0) == (1.0, 0)
+    assert match_cells(empty, empty > 0) == (1.0, 0, 0)
     assert match_cells(empty, empty == 0)[0] == 0
 
 

@@ -412,3 +412,21 @@ def test_optimizer_state_is_named_and_empty_before_the_first_step():
     turned = torch.optim.Adam([other.bias, other.weight])  # another order of the parameters
     restore(turned, state, names)
     assert torch.equal(turned.state[other.weight]["exp_avg"], state["state"]["weight"]["exp_avg"])
+
+
+def test_moments_take_the_layout_of_their_parameters():
+    """Fused optimisers take numbers as they lie; those of a run with shards lie otherwise."""
+    weights = torch.randn(4, 3, 3, 3)
+    changed = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        p = torch.nn.Parameter(weights.to(memory_format=torch.channels_last))
+        optimizer = torch.optim.SGD([p], 0.1, momentum=0.9, fused=True)
+        moments = {"momentum_buffer": torch.arange(108.0).view(4, 3, 3, 3)}
+        moments["momentum_buffer"] = moments["momentum_buffer"].contiguous(memory_format=layout)
+        state = {"kind": "SGD", "state": {"p": moments}, "rates": [{"lr": 0.1}]}
+        restore(optimizer, state, {p: "p"})
+        p.grad = torch.zeros_like(p)
+        optimizer.step()
+        changed.append(p.detach())
+    assert torch.equal(*changed)
+    torch.testing.assert_close(changed[0], weights - 0.09 * torch.arange(108.0).view(4, 3, 3, 3))

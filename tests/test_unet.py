@@ -233,7 +233,9 @@ def test_the_energy_is_eq_1():
 
 def test_weight_maps_of_the_script():
     cells()
-    args = train.parse_args(["--data", "folder:set", "--quiet", "--balance", "yes"])
+    args = train.parse_args(
+        ["--data", "folder:set", "--quiet", "--balance", "yes", "--border", "10"]
+    )
     images = load_masks(args, Device(args), 48)[0]
     maps = train.weigh(images, args)
     frequencies = torch.stack([m.float().mean() for m in images.pairs.masks]).mean()
@@ -319,7 +321,7 @@ def test_recipes():
     assert (args.border, args.sigma, args.elastic) == (10, 5, 10)
     args = train.parse_args(["--data", "isbi", "--epochs", "7"])
     assert (args.epochs, args.augment, args.border) == (7, "yes", 0)
-    assert train.parse_args(["--data", "nuclei"]).border == 10
+    assert train.parse_args(["--data", "nuclei", "--border", "3"]).border == 3
     assert train.parse_args(["--data", "isbi", "--paper"]).epochs == 2400
     assert train.parse_args(["--size", "50"]).tile == 64
     assert train.parse_args(["--size", "50", "--model", "unet"]).tile == 52
@@ -348,7 +350,13 @@ def test_cells_are_learnt_counted_and_shown(capsys):
         "--epochs", "60", "--lr", "3e-3", "--width", "8", "--batch-size", "2", "--run-dir", "run"
     )
     assert metrics["test_iou_foreground"] > 0.8
-    assert {"test_ap", "test_merged", "test_pixel_error", "test_dice"} <= metrics.keys()
+    assert {
+        "test_ap",
+        "test_merged",
+        "test_image_iou",
+        "test_pixel_error",
+        "test_dice",
+    } <= metrics.keys()
     assert train.main(["--evaluate", "run/last.pt", "--quiet"]) == pytest.approx(
         {k: v for k, v in metrics.items() if k.startswith("test_")}
     )

@@ -33,7 +33,7 @@ def arms_of(claim: str, epochs: int | None) -> dict[str, list[str]]:
     if claim == "skips":
         return {"U-Net": longer, "without skips": [*longer, "--skips", "no"]}
     if claim == "border":
-        return {"U-Net": longer, "no border weights": [*longer, "--border", "0"]}
+        return {"U-Net": longer, "w0 = 10": [*longer, "--border", "10"]}
     if claim == "folds":
         return {f"fold {k}": [*longer, "--fold", str(k)] for k in range(6)}
     arms = {}

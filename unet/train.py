@@ -21,7 +21,7 @@ from common.data.batches import Draw
 from common.data.masks import MASK_SETS, UNKNOWN, MaskSet, add_mask_flags, load_masks
 from common.device import Device
 from common.run import Run
-from common.segmentation import class_scores, match_cells
+from common.segmentation import class_scores, iou_of, match_cells, tally
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 from unet.model import MODELS, UNet, border_weights, elastic_displacement, energy, segment
 
@@ -30,8 +30,8 @@ QUICK = dict(model="unet_small", data="shapes", epochs=2, val=100, batch_size=16
              optimizer="adamw", augment="no", contrast="set", border=10.0, balance="no", views=1)
 PAPER = dict(model="unet", data="isbi", epochs=2400, val=0, batch_size=1, lr=1e-3, size=388,
              optimizer="sgd", augment="yes", contrast="set", border=10.0, balance="yes", views=8)
-CELLS = dict(val=0, batch_size=2, size=256, augment="yes", contrast="image", views=8)  # not shapes
-FILES = {"isbi": dict(epochs=150, border=0.0), "others": dict(epochs=12, balance="yes")}
+CELLS = dict(val=0, batch_size=2, size=256, augment="yes", contrast="image", border=0.0, views=8)
+EPOCHS = {"isbi": 150, "nuclei": 24}  # with CELLS, which are for all images but shapes
 # fmt: on
 
 
@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_weights(args, {})
     if not args.paper and args.data != "shapes":
-        recipe = CELLS | FILES.get(args.data, FILES["others"])
+        recipe = CELLS | {"epochs": EPOCHS.get(args.data, 40)}
         vars(args).update({k: v for k, v in recipe.items() if k not in args.chosen})
     if {"elastic", "rotate"} & set(args.typed) and args.augment == "no":
         fail("--elastic and --rotate are parts of --augment yes")
@@ -66,9 +66,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace, facts: dict) -> UNet:
     """The network that the flags ask for."""
-    width = {"width": args.width} if args.width else {}
-    skips = args.skips == "yes"
-    return MODELS[args.model](facts["channels"], len(facts["classes"]), skips=skips, **width)
+    settings = {"skips": args.skips == "yes"} | ({"width": args.width} if args.width else {})
+    return MODELS[args.model](facts["channels"], len(facts["classes"]), **settings)
 
 
 def cut(
@@ -123,28 +122,29 @@ def step_size(steps: int, step: int) -> float:
 
 @torch.inference_mode()
 def evaluate(model: UNet, images: MaskSet, dev: Device, views: int = 1) -> dict[str, float]:
-    """Loss, pixel error, IoU and Dice; of numbered cells the average precision, and how many of
-    them are merged with others, as a share."""
+    """Loss, pixel error, IoU and Dice over all pixels, the images' mean IoU, scores of cells."""
     model.eval()
     part, classes, num = images.part, images.facts["classes"], len(images.facts["classes"])
-    loss, cells = torch.zeros((), device=dev.device), torch.zeros(3, device=dev.device)
-    counts = torch.zeros(num**2, device=dev.device, dtype=torch.int64)
+    loss, counts = torch.zeros((), device=dev.device), torch.zeros(num, num, dtype=torch.int64)
+    sums = torch.zeros(4)  # over images: IoU, average precision, merged cells, cells
     for x, masks, indices in images.batches(10):
         with dev.autocast():
             logits = segment(model, x, views)
         loss += F.cross_entropy(logits, masks.long(), ignore_index=UNKNOWN, reduction="sum")
-        answers, known = logits.argmax(1), masks != UNKNOWN
-        counts += torch.bincount(masks[known].long() * num + answers[known], minlength=num**2)
-        for index, answer in zip(indices.tolist(), answers.cpu(), strict=True):
-            if images.pairs.labels:
-                label = images.pairs.labels[index]
-                precision, merged = match_cells(label, answer > 0)
-                cells += cells.new_tensor([precision, merged, len(label.unique()) - 1])
-    loss, cells, counts = dev.sum(loss), dev.sum(cells), dev.sum(counts).cpu().view(num, num)
+        answers = logits.argmax(1).cpu()
+        for index, mask, answer in zip(indices.tolist(), masks.cpu(), answers, strict=True):
+            seen = tally(mask, answer, num)
+            labels = images.pairs.labels and images.pairs.labels[index]
+            cells = (0.0, 0, 0) if labels is None else match_cells(labels, answer > 0)
+            counts += seen
+            iou = iou_of(seen)[1:].nanmean().nan_to_num(1.0)  # right if nothing is there, nor seen
+            sums += torch.tensor([iou, *cells])
+    loss, counts, sums = (dev.sum(t.to(dev.device)).cpu() for t in (loss, counts, sums))
     metrics = {f"{part}_loss": float(loss / counts.sum()), **class_scores(counts, classes, part)}
+    metrics[f"{part}_image_iou"] = float(sums[0]) / len(images)
     if images.pairs.labels:
-        metrics[f"{part}_ap"] = float(cells[0]) / len(images)
-        metrics[f"{part}_merged"] = float(cells[1] / cells[2].clamp(min=1))
+        metrics[f"{part}_ap"] = float(sums[1]) / len(images)
+        metrics[f"{part}_merged"] = float(sums[2] / sums[3].clamp(min=1))
     return metrics
 
 

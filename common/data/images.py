@@ -57,8 +57,9 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
 class ImageSet:
     """One part of a data set: `part` is "train", "val" or "test".
 
-    `facts` holds the `classes`, and the `mean` and `std` of each channel (of the training part,
-    pixels from 0 to 1) that batches are normalised with; the three parts share it.
+    `facts` holds the `classes`, the `side` of the square that evaluation cuts its middle from, and
+    the `mean` and `std` of each channel (of the training part, pixels from 0 to 1) that batches are
+    normalised with; the three parts share it.
     """
 
     def __init__(
@@ -194,9 +195,9 @@ def load_images(
             parts["train"], split(len(parts["train"][1]), share, "limit", args.seed)[1]
         )
     notes = [source.note, grey_note(source.train[0], channels)]
-    facts = {"classes": source.classes}
     window = window if kind == "folder" else None
     side = (whole or -(-size * 8 // 7)) if window else max(whole, size)
+    facts = {"classes": source.classes, "side": side}
     pixel_bytes = channels * (side + 2 * pad) ** 2 * sum(len(p[1]) for p in parts.values() if p)
     stream = args.stream == "yes" or (args.stream == "auto" and pixel_bytes > STREAM_BYTES)
     sets = {}

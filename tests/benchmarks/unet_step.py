@@ -19,7 +19,7 @@ from cnn_step import interleave, ratio
 from torch import Tensor, nn
 
 from common.device import Device
-from unet.model import UNet, weighted_cross_entropy
+from unet.model import UNet, energy
 from unet.train import parse_args
 
 
@@ -87,7 +87,7 @@ def main() -> None:
         def step() -> None:
             if default:
                 with dev.autocast():
-                    loss = weighted_cross_entropy(model(x).float(), masks, weights)
+                    loss = energy(model(x).float(), masks, weights)
             else:
                 loss = F.cross_entropy(model(x), masks.long())
             loss.backward()
