@@ -1,6 +1,6 @@
 """Trains AlexNet (Krizhevsky, Sutskever, Hinton 2012), or the small network of its Fig. 1.
 
-    python alexnet/train.py                                          # shapes: 94.9%, 46 s
+    python alexnet/train.py                                          # shapes: 93.6%, 46 s
     python alexnet/train.py --data cifar10 --data-dir PATH --regularise yes --epochs 60
     python alexnet/train.py --paper --data folder:PATH               # ImageNet's tree
     python alexnet/train.py --model alexnet_owt --weights imagenet --freeze --data folder:PATH

@@ -24,7 +24,7 @@ def check_images(
 
     Runs it on shapes alone, without numbers, as one part of a training step would.
     """
-    batch = min(args.batch_size, args.limit or args.batch_size)
+    batch = min(args.batch_size, getattr(args, "limit", None) or args.batch_size)
     batch = max(1, batch // (dev.world * dev.accumulate))
     meta = {name: torch.empty_like(t, device="meta") for name, t in model.state_dict().items()}
     images = torch.empty(batch, channels, size, size, device="meta")

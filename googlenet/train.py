@@ -1,6 +1,6 @@
 """Trains GoogLeNet (Szegedy et al. 2014).
 
-    python googlenet/train.py                                # shapes: 97.9%, 83 s
+    python googlenet/train.py                                # shapes: 97.6%, 83 s
     python googlenet/train.py --no-aux                       # the same without auxiliary heads
     python googlenet/train.py --data cifar10 --data-dir PATH --epochs 30
     python googlenet/train.py --paper --data folder:PATH     # ImageNet's tree
