@@ -29,13 +29,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def arms_of(claim: str, epochs: int | None) -> dict[str, list[str]]:
     """The flags of each arm."""
-    longer = ["--epochs", str(epochs)] if epochs else []
-    if claim == "skips":
-        return {"U-Net": longer, "without skips": [*longer, "--skips", "no"]}
-    if claim == "border":
-        return {"U-Net": longer, "w0 = 10": [*longer, "--border", "10"]}
     if claim == "folds":
-        return {f"fold {k}": [*longer, "--fold", str(k)] for k in range(6)}
+        length = ["--epochs", str(epochs)] if epochs else []
+        return {f"fold {k}": [*length, "--fold", str(k)] for k in range(6)}
+    if claim != "elastic":
+        length = ["--epochs", str(epochs or 8)]
+        other = ["--skips", "no"] if claim == "skips" else ["--border", "10"]
+        return {"U-Net": length, " ".join(other)[2:]: [*length, *other]}
     arms = {}
     for count in (5, 10, 25):
         passes = epochs or STEPS // (count // 2)  # mini-batches of 2

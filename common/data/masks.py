@@ -208,6 +208,10 @@ def load_masks(
     facts["contrast"] = args.contrast
     parts = {"train": train, "val": val, "test": test}
     sets = {k: MaskSet(k, pairs, facts, dev) for k, pairs in parts.items() if pairs}
+    shapes = {mask.shape for part, pairs in parts.items() if pairs and part != "train"
+              for mask in pairs.masks}  # fmt: skip
+    if args.fsdp and len(shapes) > 1:  # processes with more tiles than others would wait for ever
+        fail("--fsdp evaluates images of one size only: leave it away, or bring them to one size")
     counts = ", ".join(f"{len(images):,} {part}" for part, images in sets.items())
     kind = "grey" if facts["channels"] == 1 else "colour"
     dev.say(f"{args.data}: {counts} {kind} images, classes {', '.join(facts['classes'])}{note}")
