@@ -275,6 +275,13 @@ def size_of(path: Path, where: str) -> tuple[int, int]:
         fail(f"{path} is not a readable image ({error})")
 
 
+def below(folder: Path, name: str, where: str) -> Path:
+    """A file in a folder; a name that leads out of it ends in one line."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        fail(f"{where} names {name}, which is not below {folder}")
+    return folder / name
+
+
 def read_voc_file(path: Path) -> tuple[str, list[tuple[str, list[float], bool]]]:
     """The file name and the objects in one annotation of Pascal's format."""
     try:
@@ -303,9 +310,9 @@ def read_voc(roots: list[tuple[Path, list[str]]], reader: Reader) -> Part:
     read = []
     for root, names in roots:
         for name in names:
-            path = root / "Annotations" / f"{name}.xml"
+            path = below(root / "Annotations", f"{name}.xml", f"a list in {root / 'ImageSets'}")
             file, found = read_voc_file(path)
-            image = root / "JPEGImages" / (file or f"{name}.jpg")
+            image = root / "JPEGImages" / (Path(file).name or f"{name}.jpg")
             if not image.exists():  # many tools write a file name that was true elsewhere
                 image = next((root / "JPEGImages").glob(f"{name}.*"), image)
             read.append((image, found, str(path)))
@@ -482,10 +489,8 @@ def read_coco(
     part = path.stem.removeprefix("instances_")
     folders = [path.parent, path.parent / "images", path.parent.parent / part]
     folders += [path.parent.parent / "images", path.parent.parent / "images" / part]
-    files = [
-        next((f / name for f in folders if (f / name).exists()), path.parent / name)
-        for name in images.values()
-    ]
+    places = [[below(f, str(name), str(path)) for f in folders] for name in images.values()]
+    files = [next((file for file in some if file.exists()), some[0]) for some in places]
     sizes = [size_of(file, str(path)) for file in files]
     objects = [
         reader.objects(found[key], size, str(path)) for key, size in zip(images, sizes, strict=True)
