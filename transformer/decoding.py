@@ -1,8 +1,8 @@
 """Writing a target with a trained Transformer: greedy, sampled, or by beam search (Sec. 6.1).
 
-Sentences are decoded side by side, and leave the batch when they are finished. With `cached` each
-step computes the newest token alone and finds the keys and values of the others in a cache; without
-it, all of them anew: the same tokens, more slowly. A target has at most `extra` tokens more than its
+Sentences are decoded side by side, and leave the batch when they are finished. With `cached` a step
+computes the newest token alone and finds the keys and values of the others in a cache; without it,
+all of them anew: the same tokens, more slowly. A target has at most `extra` tokens more than its
 source, as in the paper.
 """
 

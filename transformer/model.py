@@ -1,18 +1,16 @@
 """The Transformer (Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin 2017,
 "Attention is all you need", arXiv:1706.03762).
 
-A sequence is read and written without recurrence and convolution: every token looks at all others
-at once and takes what it needs, by a softmax over dot products. Several heads look for different
-things side by side, and sinusoids added to the embeddings tell where a token stands. All tokens of
-a training sentence are computed in parallel.
+A sequence is read and written without recurrence: every token looks at all others at once and takes
+what it needs, by a softmax over dot products. Several heads look for different things side by side,
+and sinusoids added to the embeddings tell where a token stands.
 
 Shapes: B batch, S source tokens, T target tokens, D d_model, H heads, V vocabulary.
 
-Token 0 is padding, after the end of a sentence; masks are True where attention is allowed. The norm
-follows the residual sum, and no norm follows the last layer, as in the paper; `norm_first=True` puts
-it before each sub-layer, and then one after each stack, without which its sums would grow unchecked.
-The paper leaves open biases (all layers but the last have them: that gives its 65 million), initial
-weights (Glorot's; embeddings of deviation D^-0.5) and learned positions (one table for both sides).
+Token 0 is padding, after the end of a sentence; masks are True where attention is allowed. No norm
+follows the last layer, unless `norm_first`. The paper leaves open: biases (all layers but the last,
+which gives its 65 million), initial weights (Glorot's, of embeddings N(0, 1/D)), learned positions
+(one table for both sides).
 """
 
 import math
@@ -26,9 +24,9 @@ PAD, START, END, UNKNOWN = range(4)  # the first tokens of every vocabulary
 
 # fmt: off
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None):
-    """Scaled dot-product attention (Fig. 2, left), written out: (B, H, T, d), and its weights.
+    """Scaled dot-product attention (Fig. 2, left), written out; also returns the weights.
 
-    The model calls F.scaled_dot_product_attention, the same in one kernel, unless it is recorded.
+    The model calls F.scaled_dot_product_attention, the same in one kernel, unless recording.
     """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     if mask is not None:
@@ -83,20 +81,21 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             cache.update(key=key, value=value)
         if self.recording:
-            if causal:
-                mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+            mask = ~x.new_ones(x.shape[1], x.shape[1]).triu(1).bool() if causal else mask
             heads, self.weights = attention(query, key, value, mask)     # Eq. 1
+        elif query.is_cpu and query.dtype == torch.bfloat16:  # its backward is 8 times as slow
+            with torch.autocast("cpu", enabled=False):
+                q, k, v = query.float(), key.float(), value.float()
+                heads = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
         else:
             heads = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
-        return self.output(heads.transpose(1, 2).flatten(2))             # Concat(head_1 … head_h) W^O
+        return self.output(heads.transpose(1, 2).flatten(2).to(query.dtype))  # Concat(heads) W^O
     # fmt: on
 
 
-class FeedForward(nn.Sequential):
+def feed_forward(d_model: int, d_ff: int) -> nn.Sequential:
     """Two linear layers, at each position alike (Eq. 2)."""
-
-    def __init__(self, d_model: int, d_ff: int):
-        super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Linear(d_ff, d_model))
+    return nn.Sequential(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Linear(d_ff, d_model))
 
 
 class Residual(nn.Module):
@@ -120,7 +119,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, d_model: int, d_ff: int, num_heads: int, dropout: float, norm_first: bool):
         super().__init__()
         self.attention = MultiHeadAttention(d_model, num_heads)
-        self.feed_forward = FeedForward(d_model, d_ff)
+        self.feed_forward = feed_forward(d_model, d_ff)
         self.residuals = nn.ModuleList(Residual(d_model, dropout, norm_first) for _ in range(2))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -136,7 +135,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(d_model, num_heads)
         self.cross = MultiHeadAttention(d_model, num_heads)
-        self.feed_forward = FeedForward(d_model, d_ff)
+        self.feed_forward = feed_forward(d_model, d_ff)
         self.residuals = nn.ModuleList(Residual(d_model, dropout, norm_first) for _ in range(3))
 
     def forward(
@@ -179,17 +178,17 @@ class Transformer(nn.Module):
         self.d_model, self.max_length = d_model, max_length
         # One matrix for source, target and the last layer (Sec. 3.4).
         self.embedding = nn.Embedding(vocab_size, d_model)
-        table = sinusoids(max_length, d_model) * (positions != "none")
         if positions == "learned":  # Table 3, row E
             self.positions = nn.Parameter(torch.randn(max_length, d_model) * d_model**-0.5)
         else:
+            table = sinusoids(max_length, d_model) * (positions != "none")
             self.register_buffer("positions", table, persistent=False)
         self.dropout = nn.Dropout(dropout)
         layer = d_model, d_ff, num_heads, dropout, norm_first
         self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(num_layers))
         self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(num_layers))
-        self.encoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
+        norm = nn.LayerNorm if norm_first else nn.Identity
+        self.encoder_norm, self.decoder_norm = norm(d_model), norm(d_model)
         nn.init.normal_(self.embedding.weight, std=d_model**-0.5)  # times sqrt(D): deviation 1
         for name, p in self.named_parameters():
             if name.startswith(("encoder", "decoder")) and p.dim() == 2:
@@ -235,6 +234,10 @@ class Transformer(nn.Module):
     # fmt: on
 
 
+BIG = dict(d_model=1024, d_ff=4096, num_heads=16, dropout=0.3)
+SMALL = dict(d_model=128, d_ff=512, num_heads=4, num_layers=4)
+
+
 def transformer_base(vocab_size: int = 37_000, **settings) -> Transformer:
     """Table 3, base; 63,082,496 parameters with 37,000 tokens."""
     return Transformer(vocab_size, **settings)
@@ -242,14 +245,12 @@ def transformer_base(vocab_size: int = 37_000, **settings) -> Transformer:
 
 def transformer_big(vocab_size: int = 37_000, **settings) -> Transformer:
     """Table 3, big; 214,245,376 parameters with 37,000 tokens."""
-    sizes = dict(d_model=1024, d_ff=4096, num_heads=16, dropout=0.3)
-    return Transformer(vocab_size, **(sizes | settings))
+    return Transformer(vocab_size, **(BIG | settings))
 
 
 def transformer_small(vocab_size: int = 6_000, **settings) -> Transformer:
-    """Ours, for one machine; 2,618,112 parameters with 6,000 tokens."""
-    sizes = dict(d_model=128, d_ff=512, num_heads=4, num_layers=4)
-    return Transformer(vocab_size, **(sizes | settings))
+    """Ours, for one machine; 2,619,392 parameters with 6,000 tokens."""
+    return Transformer(vocab_size, **(SMALL | settings))
 
 
 MODELS = {

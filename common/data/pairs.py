@@ -163,7 +163,7 @@ def multi30k(args: argparse.Namespace) -> Source:
 
 
 def text_files(args: argparse.Namespace) -> Source:
-    """Two text files of the user's, `pairs:SRC,TGT`: line i of one translates line i of the other."""
+    """Two text files of the user's: line i of one translates line i of the other."""
     names = args.data.partition(":")[2].split(",")
     if len(names) != 2 or not all(names):
         fail(f"--data {args.data}: name two text files, as in pairs:train.en,train.de")

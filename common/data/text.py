@@ -56,7 +56,7 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def decode_line(line: bytes, name: str | Path, number: int) -> str:
-    """A line of bytes as text, without the space at its ends; ends in one line if it isn't UTF-8."""
+    """A line of bytes as text, without the space at its ends; fails if it isn't UTF-8."""
     try:
         return line.decode("utf-8").strip()
     except UnicodeDecodeError as error:
