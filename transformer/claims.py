@@ -63,10 +63,10 @@ def main(argv: list[str] | None = None) -> dict:
     }
     bars(panels, args.out / f"claim_{args.claim}.png")
     for arm, metrics in summary.items():
-        values = (
-            f"{name} {scale[key] * metrics[key]['mean']:.2f} ± {scale[key] * metrics[key]['std']:.2f}"
-            for key, name in shown.items()
-        )
+        values = []
+        for key, name in shown.items():
+            mean, std = (scale[key] * metrics[key][kind] for kind in ("mean", "std"))
+            values.append(f"{name} {mean:.2f} ± {std:.2f}")
         print(f"{arm:>22}: {', '.join(values)}")
     print(f"wrote claim_{args.claim}.json and claim_{args.claim}.png in {args.out}")
     return summary

@@ -57,15 +57,8 @@ class MultiHeadAttention(nn.Module):
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
     # fmt: off
-    def forward(
-        self,
-        x: Tensor,                                                       # (B, T, D)
-        memory: Tensor | None = None,                                    # (B, S, D)
-        mask: Tensor | None = None,
-        causal: bool = False,
-        cache: dict | None = None,
-    ) -> Tensor:
-        """What `x` finds in `memory`, or in itself: (B, T, D).
+    def forward(self, x: Tensor, memory=None, mask=None, causal=False, cache=None) -> Tensor:
+        """What `x` (B, T, D) finds in `memory` (B, S, D), or in itself: (B, T, D).
 
         `mask` broadcasts to (B, H, T, S). A `cache` (at first empty) keeps keys and values: those
         of a memory for good, those of `x` to be found again by the tokens that follow.
@@ -138,14 +131,11 @@ class DecoderLayer(nn.Module):
         self.feed_forward = feed_forward(d_model, d_ff)
         self.residuals = nn.ModuleList(Residual(d_model, dropout, norm_first) for _ in range(3))
 
-    def forward(
-        self, x: Tensor, memory: Tensor, mask: Tensor | None = None, cache: tuple = (None, None)
-    ) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor, cache=(None, None)) -> Tensor:
         """(B, T, D), reading a memory (B, S, D), to (B, T, D)."""
-        own, other = cache
         causal = x.shape[1] > 1  # with a cache one token comes at a time, and may see all in it
-        x = self.residuals[0](x, lambda y: self.attention(y, causal=causal, cache=own))
-        x = self.residuals[1](x, lambda y: self.cross(y, memory, mask, cache=other))
+        x = self.residuals[0](x, lambda y: self.attention(y, causal=causal, cache=cache[0]))
+        x = self.residuals[1](x, lambda y: self.cross(y, memory, mask, cache=cache[1]))
         return self.residuals[2](x, self.feed_forward)
 
 
@@ -212,9 +202,7 @@ class Transformer(nn.Module):
             x = layer(x, mask)
         return self.encoder_norm(x), mask
 
-    def decode(
-        self, target: Tensor, memory: Tensor, mask: Tensor | None, cache: list | None = None
-    ) -> Tensor:
+    def decode(self, target: Tensor, memory: Tensor, mask: Tensor, cache=None) -> Tensor:
         """Tokens (B, T) and a memory to features (B, T, D); each sees earlier tokens alone.
 
         That hides the padding, too. With a `cache` (see `Decoding`) the target is one new token.
@@ -235,7 +223,7 @@ class Transformer(nn.Module):
 
 
 BIG = dict(d_model=1024, d_ff=4096, num_heads=16, dropout=0.3)
-SMALL = dict(d_model=128, d_ff=512, num_heads=4, num_layers=4)
+SMALL = dict(d_model=128, d_ff=512, num_heads=4, num_layers=4)  # of both stacks
 
 
 def transformer_base(vocab_size: int = 37_000, **settings) -> Transformer:

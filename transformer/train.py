@@ -25,12 +25,12 @@ from transformer.decoding import beam_search, generate
 from transformer.model import MODELS, Transformer
 
 # fmt: off
-QUICK = dict(model="transformer_small", data="dates", epochs=4, val=200, batch_size=3000, lr=2e-3,
-             warmup=80, vocab_size=1000, num_layers=2)
+QUICK = dict(model="transformer_small", data="dates", epochs=4, val=200, batch_size=1000, lr=3e-3,
+             warmup=100, vocab_size=1000, num_layers=2, average=2)
 PAPER = dict(model="transformer_base", data="pairs:data/wmt14/train.en,data/wmt14/train.de",
              epochs=20, val=0, batch_size=25_000, lr=None, warmup=4000, vocab_size=37_000)
 WORDS = dict(epochs=40, val=1000, batch_size=2000, lr=None, warmup=2000, vocab_size=6_000,
-             num_layers=None)  # without --paper, for all but dates
+             num_layers=None, average=5)  # without --paper, for all but dates
 # fmt: on
 SIZES = ("num_heads", "num_layers", "dropout")
 
