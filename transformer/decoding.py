@@ -3,7 +3,7 @@
 Sentences are decoded side by side, and leave the batch when they are finished. With `cached` a step
 computes the newest token alone and finds the keys and values of the others in a cache; without it,
 all of them anew: the same tokens, more slowly. A target has at most `extra` tokens more than its
-source, as in the paper.
+source, as in the paper, and at most `most` where that is given.
 """
 
 import math
@@ -44,9 +44,11 @@ class Decoding:
                 part.update({name: tensor[rows] for name, tensor in part.items()})
 
 
-def longest(model: Transformer, source: Tensor, extra: int) -> Tensor:
+def longest(model: Transformer, source: Tensor, extra: int, most: int | None) -> Tensor:
     """How many tokens each target may have (B,)."""
-    return ((source != PAD).sum(1) + extra).clamp(max=model.max_length)
+    return ((source != PAD).sum(1) + extra).clamp(
+        max=min(most or model.max_length, model.max_length)
+    )
 
 
 @torch.no_grad()
@@ -56,6 +58,7 @@ def generate(
     temperature: float = 0.0,
     cached: bool = True,
     extra: int = 50,
+    most: int | None = None,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
     """The likeliest token at each step; or, with a `temperature`, one drawn from the softmax.
@@ -64,7 +67,7 @@ def generate(
     the CPU.
     """
     model.eval()
-    state, limit = Decoding(model, source, cached), longest(model, source, extra)
+    state, limit = Decoding(model, source, cached), longest(model, source, extra, most)
     rows = torch.arange(len(source), device=source.device)  # the sentences not finished yet
     tokens, found = torch.full_like(source[:, :1], START), [[] for _ in source]
     while len(rows):
@@ -93,6 +96,7 @@ def beam_search(
     alpha: float = 0.6,
     cached: bool = True,
     extra: int = 50,
+    most: int | None = None,
 ) -> list[list[int]]:
     """The target with the highest log-probability over a length penalty, of those in the beam.
 
@@ -102,7 +106,7 @@ def beam_search(
     and end of each sentence.
     """
     model.eval()
-    state, limit = Decoding(model, source, cached, beam), longest(model, source, extra)
+    state, limit = Decoding(model, source, cached, beam), longest(model, source, extra, most)
     rows = torch.arange(len(source), device=source.device)  # the sentences not finished yet
     tokens = torch.full_like(source[:, :1], START).repeat_interleave(beam, 0)  # (rows * beam, T)
     scores = torch.full((len(source), beam), -math.inf, device=source.device)

@@ -52,7 +52,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @torch.no_grad()
 def translate(
-    lines: list[str], model: Transformer, tokenizer, dev: Device, args: argparse.Namespace
+    lines: list[str],
+    model: Transformer,
+    tokenizer,
+    most: int,
+    dev: Device,
+    args: argparse.Namespace,
 ) -> list[str]:
     """The translations, line by line; an empty line stays empty. Says what was lost."""
     full = [i for i, line in enumerate(lines) if line]
@@ -66,11 +71,11 @@ def translate(
         some = order[begin : begin + TOGETHER]
         source = pad([encoded.tokens[i] for i in some], dev)
         if args.temperature:
-            written = generate(model, source, args.temperature, generator=generator)
+            written = generate(model, source, args.temperature, most=most, generator=generator)
         elif args.beam > 1:
-            written = beam_search(model, source, args.beam, args.length_penalty)
+            written = beam_search(model, source, args.beam, args.length_penalty, most=most)
         else:
-            written = generate(model, source)
+            written = generate(model, source, most=most)
         for i, text in zip(some, decode(tokenizer, written), strict=True):
             found[full[i]] = text
     return found
@@ -137,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict:
     print(f"{flags.model} trained on {flags.data}, from {args.checkpoint}", file=sys.stderr)
 
     def answer(lines: list[str]) -> list[str]:
-        return translate(lines, model, tokenizer, dev, args)
+        return translate(lines, model, tokenizer, 2 * facts["longest"], dev, args)
 
     if args.interactive:
         interact(lambda line: answer([line])[0])

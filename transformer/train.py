@@ -26,11 +26,11 @@ from transformer.model import MODELS, Transformer
 
 # fmt: off
 QUICK = dict(model="transformer_small", data="dates", epochs=4, val=200, batch_size=1000, lr=3e-3,
-             warmup=100, vocab_size=1000, num_layers=2, average=2)
+             warmup=100, vocab_size=1000, num_layers=2, average=2, beam=1)
 PAPER = dict(model="transformer_base", data="pairs:data/wmt14/train.en,data/wmt14/train.de",
              epochs=20, val=0, batch_size=25_000, lr=None, warmup=4000, vocab_size=37_000)
 WORDS = dict(epochs=40, val=1000, batch_size=2000, lr=None, warmup=2000, vocab_size=6_000,
-             num_layers=None, average=5)  # without --paper, for all but dates
+             num_layers=None, average=5, beam=4)  # without --paper, for all but dates
 # fmt: on
 SIZES = ("num_heads", "num_layers", "dropout")
 
@@ -95,14 +95,15 @@ def evaluate(
     """Loss a token, BLEU (of dates: the share that is right), and the translations in order."""
     model.eval()
     sums, found = torch.zeros(2, device=dev.device), []
+    most = 2 * pairs.facts["longest"]  # an untrained network would go on and on
     for source, target, count, indices in pairs.batches(4 * args.batch_size // beam, shuffle=False):
         with dev.autocast():
             loss = cross_entropy(model(source, target[:, :-1]), target[:, 1:])
         sums += torch.stack([loss, torch.full_like(loss, count)])
         if len(indices) and beam > 1:
-            written = beam_search(model, source, beam, args.length_penalty)
+            written = beam_search(model, source, beam, args.length_penalty, most=most)
         else:
-            written = generate(model, source) if len(indices) else []
+            written = generate(model, source, most=most) if len(indices) else []
         found += zip(indices.tolist(), decode(pairs.tokenizer, written), strict=True)
     loss, count = dev.sum(sums).tolist()
     translations = [text for _, text in sorted(p for part in dev.gather(found) for p in part)]

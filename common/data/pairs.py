@@ -36,7 +36,7 @@ from common.device import Device
 
 Lines = tuple[Sequence[str], Sequence[str]]  # source and target, line by line
 PAIR_SETS = ["dates", "multi30k", "pairs:SRC,TGT"]
-DATES_PER_EPOCH, TEST_DATES, MOST_TEST = 20_000, 1_000, 2_000
+DATES_PER_EPOCH, TEST_DATES, MOST_TEST = 20_000, 500, 2_000
 
 
 def add_pair_flags(parser: argparse.ArgumentParser) -> None:
@@ -216,8 +216,9 @@ class Pairs(NamedTuple):
 class PairSet:
     """One part of a data set: `part` is "train", "val" or "test".
 
-    `facts` holds the `tokenizer` as JSON, the `languages` and the `metric`; the three parts share
-    it. `fresh(epoch)`, if given, makes each epoch's pairs.
+    `facts` holds the `tokenizer` as JSON, the `languages`, the `metric` and how many tokens the
+    `longest` target of the training part has; the three parts share it. `fresh(epoch)`, if given,
+    makes each epoch's pairs.
     """
 
     def __init__(self, part: str, lines: Lines, facts: dict, dev: Device, max_length: int):
@@ -294,6 +295,7 @@ def load_pairs(args: argparse.Namespace, dev: Device) -> tuple[PairSet, PairSet 
         if lines
     }
     sets["train"].fresh = source.fresh
+    facts["longest"] = max(map(len, sets["train"].encoded[1].tokens))
     counts = ", ".join(f"{len(sets[p]):,} {p}" for p in ("train", "val", "test") if p in sets)
     vocabulary = f"{sets['train'].tokenizer.get_vocab_size():,} tokens"
     dev.say(f"{args.data}: {counts} pairs, {' to '.join(source.languages)}, {vocabulary}")

@@ -60,7 +60,7 @@ def decode_line(line: bytes, name: str | Path, number: int) -> str:
     try:
         return line.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        fail(f"{name}, line {number} is not UTF-8 text (byte {line[error.start]:#04x}): convert it")
+        fail(f"{name}: line {number} is not UTF-8 text (byte {line[error.start]:#04x}): convert it")
 
 
 # ---------------------------------------------------------------------- vocabulary
