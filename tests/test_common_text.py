@@ -198,7 +198,7 @@ def test_parts_make_up_the_step(world, accumulate):
 def test_dates_are_what_they_say():
     day = datetime.date(2015, 3, 7)
     written = {write_date(day, notation) for notation in NOTATIONS}
-    assert {"7 March 2015", "March 7th, 2015", "3/7/2015", "07.03.2015"} <= written
+    assert {"7 March 2015", "Mar 7th, 2015", "3/7/2015", "07.03.2015"} <= written
     assert {"Saturday, March 7th, 2015", "7 III 2015", "20150307", "7 Mar '15"} <= written
     assert len(written) == len(NOTATIONS)
     for number, th in (
