@@ -564,7 +564,7 @@ def test_resuming_is_exact(few):
         "--epochs",
         "3",
     ]
-    flags += ["--precision", "fp32", "--average", "2", "--limit", "6000", "--beam", "1"]
+    flags += ["--precision", "fp32", "--average", "2", "--limit", "400", "--beam", "1"]
     train.main([*flags, "--run-dir", "whole"])
     train.main([*flags, "--run-dir", "cut", "--max-steps", "3"])
     train.main(["--quiet", "--resume", "--run-dir", "cut"])

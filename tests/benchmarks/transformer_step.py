@@ -3,8 +3,8 @@
     python tests/benchmarks/transformer_step.py                        # transformer_small
     python tests/benchmarks/transformer_step.py --model transformer_base --sentences 16
 
-Both sides have the same sizes, tied embeddings and sinusoids, dropout, loss and Adam, and take turns
-in one process. `equal` is both in fp32; `default` is ours as the script runs (precision auto).
+Both sides have the same sizes, tied embeddings, sinusoids, dropout, loss and Adam, and take turns
+in one process. `equal` is both in fp32; `default` is ours as the script runs (precision auto). There
 nn.Transformer also drops attention weights and hidden values, and has two norms more. Printed is
 the ratio of medians, theirs over ours; then tokens a second of greedy decoding.
 """
@@ -115,9 +115,8 @@ def main() -> None:
 
     times = interleave([decoder(True), decoder(False)], max(3, args.rounds // 3), 1)
     speeds = [16 * args.tokens / sorted(values)[len(values) // 2] for values in times]
-    print(
-        f"decoding: {speeds[0]:.0f} tokens/s with the cache, {speeds[1]:.0f} without: {ratio(*times)}"
-    )
+    cached, uncached = (f"{speed:.0f} tokens/s" for speed in speeds)
+    print(f"decoding: {cached} with the cache, {uncached} without: {ratio(*times)}")
 
 
 if __name__ == "__main__":
