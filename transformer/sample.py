@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict:
     print(f"{flags.model} trained on {flags.data}, from {args.checkpoint}", file=sys.stderr)
 
     def answer(lines: list[str]) -> list[str]:
-        return translate(lines, model, tokenizer, 2 * facts["longest"], dev, args)
+        return translate(lines, model, tokenizer, facts["longest"] * 5 // 4, dev, args)
 
     if args.interactive:
         interact(lambda line: answer([line])[0])

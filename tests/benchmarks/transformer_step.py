@@ -4,7 +4,7 @@
     python tests/benchmarks/transformer_step.py --model transformer_base --sentences 16
 
 Both sides have the same sizes, tied embeddings, sinusoids, dropout, loss and Adam, and take turns
-in one process. `equal` is both in fp32; `default` is ours as the script runs (precision auto). There
+in one process. `equal` is both in fp32; `default` is ours as the script runs (precision auto).
 nn.Transformer also drops attention weights and hidden values, and has two norms more. Printed is
 the ratio of medians, theirs over ours; then tokens a second of greedy decoding.
 """
