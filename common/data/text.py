@@ -1,0 +1,230 @@
+"""What language models share: text files, a vocabulary of word pieces, batches of about N tokens.
+
+The vocabulary is trained by the library `tokenizers` on the training part and kept in checkpoints
+as a string of JSON, so that whoever has a checkpoint can read and write text with it.
+"""
+
+import argparse
+import gzip
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from common import fail, seed_of
+from common.checkpoint import read_checkpoint
+from common.device import Device
+from common.run import progress
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
+PAD, START, END, UNKNOWN = range(4)
+WOBBLE = 4.0  # tokens by which the second length may differ between neighbours
+
+
+def find_text(path: Path) -> Path | None:
+    """The file itself, or the same with .gz; None if there is neither."""
+    there = (p for p in (path, path.with_name(path.name + ".gz")) if p.is_file())
+    return next(there, None)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 text file, plain or gzipped, without the space at their ends.
+
+    A file that is missing, damaged, empty or in another encoding ends in one line naming it.
+    """
+    try:
+        raw = Path(path).expanduser().read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        fail(f"{path} is damaged ({error})")
+    except OSError as error:
+        fail(f"can't read {path}: {error.strerror or error}")
+    lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")  # without the byte order mark
+    if not lines[-1]:
+        lines.pop()
+    if not any(line.strip() for line in lines):
+        fail(f"{path} is empty: it needs text, one sentence a line")
+    return [decode_line(line, path, number) for number, line in enumerate(lines, 1)]
+
+
+def decode_line(line: bytes, name: str | Path, number: int) -> str:
+    """A line of bytes as text, without the space at its ends; fails if it isn't UTF-8."""
+    try:
+        return line.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        fail(f"{name}: line {number} is not UTF-8 text (byte {line[error.start]:#04x}): convert it")
+
+
+# ---------------------------------------------------------------------- vocabulary
+
+
+def train_bpe(lines: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """Byte-pair encoding (Sennrich et al. 2016) of at most `vocab_size` tokens, `SPECIAL` first.
+
+    Words are split at spaces and punctuation, and each digit stands alone; `▁` marks a space, so
+    that decoding gives the text back. A character that `lines` don't hold becomes <unk>.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[UNKNOWN]))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.Digits(individual_digits=True),
+        ]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False, min_frequency=2
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer
+
+
+def read_tokenizer(text: str) -> "Tokenizer":
+    """The vocabulary that a checkpoint holds."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        fail(f"the checkpoint's vocabulary is damaged ({error})")
+
+
+def stored_facts(args: argparse.Namespace) -> dict:
+    """What the checkpoint that a script goes on with or evaluates knows of its data, or nothing."""
+    last = args.run_dir / "last.pt" if args.resume and args.run_dir else None
+    path = args.evaluate or (last if last and last.exists() else None)
+    return read_checkpoint(path).get("dataset", {}) if path else {}
+
+
+class Encoded(NamedTuple):
+    """Sentences as tokens, each with END, and what was lost on the way."""
+
+    tokens: list[Tensor]
+    cut: int  # sentences that were longer than the maximum
+    unknown: list[str]  # characters that the vocabulary lacks
+
+
+def encode(tokenizer: "Tokenizer", lines: Sequence[str], max_length: int) -> Encoded:
+    """Lines as tensors of at most `max_length` tokens, the last of which is END."""
+    tokens, cut, unknown = [], 0, set()
+    for line, piece in zip(lines, tokenizer.encode_batch(list(lines)), strict=True):
+        ids = piece.ids
+        for start, end in (piece.offsets[i] for i, t in enumerate(ids) if t == UNKNOWN):
+            unknown.update(line[start:end].strip())
+        cut += len(ids) >= max_length
+        tokens.append(torch.tensor([*ids[: max_length - 1], END]))
+    return Encoded(tokens, cut, sorted(unknown))
+
+
+def decode(tokenizer: "Tokenizer", tokens: Sequence[Sequence[int]]) -> list[str]:
+    """Lists of tokens as lines of text."""
+    lines = tokenizer.decode_batch([list(ids) for ids in tokens], skip_special_tokens=True)
+    return [line.strip() for line in lines]
+
+
+def losses(encoded: Sequence[Encoded], max_length: int) -> str:
+    """What to say of truncated sentences and unknown characters; empty where there are none."""
+    cut = sum(part.cut for part in encoded)
+    unknown = sorted({character for part in encoded for character in part.unknown})
+    notes = [f"{cut:,} sentences were longer than {max_length} tokens and are cut"] if cut else []
+    if unknown:
+        shown = " ".join(unknown[:20]) + (" …" if len(unknown) > 20 else "")
+        notes.append(f"{len(unknown)} characters were never seen in training: {shown}")
+    return "; ".join(notes)
+
+
+def pad(sentences: Sequence[Tensor], dev: Device) -> Tensor:
+    """Sentences of tokens as one matrix (B, T), padded at the end, on the device."""
+    batch = pad_sequence(list(sentences), batch_first=True, padding_value=PAD)
+    if dev.device.type == "cuda":
+        batch = batch.pin_memory()
+    return batch.to(dev.device, non_blocking=True)
+
+
+# ---------------------------------------------------------------------- batches
+
+
+class TokenBatches:
+    """The parts of an epoch's steps that this process computes, in turn: iterate over it.
+
+    `lengths(epoch)` are the token counts of its examples (N, k): the first column counts towards
+    `batch_size`, and all serve to group examples of like length. `fetch(epoch, indices)` makes a
+    batch, which may have to be of no examples. Its length is the number of steps.
+
+    A step holds as many examples as have at most `batch_size` tokens in all (one longer than that
+    is a step of its own); in training the steps are in random order, as are examples of the same
+    length. Nothing is dropped: what is left over are the longest. Each step is cut into a part for
+    each process and micro-batch; of a step with few examples some parts are empty.
+    """
+
+    def __init__(
+        self,
+        lengths: Callable[[int], Tensor],
+        batch_size: int,
+        dev: Device,
+        shuffle: bool,
+        fetch: Callable,
+    ):
+        self.lengths, self.batch_size, self.dev = lengths, batch_size, dev
+        self.shuffle, self.fetch = shuffle, fetch
+        self.epoch = self.first = 0
+        self.plan: tuple[int, list[Tensor]] = (-1, [])  # of an epoch
+
+    def __len__(self) -> int:
+        return len(self.steps())
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Sets the epoch, and the step to begin at, of the next iteration."""
+        self.epoch, self.first = epoch, step
+
+    def steps(self) -> list[Tensor]:
+        """The indices of each step of the epoch."""
+        if self.plan[0] == self.epoch:
+            return self.plan[1]
+        lengths = self.lengths(self.epoch).double()
+        generator = torch.Generator().manual_seed(seed_of("order", self.dev.seed, self.epoch))
+        noise = torch.rand(len(lengths), generator=generator, dtype=torch.float64) * self.shuffle
+        rest = lengths[:, 1:].sum(1) + WOBBLE * noise
+        order = (lengths[:, 0] + rest / (rest.max() + 1)).argsort(stable=True)
+        steps = self.cut(order, lengths[order, 0].long().tolist())
+        if self.shuffle:
+            places = torch.randperm(len(steps), generator=generator).tolist()
+            steps = [steps[place] for place in places]
+        self.plan = self.epoch, steps
+        return steps
+
+    def cut(self, order: Tensor, lengths: list[int]) -> list[Tensor]:
+        """The order, cut into steps of at most `batch_size` tokens."""
+        sizes, tokens = [0], 0
+        for length in lengths:
+            if tokens + length > self.batch_size and sizes[-1]:
+                sizes.append(0)
+                tokens = 0
+            sizes[-1] += 1
+            tokens += length
+        return list(order.split(sizes))
+
+    def __iter__(self) -> Iterator:
+        dev = self.dev
+        pieces = dev.world * (dev.accumulate if self.shuffle else 1)  # of a step
+        parts = (
+            part
+            for step in self.steps()[self.first :]
+            for part in itertools.islice(step.tensor_split(pieces), dev.rank, None, dev.world)
+        )
+        batches = (self.fetch(self.epoch, part) for part in parts)
+        if self.shuffle:  # the run shows the progress of training
+            return batches
+        return iter(progress(batches, dev, "evaluating", len(self)))

@@ -1,0 +1,76 @@
+"""The claims of transformer/README.md as experiments.
+
+    python transformer/claims.py heads --data-dir PATH                # TODO-MEASURE
+    python transformer/claims.py positions --data-dir PATH
+    python transformer/claims.py smoothing --data-dir PATH
+    python transformer/claims.py warmup --data-dir PATH
+    python transformer/claims.py heads --data dates --epochs 1 --seeds 0    # to see how it works
+
+heads: several heads are better than one of all dimensions, too many are worse (Table 3, row A).
+positions: learned ones are as good as sinusoids (row E); without any, word order is lost.
+smoothing: of labels; a worse loss a token and a better BLEU (Sec. 5.4).
+warmup: with the norm after the residual the learning rate has to rise slowly, with the norm before
+it need not (not of this paper: Xiong et al. 2020). The rate is twice the script's, for all arms.
+"""
+
+import argparse
+
+from common import cli
+from common.claims import run_arms, write_summary
+from transformer.train import main as train
+
+CLAIMS = {
+    "heads": {f"{n} heads" if n > 1 else "1 head": ["--num-heads", str(n)] for n in (1, 4, 16)},
+    "positions": {name: ["--positions", name] for name in ("sinusoidal", "learned", "none")},
+    "smoothing": {f"{share:g}": ["--smoothing", f"{share:g}"] for share in (0.0, 0.1)},
+    "warmup": {
+        "post-norm": ["--ramp", "yes"],
+        "post-norm, no warm-up": ["--ramp", "no"],
+        "pre-norm": ["--ramp", "yes", "--norm-first"],
+        "pre-norm, no warm-up": ["--ramp", "no", "--norm-first"],
+    },
+}
+SHARED = ["--val", "0", "--average", "1", "--beam", "1", "--warmup", "400", "--quiet"]
+RATE = {"warmup": 4e-3}  # else 2e-3
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; see --help."""
+    parser = cli.claims_parser("transformer", __doc__, CLAIMS)
+    parser.add_argument("--data", default="multi30k", help="which data (default: multi30k)")
+    parser.add_argument("--epochs", type=cli.whole(1), default=6, help="of each run (default: 6)")
+    return parser.parse_args(argv)
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> dict:
+    """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
+    args = parse_args(argv)
+    cli.make_folder(args.out)
+    rate = str(RATE.get(args.claim, 2e-3))
+    shared = ["--data", args.data, "--epochs", str(args.epochs), "--lr", rate, *SHARED]
+    results, commands, _ = run_arms("transformer", train, CLAIMS[args.claim], shared, args)
+    summary = write_summary(args.out / f"claim_{args.claim}.json", results, commands)
+
+    from common.plot import bars
+
+    names = {"test_bleu": "BLEU", "test_exact": "exact match (%)", "test_loss": "loss a token"}
+    shown = {key: name for key, name in names.items() if key in next(iter(results.values()))[0]}
+    scale = {key: 1 if key == "test_loss" else 100 for key in shown}
+    panels = {
+        name: {arm: [scale[key] * run[key] for run in runs] for arm, runs in results.items()}
+        for key, name in shown.items()
+    }
+    bars(panels, args.out / f"claim_{args.claim}.png")
+    for arm, metrics in summary.items():
+        values = []
+        for key, name in shown.items():
+            mean, std = (scale[key] * metrics[key][kind] for kind in ("mean", "std"))
+            values.append(f"{name} {mean:.2f} ± {std:.2f}")
+        print(f"{arm:>22}: {', '.join(values)}")
+    print(f"wrote claim_{args.claim}.json and claim_{args.claim}.png in {args.out}")
+    return summary
+
+
+if __name__ == "__main__":
+    main()
