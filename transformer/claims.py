@@ -1,6 +1,6 @@
 """The claims of transformer/README.md as experiments.
 
-    python transformer/claims.py heads --data-dir PATH                # TODO-MEASURE
+    python transformer/claims.py heads --data-dir PATH
     python transformer/claims.py positions --data-dir PATH
     python transformer/claims.py smoothing --data-dir PATH
     python transformer/claims.py warmup --data-dir PATH
