@@ -1,6 +1,7 @@
 """What the scripts of image classifiers share: images that fit, the user's files, predictions."""
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common import cli, fail
-from common.data.files import UNREADABLE, ImageFiles
+from common.data.files import SUFFIXES, UNREADABLE, ImageFiles
 from common.data.images import ImageSet, load_images
 from common.device import Device
 from common.run import progress
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
 
 def check_images(
@@ -48,6 +47,15 @@ def find_images(inputs: list[Path]) -> list[Path]:
     return files
 
 
+def names_for(files: list[Path]) -> list[str]:
+    """A name for what is made of each file; files of one name are told apart by -2, -3, …"""
+    names: list[str] = []
+    for path in files:
+        tries = itertools.chain([path.stem], (f"{path.stem}-{n}" for n in itertools.count(2)))
+        names.append(next(name for name in tries if name not in names))
+    return names
+
+
 def open_model(
     args: argparse.Namespace, milestone: str, models: dict, build: Callable | None = None
 ) -> tuple[nn.Module, argparse.Namespace, dict, Device]:
@@ -55,11 +63,8 @@ def open_model(
 
     `build(flags, num_classes)` makes the network where the factory needs more than the classes.
     """
-    checkpoint = cli.open_checkpoint(args, milestone, models)
-    flags = argparse.Namespace(**checkpoint["config"]["flags"])
-    flags.device, flags.quiet, flags.fsdp, flags.typed = args.device, True, False, []
-    flags.data_dir = args.data_dir or flags.data_dir
-    dev, facts = Device(flags), checkpoint["dataset"]
+    checkpoint, flags, dev = cli.open_run(args, milestone, models)
+    facts = checkpoint["dataset"]
     num_classes = len(facts["classes"])
     model = build(flags, num_classes) if build else models[flags.model](num_classes=num_classes)
     model.load_state_dict(checkpoint["model"])

@@ -24,7 +24,7 @@ import torch
 
 from common import fail, unknown
 from common.checkpoint import read_checkpoint
-from common.device import DTYPES
+from common.device import DTYPES, Device
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps", "fsdp")
@@ -54,7 +54,11 @@ def positive(text: str) -> float:
 
 def not_negative(text: str) -> float:
     """Parses zero or a number above it."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+    try:
+        zero = float(text) == 0
+    except ValueError:
+        zero = False
+    return 0.0 if zero else positive(text)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -264,6 +268,17 @@ def open_checkpoint(args: argparse.Namespace, milestone: str, models: Iterable[s
         names = itertools.chain(["samples"], (f"samples-{n}" for n in itertools.count(2)))
         args.out = next(beside / name for name in names if not (beside / name).exists())
     return content
+
+
+def open_run(
+    args: argparse.Namespace, milestone: str, models: Iterable[str]
+) -> tuple[dict, argparse.Namespace, Device]:
+    """The checkpoint that a sample.py is to use, the flags it was trained with, and a device."""
+    checkpoint = open_checkpoint(args, milestone, models)
+    flags = argparse.Namespace(**checkpoint["config"]["flags"])
+    flags.device, flags.quiet, flags.fsdp, flags.typed = args.device, True, False, []
+    flags.data_dir, flags.accumulate = args.data_dir or flags.data_dir, 1
+    return checkpoint, flags, Device(flags)
 
 
 def make_folder(path: Path) -> None:

@@ -119,7 +119,7 @@ def test_dropout_is_at_the_end_of_the_contracting_path():
     model, rates = unet_small(dropout=1.0), []
     model.train()
     for conv in model.down[1:]:
-        conv.register_forward_hook(lambda m, x, y: rates.append(float(x[0].abs().max())))
+        conv.register_forward_hook(lambda m, x, y: rates.append(float(x[0].detach().abs().max())))
     model(torch.randn(1, 1, 32, 32))
     assert [rate == 0 for rate in rates] == [False, False, False, True]
 

@@ -129,12 +129,8 @@ def main(argv: list[str] | None = None) -> dict:
     if args.sentences and not any(lines):
         fail("the sentences are empty: there is nothing to translate")
     lines = read_lines(args.file) if args.file else lines
-    checkpoint = cli.open_checkpoint(args, "transformer", MODELS)
-    flags = argparse.Namespace(**checkpoint["config"]["flags"])
-    flags.device, flags.quiet, flags.fsdp, flags.typed = args.device, True, False, []
-    flags.data_dir = args.data_dir or flags.data_dir
-    flags.evaluate, flags.accumulate = str(args.checkpoint), 1
-    dev, facts = Device(flags), checkpoint["dataset"]
+    checkpoint, flags, dev = cli.open_run(args, "transformer", MODELS)
+    flags.evaluate, facts = str(args.checkpoint), checkpoint["dataset"]
     tokenizer = read_tokenizer(facts["tokenizer"])
     model = build(flags, tokenizer.get_vocab_size())
     model.load_state_dict(weights_to_use(checkpoint, flags))

@@ -43,7 +43,10 @@ class DoubleConv(nn.Sequential):
 
 
 class Up(nn.Module):
-    """Up-convolution, concatenation with the cropped map of the same scale, two convolutions."""
+    """Up-convolution, concatenation with the cropped map of the same scale, two convolutions.
+
+    Shapes are those without padding.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, padding: str, norm: bool, skip: bool):
         super().__init__()
@@ -52,10 +55,12 @@ class Up(nn.Module):
         self.skip = skip
 
     def forward(self, x: Tensor, across: Tensor) -> Tensor:
-        x = self.up(x)  # (B, 2C, H, W) to (B, C, 2H, 2W)
+        # fmt: off
+        x = self.up(x)                                           # (B, 2C, H, W) to (B, C, 2H, 2W)
         if self.skip:
-            x = torch.cat([crop(across, *x.shape[2:]), x], 1)  # (B, 2C, 2H, 2W)
-        return self.conv(x)  # (B, C, 2H - 4, 2W - 4), or not less
+            x = torch.cat([crop(across, *x.shape[2:]), x], 1)    # (B, 2C, 2H, 2W)
+        return self.conv(x)                                      # (B, C, 2H - 4, 2W - 4)
+        # fmt: on
 
 
 class UNet(nn.Module):
@@ -103,14 +108,16 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.check(*x.shape[2:])
         across = []
+        # fmt: off
         for stage, conv in enumerate(self.down):
-            x = F.max_pool2d(x, 2) if stage else x  # 572; 284, 140, 68, 32
-            x = conv(x)  # 568; 280, 136, 64, 28
+            x = F.max_pool2d(x, 2) if stage else x               # 572; 284, 140, 68, 32
+            x = conv(x)                                          # 568; 280, 136, 64, 28
             x = self.dropout(x) if stage > 2 else x
             across.append(x)
         for up, left in zip(self.ups, across[-2::-1], strict=True):
-            x = up(x, left)  # 52, 100, 196, 388
-        return self.head(x)  # (B, K, 388, 388)
+            x = up(x, left)                                      # 52, 100, 196, 388
+        return self.head(x)                                      # (B, K, 388, 388)
+        # fmt: on
 
     def check(self, height: int, width: int) -> None:
         """Raises ValueError unless every pooled map has even sides."""

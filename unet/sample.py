@@ -14,8 +14,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from common import cli
-from common.classify import find_images
-from common.data.masks import MaskSet, load_masks, normalise, read_image
+from common.classify import find_images, names_for
+from common.data.files import luminance
+from common.data.masks import MaskSet, load_masks, norm_of, normalise, read_image
 from common.device import Device
 from common.run import progress
 from common.segmentation import overlay
@@ -39,7 +40,9 @@ def classes_of(
 ) -> Tensor:
     """The classes (H, W), uint8, of an image (C, H, W), uint8."""
     with dev.autocast():
-        answers = segment(model, normalise(image[None].to(dev.device), facts), views, tile)
+        answers = segment(
+            model, normalise(image[None].to(dev.device), [norm_of(image, facts)]), views, tile
+        )
     return answers[0].argmax(0).byte().cpu()
 
 
@@ -49,8 +52,7 @@ def fit(image: Tensor, channels: int) -> tuple[Tensor, str]:
         return image, ""
     if channels == 3:
         return image.expand(3, -1, -1), " (grey: made RGB)"
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # luminance, ITU-R 601
-    return (image * weights).sum(0, keepdim=True).round().byte(), " (colour: made grey)"
+    return luminance(image[None])[0], " (colour: made grey)"
 
 
 def show_test(
@@ -75,11 +77,8 @@ def main(argv: list[str] | None = None) -> dict:
     """Segments the inputs, or test images; returns each file's shares and parts by class."""
     args = parse_args(argv)
     files = find_images(args.inputs)
-    checkpoint = cli.open_checkpoint(args, "unet", MODELS)
-    flags = argparse.Namespace(**checkpoint["config"]["flags"])
-    flags.device, flags.quiet, flags.fsdp, flags.typed = args.device, True, False, []
-    flags.data_dir = args.data_dir or flags.data_dir
-    dev, facts = Device(flags), checkpoint["dataset"]
+    checkpoint, flags, dev = cli.open_run(args, "unet", MODELS)
+    facts = checkpoint["dataset"]
     model = build(flags, facts)
     model.load_state_dict(checkpoint["model"])
     model.to(dev.device, memory_format=torch.channels_last).eval()
@@ -91,12 +90,10 @@ def main(argv: list[str] | None = None) -> dict:
         return {"shown": len(test)}
     images = [read_image(path) for path in files]  # before anything is written
     cli.make_folder(args.out)
-    found, names = {}, set()
-    for path, image in progress(zip(files, images, strict=True), dev, "segmenting", len(files)):
+    found, named = {}, zip(files, names_for(files), images, strict=True)
+    for path, name, image in progress(named, dev, "segmenting", len(files)):
         image, note = fit(image, facts["channels"])
         answer = classes_of(model, image, facts, dev, args.tile, flags.views)
-        name = next(n for n in numbered(path.stem) if n not in names)
-        names.add(name)
         Image.fromarray(answer.numpy()).save(args.out / f"{name}-mask.png")
         picture = overlay(image, answer).permute(1, 2, 0).numpy()
         Image.fromarray(picture).save(args.out / f"{name}-overlay.jpg", quality=90)
@@ -114,12 +111,6 @@ def main(argv: list[str] | None = None) -> dict:
         print(f"{path}{note}: {answers}")
     print(f"wrote {len(files)} masks (a pixel's value is its class) and pictures to {args.out}")
     return found
-
-
-def numbered(stem: str):
-    """The name, then the name with -2, -3, …"""
-    yield stem
-    yield from (f"{stem}-{n}" for n in itertools.count(2))
 
 
 if __name__ == "__main__":

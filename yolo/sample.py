@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from common import cli, fail
-from common.classify import find_images, open_model
+from common.classify import find_images, names_for, open_model
 from common.data.boxes import load_boxes, scale_of, squeeze
 from common.data.files import UNREADABLE, open_image
 from common.data.images import ImageSet
@@ -65,14 +65,14 @@ def find(
     args: argparse.Namespace,
 ) -> dict[str, list[dict]]:
     """Prints a table, draws each image with its boxes, and writes detections.json."""
-    found, seconds, names, classes = {}, [], {}, facts["classes"]
+    found, seconds, classes = {}, [], facts["classes"]
     blank = torch.zeros(1, 3, flags.size, flags.size, dtype=torch.uint8)
     images = ImageSet("test", blank, torch.zeros(1), facts, dev)
     detect(model, images.normalise(images.pixels.to(dev.device)), flags, dev, 1.0)  # warms up
     width = max(len(str(path)) for path in files)
     if not args.json:
         print(f"{'file':<{width}}  class           score    left     top   right  bottom")
-    for path in files:
+    for path, name in zip(files, names_for(files), strict=True):
         try:
             image = open_image(path).convert("RGB")
         except UNREADABLE as error:
@@ -100,10 +100,8 @@ def find(
         elif not rows:
             print(f"{path!s:<{width}}  nothing over {args.threshold:g}")
         texts = [f"{row['class']} {row['score']:.2f}" for row in rows]
-        names[path.stem] = names.get(path.stem, 0) + 1
-        again = f"-{names[path.stem]}" if names[path.stem] > 1 else ""
         drawn = draw_boxes(image, boxes, here.labels, texts)
-        drawn.save(args.out / f"{path.stem}{again}.jpg", quality=90)
+        drawn.save(args.out / f"{name}.jpg", quality=90)
         found[str(path)] = rows
     (args.out / "detections.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"wrote {len(files)} pictures and detections.json to {args.out}")

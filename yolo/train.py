@@ -24,7 +24,7 @@ from common.data.images import add_image_flags
 from common.detection import Found, average_precisions, coco_precision, draw_curves, suppress
 from common.device import Device
 from common.run import Run
-from common.weights import keep_frozen, start_from, trained
+from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 from yolo.errors import SIMILAR, breakdown, similar_classes
 from yolo.model import MODELS, decode, yolo_loss
 
@@ -39,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.Parser("yolo", __doc__, QUICK, PAPER, MODELS, data.BOX_SETS)
     add_image_flags(parser)
+    add_weight_flags(parser, published=False)
     add = parser.add_argument
     add(
         "--size",
@@ -52,11 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--augment", choices=["yes", "no"], default="yes", help="train on changed images")
     add("--mirror", choices=["no", "sideways", "both"], default="sideways", help="how to augment")
     add("--similar", help="classes that Fig. 4 calls similar: 'cat,dog;car,bus' or none")
-    add("--weights", metavar="FILE", help="start from a state_dict or a checkpoint of train.py")
-    add("--freeze", action="store_true", help="train only the last layer")
     args = parser.parse_args(argv)
-    if args.freeze and not args.weights:
-        fail("--freeze trains the last layer on what --weights gives: add --weights FILE")
+    check_weights(args, {})
     if args.augment == "no" and "mirror" in args.typed:
         fail("--mirror is a part of --augment yes")
     small, drawn = args.model == "yolov1_small", args.data == "shapes"

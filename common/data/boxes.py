@@ -10,7 +10,6 @@ file of COCO's format. As in Pascal's devkit, pixels count from 1 and both corne
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import math
@@ -32,7 +31,7 @@ from common.data.batches import Batches, Draw
 from common.data.files import UNREADABLE, ImageFiles, open_image, read_files
 from common.data.images import STREAM_BYTES, ImageSet, statistics
 from common.data.shapes import ShapeImages
-from common.data.sources import split
+from common.data.sources import cut_parts, download, split
 from common.device import Device
 from common.run import progress
 
@@ -398,18 +397,11 @@ def download_voc(data_dir: str, year: str, name: str, root: Path) -> None:
     """Lets torchvision download and check a part of Pascal VOC."""
     import torchvision
 
-    new = [path for path in (root, *root.parents) if not path.exists()]
-    try:
+    def make() -> None:
         torchvision.datasets.VOCDetection(data_dir, year, name, download=True)
-    except (OSError, RuntimeError) as error:
-        for path in new:  # empty ones that the attempt made
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        reason = str(error).strip().splitlines()[0].rstrip(":")
-        fail(
-            f"ImageSets/Main/{name}.txt is not in {root} and can't be downloaded ({reason}): "
-            "name another folder with --data-dir, or take --data shapes, which needs no files"
-        )
+
+    folder = str(root.relative_to(data_dir))
+    download(make, data_dir, folder, [f"ImageSets/Main/{name}.txt"], instead="shapes")
 
 
 def voc_folder(args: argparse.Namespace) -> Source:
@@ -519,24 +511,12 @@ def load_boxes(
         if kind == "shapes":
             fail(f"--{flag} is for files: shapes are drawn in memory")
     source = SOURCES[kind](args)
-    parts = {"train": source.train, "val": source.val if args.val else None, "test": source.test}
     if source.val and args.val and "val" in args.typed and args.val != len(source.val):
         fail(
             f"--val {args.val}: {args.data} has a val part of its own, of {len(source.val)}; "
             "--val 0 trains on it too"
         )
-    if args.val and not source.val:
-        count = len(source.train)
-        if "val" not in args.chosen:  # a default made for larger sets
-            args.val = min(args.val, max(1, count // 10))
-        if args.val >= count:
-            fail(f"--val {args.val} leaves nothing of {count} training examples")
-        cuts = split(count, args.val / count, "val", args.seed)
-        parts["train"], parts["val"] = (source.train.take(indices) for indices in cuts)
-    if args.limit and args.limit < (count := len(parts["train"])):
-        few = split(count, args.limit / count, "limit", args.seed)[1]
-        parts["train"] = parts["train"].take(few)
-    parts = {name: part for name, part in parts.items() if part}
+    parts = cut_parts(args, {"train": source.train, "val": source.val, "test": source.test})
     stored = 3 * size**2 * sum(map(len, parts.values()))
     stream = args.stream == "yes" or (args.stream == "auto" and stored > STREAM_BYTES)
     facts, sets = {"classes": source.classes}, {}

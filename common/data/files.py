@@ -15,6 +15,7 @@ from common import fail
 from common.device import Device
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
 
 class ImageFiles(torch.utils.data.Dataset):
@@ -96,6 +97,12 @@ def open_image(path: str | Path) -> Image.Image:
         ground = Image.new("RGBA", image.size, (0, 0, 0, 255) if light else (255, 255, 255, 255))
         return Image.alpha_composite(ground, image).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def luminance(pixels: Tensor) -> Tensor:
+    """RGB pixels (N, 3, H, W), uint8, made grey (N, 1, H, W) by the weights of ITU-R 601."""
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    return (pixels * weights).sum(1, keepdim=True).round().byte()
 
 
 def read_files(

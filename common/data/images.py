@@ -21,9 +21,9 @@ from common.cli import whole
 from common.data import sources
 from common.data.augment import cut_windows
 from common.data.batches import Batches, Draw
-from common.data.files import ImageFiles, read_files
+from common.data.files import ImageFiles, luminance, read_files
 from common.data.shapes import ShapeImages
-from common.data.sources import Pixels, split
+from common.data.sources import Pixels, cut_parts, split
 from common.device import Device
 from common.run import progress
 
@@ -178,37 +178,24 @@ def load_images(
         if kind != "folder":
             fail(f"--{flag} is for folder:PATH: {args.data} always lies in memory")
     source = SOURCES[kind](args)
-    parts = {"train": source.train, "test": source.test, "val": source.val if args.val else None}
     if source.val and args.val and "val" in args.typed:
         fail(f"--val {args.val}: {args.data} has a val/ of its own; --val 0 does without")
-    if args.val and not source.val:
-        count = len(source.train[1])
-        if "val" not in args.chosen:  # a default made for larger sets
-            args.val = min(args.val, max(1, count // 10))
-        if args.val >= count:
-            fail(f"--val {args.val} leaves nothing of {count} training examples")
-        cuts = split(count, args.val / count, "val", args.seed)
-        parts["train"], parts["val"] = (take(source.train, indices) for indices in cuts)
-    if args.limit and args.limit < len(parts["train"][1]):
-        share = args.limit / len(parts["train"][1])
-        parts["train"] = take(
-            parts["train"], split(len(parts["train"][1]), share, "limit", args.seed)[1]
-        )
+    parts = {"train": source.train, "test": source.test, "val": source.val}
+    parts = cut_parts(args, parts, lambda part: len(part[1]), take)
     notes = [source.note, grey_note(source.train[0], channels)]
     window = window if kind == "folder" else None
     side = (whole or -(-size * 8 // 7)) if window else max(whole, size)
     facts = {"classes": source.classes, "side": side}
-    pixel_bytes = channels * (side + 2 * pad) ** 2 * sum(len(p[1]) for p in parts.values() if p)
+    pixel_bytes = channels * (side + 2 * pad) ** 2 * sum(len(p[1]) for p in parts.values())
     stream = args.stream == "yes" or (args.stream == "auto" and pixel_bytes > STREAM_BYTES)
     sets = {}
     for part, content in parts.items():
-        if content:
-            pixels = prepare(content[0], side, channels, pad, stream, args.workers, dev)
-            if isinstance(pixels, ImageFiles):
-                pixels.window, pixels.cut = window, size
-            out, cut = size + 2 * pad, window if part == "train" else None
-            sets[part] = ImageSet(part, pixels, content[1], facts, dev, out, cut)
-            sets[part].workers = args.workers
+        pixels = prepare(content[0], side, channels, pad, stream, args.workers, dev)
+        if isinstance(pixels, ImageFiles):
+            pixels.window, pixels.cut = window, size
+        out, cut = size + 2 * pad, window if part == "train" else None
+        sets[part] = ImageSet(part, pixels, content[1], facts, dev, out, cut)
+        sets[part].workers = args.workers
     facts["mean"], facts["std"] = (mean, std) if mean and std else statistics(sets["train"])
     counts = ", ".join(f"{len(sets[p]):,} {p}" for p in ("train", "val", "test") if p in sets)
     place = "streamed" if isinstance(sets["train"].pixels, ImageFiles) else "in memory"
@@ -253,9 +240,7 @@ def prepare(
     done = []
     for chunk in pixels.split(4096):
         if chunk.shape[1] != channels:
-            weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # luminance, ITU-R 601
-            grey = (chunk * weights).sum(1, keepdim=True).round().byte() if channels == 1 else chunk
-            chunk = grey.expand(-1, channels, -1, -1)
+            chunk = luminance(chunk) if channels == 1 else chunk.expand(-1, channels, -1, -1)
         if chunk.shape[2] != size or chunk.shape[3] != size:
             scaled = F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
             chunk = scaled.round().clamp(0, 255).byte()
@@ -265,7 +250,11 @@ def prepare(
 
 def statistics(images: ImageSet) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, of pixels from 0 to 1 (streamed: of 2,048)."""
-    mean, covariance = moments(images)
+    return as_facts(*moments(images))
+
+
+def as_facts(mean: Tensor, covariance: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, from `moments`."""
     return mean.tolist(), covariance.diag().clamp(min=1e-8).sqrt().tolist()
 
 
@@ -275,16 +264,22 @@ def colour_covariance(images: ImageSet) -> Tensor:
 
 
 def moments(images: ImageSet) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and covariance (C, C) of pixels from 0 to 1, float64."""
+    """Mean (C,) and covariance (C, C) of a set's pixels from 0 to 1, float64."""
     pixels = images.pixels
     if isinstance(pixels, ImageFiles):
         some = split(len(pixels), min(1.0, 2048 / len(pixels)), "statistics")[1]
         parts = (part.tolist() for part in some.split(64))
         pixels = torch.cat(list(read_files(pixels, parts, images.workers, images.dev)))
-    first = second = 0
-    for chunk in pixels.split(1024):
-        values = chunk.cpu().movedim(1, 0).flatten(1).float() / 255  # (C, pixels)
-        first = first + values.mean(1, dtype=torch.float64) * len(chunk)
-        second = second + (values @ values.T / values.shape[1]).double() * len(chunk)
-    mean = first / len(pixels)
-    return mean, second / len(pixels) - mean.outer(mean)
+    return moments_of(chunk.movedim(1, 0).flatten(1) for chunk in pixels.split(1024))
+
+
+def moments_of(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and covariance (C, C), float64, from 0 to 1, of chunks of pixels (C, N), uint8."""
+    count = first = second = 0
+    for chunk in chunks:
+        values = chunk.cpu().float() / 255  # (C, N)
+        count += values.shape[1]
+        first = first + values.sum(1, dtype=torch.float64)
+        second = second + (values @ values.T / values.shape[1]).double() * values.shape[1]
+    mean = first / count
+    return mean, second / count - mean.outer(mean)

@@ -22,12 +22,12 @@ from common import fail
 from common.cli import whole
 from common.data import shapes as world
 from common.data.batches import Batches, Draw
-from common.data.files import UNREADABLE, open_image
-from common.data.sources import split
+from common.data.files import SUFFIXES, UNREADABLE, open_image
+from common.data.images import as_facts, moments_of
+from common.data.sources import cut_parts
 from common.device import Device
 from common.run import progress
 
-SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".gif", ".webp", ".pgm", ".ppm")
 UNKNOWN = 255  # in a class map: belongs to no class, isn't trained on or counted
 SETS = {  # their folder in --data-dir, and there the folders of images and of masks
     "isbi": ("isbi2012_membrane", "image", "label", ["membrane", "cell"]),
@@ -135,49 +135,49 @@ class MaskSet:
         images, masks = (
             torch.stack(part).to(self.dev.device) for part in (some.images, some.masks)
         )
-        return normalise(images, self.facts), masks
+        return normalise(images, [norm_of(image, self.facts) for image in some.images]), masks
 
     def sample(self, part: Tensor, places: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images at `places` (B, S, S, 2), and masks and weights in the middle `side` pixels."""
         border = (places.shape[1] - side) // 2
         middle = places[:, border : border + side, border : border + side]
-        cuts = []
-        for row, index in enumerate(part.tolist()):
-            image, mask = self.pairs.images[index], self.pairs.masks[index]
-            one = slice(row, row + 1)
-            weight = self.weights[index] if self.weights else torch.ones(mask.shape)
-            cuts.append((
-                look_up(normalise(image[None], self.facts)[0], places[one], "bilinear"),
-                look_up(mask.float()[None], middle[one], "nearest"),
-                look_up(weight.float()[None], middle[one], "bilinear") if self.weights
-                else torch.ones(1, 1, side, side, device=places.device),
-            ))  # fmt: skip
-        images, masks, weights = (torch.cat(values) for values in zip(*cuts, strict=True))
-        return images, masks[:, 0].byte(), weights[:, 0]
+
+        def cut(maps: list[Tensor], places: Tensor, mode: str) -> Tensor:
+            chosen = zip(part.tolist(), places.split(1), strict=True)
+            return torch.cat([look_up(maps[i], place, mode) for i, place in chosen])
+
+        norms = [norm_of(self.pairs.images[i], self.facts) for i in part.tolist()]
+        images = normalise(cut(self.pairs.images, places, "bilinear"), norms)
+        masks = cut(self.pairs.masks, middle, "nearest")[:, 0].byte()
+        if self.weights is None:
+            return images, masks, torch.ones(masks.shape, device=masks.device)
+        return images, masks, cut(self.weights, middle, "bilinear")[:, 0]
 
 
 def look_up(values: Tensor, places: Tensor, mode: str) -> Tensor:
-    """Values (C, H, W) at places (1, S, S, 2), x and y in pixels, mirrored: (1, C, S, S)."""
-    height, width = values.shape[1:]
+    """Values (C, H, W) or (H, W) at places (1, S, S, 2), x and y, mirrored: (1, C, S, S)."""
+    height, width = values.shape[-2:]
     size = torch.tensor([width, height], device=places.device)
     grid = 2 * places / (size - 1).clamp(min=1) - 1
-    values = values[None].to(places.device)
+    values = values.reshape(1, -1, height, width).to(places.device).float()
     return F.grid_sample(values, grid, mode, padding_mode="reflection", align_corners=True)
 
 
-def normalise(pixels: Tensor, facts: dict) -> Tensor:
-    """Pixels from 0 to 255 (B, C, H, W) to floats of about mean 0 and deviation 1.
+def norm_of(image: Tensor, facts: dict) -> Tensor:
+    """Mean and deviation (2, C, 1, 1) that an image (C, H, W) is normalised by; pixels from 0 to 1.
 
-    By the set's mean and deviation or, if `facts["contrast"]` is "image", by each image's own.
+    The set's or, if `facts["contrast"]` is "image", its own.
     """
-    values = pixels.float() / 255
-    if facts["contrast"] == "image":
-        mean = values.mean((2, 3), keepdim=True)
-        std = values.std((2, 3), keepdim=True, correction=0).clamp(min=1 / 255)
-    else:
-        mean, std = (torch.tensor(facts[k], device=pixels.device) for k in ("mean", "std"))
-        mean, std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
-    return (values - mean) / std
+    if facts["contrast"] != "image":
+        return torch.tensor([facts["mean"], facts["std"]])[..., None, None]
+    std, mean = torch.std_mean(image.float() / 255, (1, 2), correction=0, keepdim=True)
+    return torch.stack([mean, std.clamp(min=1 / 255)])
+
+
+def normalise(pixels: Tensor, norms: list[Tensor]) -> Tensor:
+    """Pixels from 0 to 255 (B, C, H, W) to floats of about mean 0 and deviation 1."""
+    mean, std = torch.stack(norms).to(pixels.device).unbind(1)  # (B, C, 1, 1) each
+    return (pixels.float() / 255 - mean) / std
 
 
 def load_masks(
@@ -194,22 +194,13 @@ def load_masks(
     if args.fold >= args.folds:
         fail(f"--fold {args.fold}: there are {args.folds} (--folds), counted from 0")
     facts, train, test, note = read(args, dev, size)
-    val = None
-    if args.val:
-        if "val" not in args.chosen:  # a default made for larger sets
-            args.val = min(args.val, max(1, len(train) // 10))
-        if args.val >= len(train):
-            fail(f"--val {args.val} leaves nothing of {len(train)} training images")
-        rest, held = split(len(train), args.val / len(train), "val", args.seed)
-        train, val = train.take(rest), train.take(held)
-    if args.limit and args.limit < len(train):
-        train = train.take(split(len(train), args.limit / len(train), "limit", args.seed)[1])
-    facts["mean"], facts["std"] = statistics(train.images)
+    parts = cut_parts(args, {"train": train, "test": test})
+    pixels = (image.flatten(1) for image in parts["train"].images)
+    facts["mean"], facts["std"] = as_facts(*moments_of(pixels))
     facts["contrast"] = args.contrast
-    parts = {"train": train, "val": val, "test": test}
-    sets = {k: MaskSet(k, pairs, facts, dev) for k, pairs in parts.items() if pairs}
-    shapes = {mask.shape for part, pairs in parts.items() if pairs and part != "train"
-              for mask in pairs.masks}  # fmt: skip
+    sets = {part: MaskSet(part, pairs, facts, dev) for part, pairs in parts.items()}
+    held_out = [pairs.masks for part, pairs in parts.items() if part != "train"]
+    shapes = {mask.shape for masks in held_out for mask in masks}
     if args.fsdp and len(shapes) > 1:  # processes with more tiles than others would wait for ever
         fail("--fsdp evaluates images of one size only: leave it away, or bring them to one size")
     counts = ", ".join(f"{len(images):,} {part}" for part, images in sets.items())
@@ -232,20 +223,17 @@ def read(args: argparse.Namespace, dev: Device, size: int) -> tuple[dict, Pairs,
                 f"{args.data}: there is no {root}; copy it there, name another folder with "
                 "--data-dir, or take --data shapes, which needs no files"
             )
-        parts = [[read_folder(root / images, root / masks, masks == "labels", dev)]]
+        everything = [read_folder(root / images, root / masks, masks == "labels", dev)]
     else:
-        classes, root = [], Path(args.data.partition(":")[2]).expanduser()
+        classes, root = ["background", "foreground"], Path(args.data.partition(":")[2]).expanduser()
         if not root.is_dir():
             fail(
                 f"--data folder:{root}: there is no such folder; name one with images/ and masks/, "
                 "or take --data shapes, which needs no files"
             )
-        names = [n for n in ("train", "test") if (root / n).is_dir()]
-        if len(names) == 2:
-            parts = [[read_tree(root / "train", dev)], [read_tree(root / "test", dev)]]
-        else:
-            parts = [[read_tree(root, dev)]]
-    everything = [pairs for part in parts for pairs in part]
+        roots = [root / "train", root / "test"]
+        roots = roots if all(path.is_dir() for path in roots) else [root]
+        everything = [read_tree(path, dev) for path in roots]
     labelled = everything[0].labels is not None
     if any((pairs.labels is not None) != labelled for pairs in everything):
         fail(f"{args.data}: train/ and test/ both need masks/, or both labels/")
@@ -258,14 +246,12 @@ def read(args: argparse.Namespace, dev: Device, size: int) -> tuple[dict, Pairs,
         values = class_values(everything)
         for pairs in everything:
             pairs.masks = [as_classes(mask, values) for mask in pairs.masks]
-        classes = classes or ["background", "foreground"]
         if len(values) > 2:
             classes = ["background", *(f"class {value}" for value in values[1:])]
-    classes = classes or ["background", "foreground"]
     facts = {"classes": classes, "channels": channels, "labelled": labelled}
-    if len(parts) == 2:
-        return facts, parts[0][0], parts[1][0], ""
-    pairs = parts[0][0]
+    if len(everything) == 2:
+        return facts, *everything, ""
+    (pairs,) = everything
     if len(pairs) < args.folds:
         fail(f"{args.data} has {len(pairs)} images: --folds {args.folds} is too many")
     generator = torch.Generator().manual_seed(0)  # the same folds for every --seed
@@ -418,15 +404,3 @@ def two_distances(labels: Tensor, reach: int) -> tuple[Tensor, Tensor]:
         here[1] = np.minimum(here[1], np.maximum(here[0], distance))
         here[0] = np.minimum(here[0], distance)
     return torch.from_numpy(nearest[0]), torch.from_numpy(nearest[1])
-
-
-def statistics(images: list[Tensor]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over all pixels, from 0 to 1."""
-    count = sum(image[0].numel() for image in images)
-    first = second = 0
-    for image in images:
-        values = image.flatten(1).double() / 255
-        first, second = first + values.sum(1), second + values.square().sum(1)
-    mean = first / count
-    std = (second / count - mean.square()).clamp(min=1e-8).sqrt()
-    return mean.tolist(), std.tolist()

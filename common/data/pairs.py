@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common import fail, seed_of
 from common.cli import whole
-from common.data.sources import split
+from common.data.sources import cut_parts, split
 from common.data.text import (
     END,
     PAD,
@@ -268,21 +268,12 @@ def load_pairs(args: argparse.Namespace, dev: Device) -> tuple[PairSet, PairSet 
     if "direction" in args.typed and kind != "multi30k":
         fail(f"--direction is for multi30k: {args.data} has one")
     source = SOURCES[kind](args)
-    parts = {"train": source.train, "test": source.test, "val": source.val if args.val else None}
     if kind == "multi30k" and args.val and "val" in args.typed:
         fail(f"--val {args.val}: {args.data} has a validation part; --val 0 does without")
-    if args.val and not source.val:
-        count = len(source.train[0])
-        if "val" not in args.chosen:  # a default made for larger sets
-            args.val = min(args.val, max(1, count // 10))
-        if args.val >= count:
-            fail(f"--val {args.val} leaves nothing of {count} training pairs")
-        cuts = split(count, args.val / count, "val", args.seed)
-        parts["train"], parts["val"] = (take(source.train, indices) for indices in cuts)
-    count = len(parts["train"][0])
-    if args.limit and args.limit < count:
-        chosen = split(count, args.limit / count, "limit", args.seed)[1]
-        parts["train"], source.fresh = take(parts["train"], chosen), None
+    parts = {"train": source.train, "test": source.test, "val": source.val}
+    parts = cut_parts(args, parts, lambda pairs: len(pairs[0]), take)
+    if args.limit and args.limit < len(source.train[0]):
+        source.fresh = None
     facts = {"languages": source.languages, "metric": source.metric, "kind": kind}
     if known := stored_facts(args):
         facts["tokenizer"] = known.get("tokenizer", "")
@@ -290,9 +281,7 @@ def load_pairs(args: argparse.Namespace, dev: Device) -> tuple[PairSet, PairSet 
         lines = [line for side in parts["train"] for line in side]
         facts["tokenizer"] = dev.gather(train_bpe(lines, args.vocab_size).to_str())[0]
     sets = {
-        part: PairSet(part, lines, facts, dev, args.max_length)
-        for part, lines in parts.items()
-        if lines
+        part: PairSet(part, lines, facts, dev, args.max_length) for part, lines in parts.items()
     }
     sets["train"].fresh = source.fresh
     facts["longest"] = max(map(len, sets["train"].encoded[1].tokens))

@@ -12,6 +12,7 @@ import math
 import urllib.error
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,34 @@ def split(size: int, share: float, *key: int | str) -> tuple[Tensor, Tensor]:
     return order[cut:].sort().values, order[:cut].sort().values
 
 
+def cut_parts(
+    args: argparse.Namespace,
+    parts: dict[str, Any],
+    size: Callable = len,
+    take: Callable | None = None,
+) -> dict[str, Any]:
+    """The parts "train" and "test", and with --val "val": the set's own, or cut off by the seed.
+
+    --limit keeps so many of the training part. `take(part, indices)` makes a smaller part, by
+    default its `take` method; `size(part)` counts its examples.
+    """
+    take = take or (lambda part, indices: part.take(indices))
+    parts = {name: part for name, part in parts.items() if part and (name != "val" or args.val)}
+    count = size(parts["train"])
+    if args.val and "val" not in parts:
+        if "val" not in args.chosen:  # a default made for larger sets
+            args.val = min(args.val, max(1, count // 10))
+        if args.val >= count:
+            fail(f"--val {args.val} leaves nothing of {count} training examples")
+        rest, held_out = split(count, args.val / count, "val", args.seed)
+        parts["val"], parts["train"] = take(parts["train"], held_out), take(parts["train"], rest)
+        count -= len(held_out)
+    if args.limit and args.limit < count:
+        few = split(count, args.limit / count, "limit", args.seed)[1]
+        parts["train"] = take(parts["train"], few)
+    return {name: parts[name] for name in ("train", "val", "test") if name in parts}
+
+
 def shapes(args: argparse.Namespace) -> Source:
     """10,000 + 1,000 scenes of the world of shapes, drawn at the size that is asked for."""
     parts = []
@@ -71,7 +100,9 @@ def digits(args: argparse.Namespace) -> Source:
     return Source(classes, (pixels[train], labels[train]), (pixels[test], labels[test]), note=note)
 
 
-def download(make: Callable, data_dir: str, folder: str, missing: Sequence[str]) -> None:
+def download(
+    make: Callable, data_dir: str, folder: str, missing: Sequence[str], instead: str = "digits"
+) -> None:
     """Lets torchvision download and check a set; leaves no empty folders behind if it can't."""
     wanted = Path(data_dir, folder)
     new = [path for path in (wanted, *wanted.parents) if not path.exists()]
@@ -84,7 +115,7 @@ def download(make: Callable, data_dir: str, folder: str, missing: Sequence[str])
         reason = str(error).strip().splitlines()[0].rstrip(":")
         fail(
             f"{missing[0]} is not in {wanted} and can't be downloaded ({reason}): "
-            "name another folder with --data-dir, or take --data digits, which needs no files"
+            f"name another folder with --data-dir, or take --data {instead}, which needs no files"
         )
 
 
