@@ -1,0 +1,128 @@
+"""tools/branches.py, in a temporary clone: the history, its trees, and what it refuses."""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import MILESTONES, ROOT
+from test_layout import commands
+
+from tools import branches
+
+
+def git(*args):
+    done = subprocess.run(["git", *args], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    if subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True).returncode:
+        pytest.skip("the tree is not in git")
+    git("clone", "--quiet", ROOT, "clone")
+    monkeypatch.chdir(tmp_path / "clone")
+    return tmp_path / "clone"
+
+
+def pytest_in(folder, *flags):
+    """Runs the tests of a checkout, with this environment; returns the end of their output."""
+    path = os.pathsep.join([str(folder), str(folder / "tests")])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *flags]
+    command += ["--ignore", "tests/test_branches.py"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    assert not done.returncode, done.stdout[-3000:] + done.stderr[-1000:]
+    return done.stdout
+
+
+def checkout(clone, name):
+    folder = clone.parent / name.replace("/", "-")
+    git("worktree", "add", "--quiet", "--detach", folder, name)
+    return folder
+
+
+def test_the_history(clone, capsys):
+    (clone / "README.md").write_text("changed, and not committed")
+    (clone / "new.txt").write_text("not in git")
+    before = git("status", "--porcelain", "--branch"), git("rev-parse", "HEAD")
+    made = branches.main([])
+    assert (git("status", "--porcelain", "--branch"), git("rev-parse", "HEAD")) == before
+    folders = [name.split("-", 1)[1] for name in made]
+    assert sorted(folders) == MILESTONES
+    assert branches.main([]) == made  # the same tree, the same commits
+    assert capsys.readouterr().out.count("milestone/") == 2 * len(made)
+    parent = None
+    for place, (name, commit) in enumerate(made.items()):
+        assert git("rev-parse", name) == commit
+        assert git("log", "-1", "--format=%P", name) == (parent or "")
+        there = git("ls-tree", "-d", "--name-only", name).split()
+        assert sorted(set(there) & set(MILESTONES)) == sorted(folders[: place + 1])
+        assert {"common", "tests", "tools"} <= set(there)
+        body = git("log", "-1", "--format=%B", name)
+        assert re.match(r".+ \(\d{4}\): ", body) and len(body) > 1000
+        assert branches.entries_of(name)[-1]["folder"] == folders[place]
+        parent = commit
+    last = list(made)[-1]
+    changed = git("diff", "--name-only", "HEAD", last).split()
+    assert changed in ([], ["README.md"], ["milestones.toml"]), changed  # the whole museum
+
+
+def test_links_commands_and_collection_on_every_branch(clone):
+    made = [*branches.main([]), *branches.main(["--only", MILESTONES[-1]])]
+    folders = [checkout(clone, name) for name in made]
+    for folder in folders:
+        for readme in [folder / "README.md", *folder.glob("*/README.md")]:
+            for link in re.findall(r"\]\(([^)#]+)\)", readme.read_text()):
+                if not re.match(r"https?:|runs/", link):
+                    assert (readme.parent / link).exists(), f"{readme}: {link}"
+            for script, _ in commands(readme):
+                assert (folder / script).is_file(), f"{readme}: {script}"
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda folder: pytest_in(folder, "--collect-only"), folders):
+            assert re.search(r"\d+(/\d+)? tests collected", found)
+
+
+def test_the_first_branch_passes(clone):
+    name = next(iter(branches.main([])))
+    assert "passed" in pytest_in(checkout(clone, name), "-x")
+
+
+@pytest.mark.slow
+def test_all_branches_pass(clone):
+    for name in branches.main([]):
+        assert "passed" in pytest_in(checkout(clone, name), "-x")
+
+
+def test_one_folder(clone):
+    ((name, commit),) = branches.main(["--only", "lenet"]).items()
+    assert name == "milestone/only-lenet"
+    assert not git("log", "-1", "--format=%P", commit)
+    there = git("ls-tree", "-d", "--name-only", commit).split()
+    assert set(there) & set(MILESTONES) == {"lenet"}
+
+
+def test_what_is_refused(clone, refused, monkeypatch):
+    git("branch", "milestone/01-lenet")
+    line = refused(branches.main, [])
+    assert "milestone/01-lenet is there and was not made by this tool" in line
+    assert "milestone/02" not in git("branch")  # all or none
+    git("branch", "-D", "milestone/01-lenet")
+    assert "unknown milestone 'lenett', did you mean 'lenet'" in refused(
+        branches.main, ["--only", "lenett"]
+    )
+    assert "unrecognized" in refused(branches.main, ["--all"])
+    branches.main([])
+    git("switch", "--quiet", "milestone/01-lenet")
+    Path("common/extra.py").write_text('"""New."""\n')
+    git("add", ".")
+    identity = ["-c", "user.name=someone", "-c", "user.email=someone@localhost"]
+    git(*identity, "commit", "--quiet", "-m", "mine")
+    git("switch", "--quiet", "--detach")
+    assert "was not made by this tool" in refused(branches.main, [])  # someone has gone on from it
+    monkeypatch.chdir(clone.parent)
+    assert "not a git repository" in refused(branches.main, [])

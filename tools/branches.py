@@ -1,0 +1,254 @@
+"""The history of the field as git branches: a milestone each, one commit on top of the one before.
+
+    python tools/branches.py && git log --oneline milestone/05-resnet
+    git diff milestone/01-lenet milestone/02-alexnet      # what the next paper brought
+    python tools/branches.py --only resnet                # a branch with that folder and common
+
+Built from the committed tree with git's plumbing: the working tree, the index and the current
+branch stay as they are. The same tree gives the same commits: author, committer and dates are
+fixed. A branch that this tool did not make is never overwritten.
+"""
+
+import argparse
+import ast
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import fail, unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+WHO = {"NAME": "milestones", "EMAIL": "milestones@localhost"}
+SIGN = "Made by tools/branches.py from the tree of the whole museum."  # ends every message
+
+
+def git(*args: str, stdin: str | bytes = "", **environment: str) -> str:
+    """Runs git in the repository; returns what it prints. A complaint of git's ends in one line."""
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    kinds = {**os.environ, **environment}
+    try:
+        done = subprocess.run(["git", *args], input=data, capture_output=True, env=kinds)
+    except FileNotFoundError:
+        fail("git is not installed, or not on the PATH")
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        fail(f"git {args[0]}: {words[-1]}")
+    return done.stdout.decode()
+
+
+def show(commit: str, path: str) -> str:
+    """A text file of the committed tree."""
+    return git("show", f"{commit}:{path}")
+
+
+def entries_of(commit: str) -> list[dict]:
+    """The milestones of a commit, in historical order."""
+    try:
+        entries = tomllib.loads(show(commit, "milestones.toml"))["milestone"]
+    except (tomllib.TOMLDecodeError, KeyError) as error:
+        fail(f"milestones.toml is damaged ({error})")
+    there = set(git("ls-tree", "-d", "--name-only", commit).split())
+    if gone := [entry["folder"] for entry in entries if entry["folder"] not in there]:
+        fail(f"milestones.toml names {gone[0]}, which is no committed folder")
+    return entries
+
+
+def imports(text: str) -> set[str]:
+    """The packages and scripts that a Python file imports, by their first name."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def kept_files(commit: str, gone: set[str]) -> list[tuple[str, str, str]]:
+    """(mode, blob, path) of the files that a tree without the folders `gone` holds.
+
+    Folders go with their tests, and with the tests, benchmarks and tools that import them.
+    """
+    files = []
+    for line in git("ls-tree", "-r", "-z", commit).split("\0")[:-1]:
+        info, path = line.split("\t", 1)
+        mode, _, blob = info.split()
+        top, name = path.partition("/")[0], Path(path)
+        if top in gone or any(name.stem.startswith(f"test_{folder}") for folder in gone):
+            continue
+        if (
+            top in ("tests", "tools")
+            and name.suffix == ".py"
+            and imports(show(commit, path)) & gone
+        ):
+            continue
+        files.append((mode, blob, path))
+    return files
+
+
+def cut_readme(text: str, gone: set[str], lost: set[str]) -> str:
+    """A README without the lines that speak of folders `gone` or files `lost`.
+
+    Of code blocks and tables single lines go, else whole items of a list or whole paragraphs.
+    """
+    folders = "|".join(map(re.escape, sorted(gone))) or "(?!)"
+    files = "|".join(map(re.escape, sorted(lost))) or "(?!)"
+    foreign = re.compile(rf"(?<![\w/-])({folders})/|(?<![\w-])({files})(?![\w-])|\.\./({folders})/")
+    blocks, block, code = [], [], False
+    for line in text.split("\n"):
+        if line.startswith("```"):
+            code = not code
+        row = code or line.startswith("|")
+        if row and foreign.search(line):
+            continue
+        starts = row or not line.strip() or re.match(r"\s*([-*]|\d+\.) ", line)
+        if starts and block:
+            blocks, block = [*blocks, block], []
+        block.append(line)
+        if row or not line.strip():
+            blocks, block = [*blocks, block], []
+    kept = ["\n".join(block) for block in [*blocks, block] if not foreign.search("\n".join(block))]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).rstrip() + "\n"
+
+
+def cut_milestones(text: str, gone: set[str]) -> str:
+    """milestones.toml without the entries of the folders `gone`."""
+    head, *entries = text.split("[[milestone]]")
+    kept = [e for e in entries if re.search(r'^folder = "(.*)"', e, re.M).group(1) not in gone]
+    return "[[milestone]]".join([head, *kept]).rstrip() + "\n"
+
+
+def write_tree(commit: str, gone: set[str]) -> str:
+    """Stores the tree of a commit without the folders `gone`; returns its id."""
+    files = kept_files(commit, gone)
+    paths = {path for _, _, path in files}
+    everything = git("ls-tree", "-r", "-z", "--name-only", commit).split("\0")[:-1]
+    lost = {path for path in everything if path not in paths and path.partition("/")[0] not in gone}
+    texts = {"milestones.toml": cut_milestones(show(commit, "milestones.toml"), gone)}
+    for path in paths:
+        if Path(path).name == "README.md" and gone:
+            texts[path] = cut_readme(show(commit, path), gone, lost)
+    rows = []
+    for mode, blob, path in files:
+        if path in texts:
+            blob = git("hash-object", "-w", "--stdin", stdin=texts[path]).strip()
+        rows.append(f"{mode} {blob}\t{path}")
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}  # never the user's own
+        git("update-index", "-z", "--index-info", stdin="\0".join(rows) + "\0", **index)
+        return git("write-tree", **index).strip()
+
+
+def sections(readme: str, wanted: tuple[str, ...]) -> str:
+    """The text of some sections of a README, without pictures."""
+    parts = re.split(r"^## (.+)\n", readme, flags=re.M)
+    texts = [text for title, text in zip(parts[1::2], parts[2::2], strict=True) if title in wanted]
+    whole = "\n".join(re.sub(r"^!\[.*\n", "", text, flags=re.M).strip() + "\n" for text in texts)
+    return re.sub(r"\n{3,}", "\n\n", whole).strip()
+
+
+def message(commit: str, entry: dict) -> str:
+    """The paper's summary: a line, the paper, and what its folder's README says of it."""
+    folder = entry["folder"]
+    readme = show(commit, f"{folder}/README.md")
+    title = re.match(r"# (.+)", readme).group(1)
+    row = re.search(rf"\[{folder}\]\([^)]*\) \| ([^|]+) \|", show(commit, "README.md"))
+    subject = f"{title}: {row.group(1).strip()}" if row else title
+    paper = f"{entry['authors']}:\n{entry['title']}, {entry['year']}.\n{entry['paper']}"
+    summary = sections(readme, ("The problem", "The idea", "What it advanced"))
+    return f"{subject}\n\n{paper}\n\n{summary}\n\n{SIGN}\n"
+
+
+def write_commit(tree: str, parent: str | None, text: str, year: int, place: int) -> str:
+    """Stores a commit with fixed author, committer and date; returns its id."""
+    date = f"{max(year, 1970)}-01-{1 + place % 28:02}T12:00:00+0000"  # git knows no earlier year
+    fixed = {
+        f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in WHO.items()
+    }
+    fixed |= {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+    above = ["-p", parent] if parent else []
+    plain = ["-c", "i18n.commitEncoding=UTF-8", "-c", "commit.gpgSign=false"]
+    return git(*plain, "commit-tree", tree, *above, stdin=text, **fixed).strip()
+
+
+def present() -> dict[str, tuple[str, str]]:
+    """The local branches: their commit, and the working tree they are checked out in, if any."""
+    shown = git(
+        "for-each-ref", "--format=%(refname:short)%09%(objectname)%09%(worktreepath)", "refs/heads"
+    )
+    rows = (line.split("\t") for line in shown.splitlines())
+    return {name: (commit, place) for name, commit, place in rows}
+
+
+def check(name: str, branches: dict[str, tuple[str, str]], new: str) -> None:
+    """Fails if the branch is there, isn't ours, or is in use."""
+    if name not in branches or branches[name][0] == new:
+        return
+    commit, place = branches[name]
+    if not git("log", "-1", "--format=%B", commit).rstrip().endswith(SIGN):
+        fail(f"the branch {name} is there and was not made by this tool: rename or delete it")
+    if place:
+        fail(f"the branch {name} is checked out in {place}: switch to another branch first")
+
+
+def names_of(entries: list[dict]) -> list[str]:
+    """milestone/01-lenet, milestone/02-alexnet, …"""
+    return [f"milestone/{i:02}-{entry['folder']}" for i, entry in enumerate(entries, 1)]
+
+
+def build(commit: str, entries: list[dict]) -> dict[str, str]:
+    """Stores a commit for each milestone on top of the one before; returns them by branch."""
+    made, parent = {}, None
+    folders = [entry["folder"] for entry in entries]
+    for place, (name, entry) in enumerate(zip(names_of(entries), entries, strict=True)):
+        tree = write_tree(commit, set(folders[place + 1 :]))
+        parent = write_commit(tree, parent, message(commit, entry), entry["year"], place)
+        made[name] = parent
+    return made
+
+
+def build_only(commit: str, entries: list[dict], folder: str) -> dict[str, str]:
+    """Stores a commit with one folder and common, without history."""
+    folders = [entry["folder"] for entry in entries]
+    if folder not in folders:
+        fail(unknown("milestone", folder, folders))
+    entry = entries[folders.index(folder)]
+    tree = write_tree(commit, set(folders) - {folder})
+    new = write_commit(tree, None, message(commit, entry), entry["year"], folders.index(folder))
+    return {f"milestone/only-{folder}": new}
+
+
+def main(argv: list[str] | None = None) -> dict[str, str]:
+    """Makes or moves the branches; returns their commits by name."""
+    parser = argparse.ArgumentParser(
+        "python tools/branches.py", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("--only", metavar="FOLDER", help="one branch: this folder and common")
+    parser.error = lambda text: fail(text.removeprefix("argument "))
+    args = parser.parse_args(argv)
+    commit = git("rev-parse", "--verify", "HEAD^{commit}").strip()
+    os.chdir(git("rev-parse", "--show-toplevel").strip())
+    entries = entries_of(commit)
+    made = build_only(commit, entries, args.only) if args.only else build(commit, entries)
+    branches = present()
+    for name, new in made.items():
+        check(name, branches, new)
+    orders = [
+        f"update refs/heads/{name} {new} {branches.get(name, ('0' * 40,))[0]}\n"
+        for name, new in made.items()
+    ]
+    git("update-ref", "--stdin", stdin="".join(orders))  # all or none
+    for name, new in made.items():
+        print(f"{new[:10]} {name}")
+    return made
+
+
+if __name__ == "__main__":
+    main()
