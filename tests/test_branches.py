@@ -112,7 +112,7 @@ def test_what_is_refused(clone, refused, monkeypatch):
     assert "milestone/01-lenet is there and was not made by this tool" in line
     assert "milestone/02" not in git("branch")  # all or none
     git("branch", "-D", "milestone/01-lenet")
-    assert "unknown milestone 'lenett', did you mean 'lenet'" in refused(
+    assert "unknown milestone 'lenett': did you mean lenet?" in refused(
         branches.main, ["--only", "lenett"]
     )
     assert "unrecognized" in refused(branches.main, ["--all"])

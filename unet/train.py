@@ -31,7 +31,7 @@ QUICK = dict(model="unet_small", data="shapes", epochs=2, val=100, batch_size=16
 PAPER = dict(model="unet", data="isbi", epochs=2400, val=0, batch_size=1, lr=1e-3, size=388,
              optimizer="sgd", augment="yes", contrast="set", border=10.0, balance="yes", views=8)
 CELLS = dict(val=0, batch_size=2, size=256, augment="yes", contrast="set", border=0.0, views=8)
-EPOCHS = {"isbi": 150, "nuclei": 12}  # with CELLS, which are for all images but shapes
+EPOCHS = {"isbi": 200, "nuclei": 12}  # with CELLS, which are for all images but shapes
 # fmt: on
 
 
