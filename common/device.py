@@ -13,7 +13,9 @@ Started by `torchrun`, every process computes its share of each batch.
 import argparse
 import atexit
 import os
+import resource
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -182,6 +184,21 @@ class Device:
         if self.distributed:
             dist.all_gather_object(values, value)
         return values
+
+
+def peak_memory(kind: str = "cpu") -> float:
+    """Most memory in MiB that this process has held: of the CUDA device, or resident.
+
+    Linux hands a process the peak of the one that started it, as getrusage tells; the peak of its
+    own memory stands in /proc.
+    """
+    if kind == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
 def choose_device(name: str) -> str:

@@ -10,9 +10,9 @@ heads: several heads are better than one of all dimensions, too many are worse (
 positions: learned ones are as good as sinusoids (row E); without any, word order is lost.
 smoothing: of labels; a worse loss a token and a better BLEU (Sec. 5.4).
 warmup: with the norm after the residual the learning rate has to rise slowly, with the norm before
-it need not (not of this paper: Xiong et al. 2020). The rate is twice that of the others, for all arms.
+it need not (not of this paper: Xiong et al. 2020). The rate is twice that of the other claims.
 
-base, as in Table 3, is the model as it is: 4 heads, sinusoids, smoothing of 0.1. It is trained once.
+base, as in Table 3, is the model as it is: 4 heads, sinusoids, smoothing of 0.1; trained once.
 """
 
 import argparse

@@ -17,7 +17,6 @@ of 0 and 2 workers), fp32.
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from torch import nn
 
 from alexnet.model import MODELS as ALEXNET
 from common.data.images import load_images
-from common.device import Device
+from common.device import Device, peak_memory
 from googlenet.model import MODELS as GOOGLENET
 from resnet.model import MODELS as RESNET
 from resnet.train import crop_and_flip, parse_args
@@ -197,7 +196,7 @@ def main() -> None:
         step = stepper(args.peak[0], args.peak[1] == "ours", False, args)
         step()
         step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak_memory())
         return
     if args.epoch:
         sample = ["--limit", str(args.limit)] if args.limit else []

@@ -1,0 +1,61 @@
+"""tools/compare.py: what it trains, measures, writes and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MILESTONES
+
+from tools import compare
+
+if not set(compare.MODELS) <= set(MILESTONES):
+    pytest.skip("a tree cut to some of the folders", allow_module_level=True)
+FAST = ["--limit", "64", "--epochs", "1", "--out", "out"]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(compare, "ROUNDS", 1)
+
+
+def test_every_model_stands_in_its_folder():
+    import importlib
+
+    for folder, names in compare.MODELS.items():
+        assert set(names) <= importlib.import_module(f"{folder}.model").MODELS.keys()
+
+
+def test_it_trains_measures_and_compares_runs(capsys):
+    argv = [*FAST, "--models", "lenet5", "resnet20", "--seeds", "0", "1"]
+    table = compare.main(argv)
+    assert list(table) == ["lenet5", "resnet20"]
+    assert [row["parameters"] for row in table.values()] == [60_000, 269_722]
+    assert table["resnet20"]["multiply_adds"] == pytest.approx(40.6e6, rel=0.01)  # "0.04e9"
+    for row in table.values():
+        assert row["seeds"] == 2
+        assert row["train_rate"] > 0 and row["infer_rate"] > row["train_rate"]
+        assert 100 < row["peak_mib"] < 4000
+    assert json.loads(Path("out/compare-shapes.json").read_text()) == table
+    assert "| `resnet20` | 269,722 |" in Path("out/compare-shapes.md").read_text()
+    assert Path("out/compare-shapes.png").stat().st_size > 1000
+    assert "in memory" in capsys.readouterr().out
+    compare.main(argv)
+    assert "in memory" not in capsys.readouterr().out  # done is done
+    runs = [str(path) for path in sorted(Path("runs").glob("*/*"))]
+    again = compare.main(["--runs", *runs, "--out", "out"])
+    for name, row in again.items():
+        assert (row["mean"], row["seeds"]) == (table[name]["mean"], 2)
+    assert Path("out/compare-runs.md").exists()
+
+
+def test_what_is_refused(refused):
+    assert "unknown models 'resnet2'" in refused(compare.main, ["--models", "resnet2"])
+    assert "holds no last.pt" in refused(compare.main, ["--runs", "nowhere"])
+    Path("run").mkdir()
+    torch.save({}, "run/last.pt")
+    assert "run is not finished" in refused(compare.main, ["--runs", "run"])
+    rows = [{"epoch": 1, "test_iou": 0.5, "final": True}]
+    Path("run/metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "is not of a classifier" in refused(compare.main, ["--runs", "run"])
+    assert "unknown data set" in refused(compare.main, [*FAST, "--data", "shape"])

@@ -1,0 +1,266 @@
+"""Trains the classifiers on the same data for the same number of passes, and compares them.
+
+    python tools/compare.py                                      # shapes
+    python tools/compare.py --data cifar10 --data-dir PATH       # CIFAR-10, or what is there of it
+    python tools/compare.py --runs runs/resnet/* runs/vgg/*      # runs that you have
+
+Writes compare-DATA.md, .json and .png: parameters, multiply-adds of an image (by PyTorch's own
+counter), test accuracy, images a second in training and inference, and the peak memory of a
+training step. Runs lie in runs/, are skipped when done and go on where they were interrupted.
+Each network is trained by its own script, at its own learning rate, batches of 128.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import cli, fail
+from common.checkpoint import read_checkpoint
+from common.claims import finished, run_arms
+from common.device import Device, peak_memory
+
+MODELS = {  # by the script that trains them; small enough for a laptop
+    "lenet": ["lenet5"],
+    "alexnet": ["convnet4"],
+    "vgg": ["vgg11_bn_small"],
+    "googlenet": ["googlenet_bn_small"],
+    "resnet": ["resnet20"],
+}
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = {folder: names for folder, names in MODELS.items() if (ROOT / folder).is_dir()}
+EPOCHS = {"shapes": 4}  # else 10
+BATCH = 128
+ROUNDS = 7  # of timing, of which the median counts
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; see --help."""
+    parser = cli.OneLineParser("python tools/compare.py", __doc__)
+    names = [name for models in MODELS.values() for name in models]
+    add = parser.add_argument
+    add("--data", default="shapes", help="as for the scripts (default: shapes)")
+    add("--data-dir", default="data", help="where downloaded data sets lie (default: data)")
+    add("--models", nargs="+", choices=names, default=names, help="which (default: all)")
+    add("--epochs", type=cli.whole(1), help="passes of each (default: 4 of shapes, else 10)")
+    add("--limit", type=cli.whole(1), help="train on so many images")
+    add("--seeds", type=cli.whole(0), nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--device", choices=cli.DEVICES, default="auto", help="where to compute (default: auto)")
+    add("--runs", nargs="+", type=Path, help="compare these run folders, and train nothing")
+    add("--out", type=Path, default=Path("tools", "samples"), help="folder for what is made")
+    add("--peak", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def train_all(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Trains what isn't trained yet; returns the run folders by model, seed by seed."""
+    epochs = args.epochs or EPOCHS.get(args.data, 10)
+    shared = ["--data", args.data, "--epochs", str(epochs), "--val", "0"]
+    shared += ["--batch-size", str(BATCH), *(["--limit", str(args.limit)] if args.limit else [])]
+    folders = {}
+    for milestone, names in MODELS.items():
+        for name in [name for name in names if name in args.models]:
+            train = importlib.import_module(f"{milestone}.train").main
+            arms = {name: ["--model", name]}
+            folders |= run_arms(milestone, train, arms, shared, args)[2]
+    return folders
+
+
+def group(folders: list[Path]) -> dict[str, list[Path]]:
+    """Run folders by their model and data; those that differ in the seed alone come together."""
+    groups: dict[str, dict[str, list[Path]]] = {}
+    for folder in folders:
+        if not (folder / "last.pt").is_file():
+            fail(f"{folder} holds no last.pt: name the folders of runs")
+        metrics = finished(folder)
+        if metrics is None:
+            fail(f"{folder} is not finished: go on with --resume --run-dir {folder}")
+        if "test_accuracy" not in metrics:
+            fail(f"{folder} is not of a classifier: it has no test accuracy")
+        flags = read_checkpoint(folder / "last.pt")["config"]["flags"]
+        aside = ("seed", "run_dir", "typed", "chosen", "quiet", "data_dir", "device", "resume")
+        rest = json.dumps({k: v for k, v in flags.items() if k not in aside}, sort_keys=True)
+        groups.setdefault(flags["model"], {}).setdefault(rest, []).append(folder)
+    named = {}
+    for name, kinds in groups.items():
+        for number, found in enumerate(kinds.values(), 1):
+            named[name if len(kinds) == 1 else f"{name} ({number})"] = found
+    return named
+
+
+def open_run(folder: Path, device: str) -> tuple[nn.Module, Tensor, Tensor, Device]:
+    """The trained network of a run, a batch of images (noise) and labels, and the device."""
+    checkpoint = read_checkpoint(folder / "last.pt")
+    flags = argparse.Namespace(**checkpoint["config"]["flags"])
+    flags.device, flags.quiet, flags.fsdp, flags.accumulate = device, True, False, 1
+    dev = Device(flags, checkpoint["config"].get("precision", "bf16"))
+    classes = len(checkpoint["dataset"]["classes"])
+    train = importlib.import_module(f"{flags.milestone}.train")
+    if hasattr(train, "build"):
+        model = train.build(flags, classes)
+    else:
+        model = train.MODELS[flags.model](num_classes=classes)
+    model.load_state_dict(checkpoint["model"])
+    dev.wrap(model)
+    first = next(p for p in model.parameters() if p.dim() == 4)
+    size = getattr(flags, "size", 32)  # LeNet sees 32 pixels
+    images = torch.randn(BATCH, first.shape[1] or 1, size, size, device=dev.device)
+    return model, images, torch.randint(0, classes, (BATCH,), device=dev.device), dev
+
+
+def multiply_adds(model: nn.Module, image: Tensor) -> int:
+    """Of one image (1, C, H, W), in evaluation, by PyTorch's counter: half of its operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
+
+
+def stepper(model: nn.Module, images: Tensor, labels: Tensor, dev: Device):
+    """A training step, and a pass of inference: functions to be timed."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
+
+    def step() -> None:
+        model.train()
+        with dev.autocast():
+            answers = model(images)
+            heads = answers if isinstance(answers, tuple) else (answers,)
+            loss = sum(F.cross_entropy(logits.float(), labels) for logits in heads)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wait(dev)
+
+    @torch.inference_mode()
+    def infer() -> None:
+        model.eval()
+        with dev.autocast():
+            model(images)
+        wait(dev)
+
+    return step, infer
+
+
+def wait(dev: Device) -> None:
+    """Until the device has done what it was told."""
+    if dev.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def rates(folders: dict[str, Path], device: str) -> dict[str, list[float]]:
+    """Images a second of each network in training and inference: medians of interleaved rounds."""
+    opened = {name: open_run(folder, device) for name, folder in folders.items()}
+    sides = {name: stepper(*run) for name, run in opened.items()}
+    seconds = {name: ([], []) for name in sides}
+    for round_ in range(ROUNDS + 1):
+        for name, functions in sides.items():
+            for function, values in zip(functions, seconds[name], strict=True):
+                begin = time.perf_counter()
+                function()
+                if round_:  # the first one warms up
+                    values.append(time.perf_counter() - begin)
+    return {name: [BATCH / statistics.median(v) for v in both] for name, both in seconds.items()}
+
+
+def peak_of(folder: Path, device: str) -> float:
+    """Peak memory in MiB of training steps, in a process of its own: of the device, or resident."""
+    command = [sys.executable, __file__, "--peak", str(folder), "--device", device]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return float(done.stdout) if not done.returncode else math.nan
+
+
+def print_peak(folder: Path, device: str) -> None:
+    """What `peak_of` calls: two training steps."""
+    model, images, labels, dev = open_run(folder, device)
+    step, _ = stepper(model, images, labels, dev)
+    step()
+    step()
+    print(peak_memory(dev.device.type))
+
+
+def draw(table: dict[str, dict], path: Path) -> None:
+    """Accuracy against parameters, and against multiply-adds."""
+    from matplotlib.figure import Figure
+
+    from common.plot import save
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axis, key in zip(panels, ("parameters", "multiply_adds"), strict=True):
+        for name, row in table.items():
+            deviation = row["std"] * 100
+            mean = row["mean"] * 100
+            axis.errorbar(row[key], mean, deviation, marker="o", capsize=3)
+            axis.annotate(name, (row[key], mean), (5, 5), textcoords="offset points", fontsize=8)
+        axis.set_xscale("log")
+        axis.set_xlabel(key.replace("_", "-"))
+        axis.margins(0.2)
+        axis.grid(alpha=0.3)
+    panels[0].set_ylabel("test accuracy (%)")
+    save(figure, path)
+
+
+def as_markdown(table: dict[str, dict]) -> str:
+    """The table as it stands in a README."""
+    head = "| model | parameters | multiply-adds | test accuracy | points a million parameters "
+    head += "| images/s, training | images/s, inference | peak memory |"
+    lines = [head, "| --- " * 8 + "|"]
+    for name, row in table.items():
+        spread = f" ± {row['std']:.1%}" if row["seeds"] > 1 else ""
+        lines.append(
+            f"| `{name}` | {row['parameters']:,} | {row['multiply_adds'] / 1e6:,.1f} million "
+            f"| {row['mean']:.1%}{spread} | {row['mean'] * 1e8 / row['parameters']:,.0f} "
+            f"| {row['train_rate']:,.0f} | {row['infer_rate']:,.0f} | {row['peak_mib']:,.0f} MiB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> dict[str, dict]:
+    """Trains or loads, measures, writes and prints the table; returns it by model."""
+    args = parse_args(argv)
+    if args.peak:
+        print_peak(args.peak, args.device)
+        return {}
+    cli.make_folder(args.out)
+    folders = group(args.runs) if args.runs else train_all(args)
+    speeds = rates({name: found[0] for name, found in folders.items()}, args.device)
+    table = {}
+    for name, found in folders.items():
+        model, images, _, dev = open_run(found[0], args.device)
+        accuracies = [finished(folder)["test_accuracy"] for folder in found]
+        table[name] = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "multiply_adds": multiply_adds(model, images[:1]),
+            "mean": statistics.mean(accuracies),
+            "std": statistics.stdev(accuracies) if len(found) > 1 else 0.0,
+            "seeds": len(found),
+            "train_rate": speeds[name][0],
+            "infer_rate": speeds[name][1],
+            "peak_mib": peak_of(found[0], args.device),
+            "precision": dev.precision,
+            "device": str(dev),
+        }
+    name = "runs" if args.runs else args.data.partition(":")[0]
+    path = args.out / f"compare-{name}.md"
+    path.write_text(as_markdown(table))
+    path.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    draw(table, path.with_suffix(".png"))
+    print(as_markdown(table), end="")
+    print(f"wrote {path}, {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
