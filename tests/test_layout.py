@@ -5,6 +5,7 @@ import importlib
 import itertools
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -139,3 +140,15 @@ def test_links_of_the_readme_lead_somewhere(readme):
             missing = not (readme.parent / link).exists()
             cut = readme == ROOT / "README.md" and Path(link).parts[0] not in MILESTONES
             assert not missing or cut, link
+
+
+def test_no_file_is_large_and_the_clone_is_small():
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("the tree is not in git")
+    files = [ROOT / name for name in listed.stdout.split("\0")[:-1]]
+    sizes = {path: path.stat().st_size for path in files if path.exists()}
+    assert not [str(path) for path, size in sizes.items() if size > 200_000]
+    history = Path(ROOT, ".git")  # a file in a second working tree
+    stored = sum(path.stat().st_size for path in history.rglob("*") if path.is_file())
+    assert sum(sizes.values()) + stored < 25_000_000
