@@ -1,0 +1,77 @@
+"""tools/scale.py, and the commands of SCALE.md: several processes, several machines, sharding."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import MILESTONES, ROOT
+
+from tools import scale
+
+SCRIPT = "lenet/train.py"
+FLAGS = ["--limit", "128", "--epochs", "1", "--batch-size", "32", "--precision", "fp32", "--quiet"]
+
+
+def final(folder):
+    row = json.loads(Path(folder, "metrics.jsonl").read_text().splitlines()[-1])
+    return {key: value for key, value in row.items() if "_" in key}
+
+
+def agent(folder, *flags):
+    """Starts torchrun, as one machine does."""
+    command = [sys.executable, "-m", "torch.distributed.run", *flags, str(ROOT / SCRIPT), *FLAGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "--run-dir", folder], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(*processes):
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert not process.returncode, errors[-2000:]
+
+
+def test_two_machines_equal_one_with_two_processes():
+    """The two "machines" are agents on this one: they meet at an address, as SCALE.md says."""
+    finish(agent("one", "--standalone", "--nproc-per-node", "2"))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meet = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "1"]
+    meet += ["--rdzv-endpoint", f"localhost:{port}"]
+    finish(agent("two", *meet), agent("two", *meet))
+    assert final("two") == final("one")
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_it_measures_and_draws(way, capsys):
+    argv = ["--script", SCRIPT, "--epochs", "2", "--limit", "256", "--rounds", "1", "--out", "out"]
+    summary = scale.main(argv + ["--fsdp"] * (way == "fsdp"))
+    assert summary["way"] == way
+    assert 0 < summary["efficiency"] < 5
+    assert summary["largest_loss_gap"] < 1e-3  # LeNet has no batch norm: the same training
+    name = "scale" if way == "ddp" else "scale-fsdp"
+    assert json.loads(Path(f"out/{name}.json").read_text()) == summary
+    assert Path(f"out/{name}.png").stat().st_size > 1000
+    assert "times as fast as one" in capsys.readouterr().out
+
+
+def test_what_is_refused(refused):
+    assert "there is no such script" in refused(scale.main, ["--script", "nothing/train.py"])
+    argv = ["--script", SCRIPT, "--model", "lenet9", "--rounds", "1"]
+    assert "unknown model 'lenet9'" in refused(scale.main, argv)
+    assert "at least 2" in refused(scale.main, ["--processes", "1"])
+
+
+def test_the_page_names_what_there_is():
+    text = (ROOT / "SCALE.md").read_text()
+    for script in re.findall(r"torchrun [^\n]*?(\w+/train\.py)", text.replace("\\\n", " ")):
+        assert script.partition("/")[0] not in MILESTONES or (ROOT / script).is_file()
+    for flag in ("--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--fsdp", "--accumulate"):
+        assert flag in text

@@ -1,0 +1,135 @@
+"""One process and several on this machine: their speed, and their loss curves on top of each other.
+
+    python tools/scale.py                    # 1 and 2 processes of one thread each, DDP
+    python tools/scale.py --processes 2 --fsdp
+    python tools/scale.py --device cuda --processes 8 --script resnet/train.py --model resnet50
+
+Every run is the same training (the same --batch-size, cut among the processes). They take turns,
+--rounds times. Writes scale.json and scale.png. Efficiency is the time of one process over that
+of N, divided by N; time is that of the epochs, without starting and loading.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import cli, fail
+from common.claims import history
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURE = ["--val", "0", "--batch-size", "64", "--quiet"]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; see --help."""
+    parser = cli.OneLineParser("python tools/scale.py", __doc__)
+    add = parser.add_argument
+    add("--script", default="resnet/train.py", help="what is trained (default: resnet/train.py)")
+    add("--model", help="which of its models (default: the script's)")
+    add("--processes", type=cli.whole(2), default=2, help="how many beside one (default: 2)")
+    add("--epochs", type=cli.whole(2), default=4, help="of each run (default: 4)")
+    add("--limit", type=cli.whole(1), help="train on so many examples")
+    add("--rounds", type=cli.whole(1), default=3, help="each side so many times (default: 3)")
+    add("--fsdp", action="store_true", help="shard the parameters, in place of DDP")
+    add("--device", choices=cli.DEVICES, default="auto", help="where to compute (default: auto)")
+    add("--out", type=Path, default=Path("tools", "samples"), help="folder for what is made")
+    return parser.parse_args(argv)
+
+
+def command(count: int, args: argparse.Namespace, folder: Path) -> list[str]:
+    """The command that trains with `count` processes."""
+    flags = [*MEASURE, "--epochs", str(args.epochs), "--device", args.device]
+    flags += ["--model", args.model] if args.model else []
+    flags += ["--limit", str(args.limit)] if args.limit else []
+    flags += ["--run-dir", str(folder)]
+    start = [sys.executable]
+    if count > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        flags += ["--fsdp"] if args.fsdp else []
+    return [*start, str(ROOT / args.script), *flags]
+
+
+def run(count: int, args: argparse.Namespace, folder: Path) -> tuple[float, dict[int, float]]:
+    """Seconds of the epochs after the first, and the training loss of each."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a thread a process: what is compared
+    folder.mkdir()
+    rows, seen = folder / "metrics.jsonl", []
+    process = subprocess.Popen(
+        command(count, args, folder), env=environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None:
+        if rows.exists() and len(rows.read_text().splitlines()) > len(seen):
+            seen.append(rows.stat().st_mtime)  # when an epoch ended
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            continue
+    if process.returncode:
+        words = process.stderr.read().strip().splitlines() or ["no reason given"]
+        reason = next((line for line in words if line.startswith("error: ")), words[-1])
+        fail(f"{args.script} with {count} processes: {reason.removeprefix('error: ')}")
+    return seen[args.epochs - 1] - seen[0], history(folder, "train_loss")
+
+
+def draw(losses: dict[int, dict[int, float]], summary: dict, path: Path) -> None:
+    """The loss curves on top of each other."""
+    from matplotlib.figure import Figure
+
+    from common.plot import save
+
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for (count, curve), style in zip(losses.items(), ("o-", "x--"), strict=True):
+        label = f"{count} process{'es' * (count > 1)}, {summary['seconds'][str(count)]:.1f} s"
+        axis.plot(list(curve), list(curve.values()), style, label=label)
+    axis.set(
+        xlabel="epoch", ylabel="training loss", title=f"efficiency {summary['efficiency']:.0%}"
+    )
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save(figure, path)
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> dict:
+    """Runs all, writes and prints the result; returns it."""
+    args = parse_args(argv)
+    if not (ROOT / args.script).is_file():
+        fail(f"--script {args.script}: there is no such script in {ROOT}")
+    cli.make_folder(args.out)
+    counts = [1, args.processes]
+    seconds, losses = {count: [] for count in counts}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(args.rounds):
+            for count in counts[:: 1 if number % 2 else -1]:  # neither is always the first
+                took, losses[count] = run(count, args, Path(folder, f"{number}-{count}"))
+                seconds[count].append(took)
+                print(f"{count} process{'es' * (count > 1)}: {took:.1f} s", flush=True)
+    one, several = (statistics.median(seconds[count]) for count in counts)
+    gaps = [abs(losses[1][e] - losses[args.processes][e]) / losses[1][e] for e in losses[1]]
+    summary = {
+        "command": " ".join(["torchrun", f"--nproc-per-node {args.processes}", args.script]),
+        "way": "fsdp" if args.fsdp else "ddp",
+        "seconds": {str(count): statistics.median(seconds[count]) for count in counts},
+        "all_seconds": {str(count): seconds[count] for count in counts},
+        "speedup": one / several,
+        "efficiency": one / several / args.processes,
+        "largest_loss_gap": max(gaps),
+    }
+    name = "scale-fsdp" if args.fsdp else "scale"
+    (args.out / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    draw({count: losses[count] for count in counts}, summary, args.out / f"{name}.png")
+    print(f"{args.processes} processes are {summary['speedup']:.2f} times as fast as one "
+          f"(efficiency {summary['efficiency']:.0%}); their losses differ by at most "
+          f"{summary['largest_loss_gap']:.1%}; wrote {args.out / name}.png")  # fmt: skip
+    return summary
+
+
+if __name__ == "__main__":
+    main()
