@@ -15,6 +15,14 @@ def models():
             yield folder, name
 
 
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    """Evaluating a large network on a thousand images takes far longer than the step."""
+    monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 200, "test": 30})
+    monkeypatch.setattr("common.data.boxes.NUM_SCENES", {"train": 200, "test": 30})
+    monkeypatch.setattr("common.data.masks.NUM_SCENES", (200, 6))
+
+
 @pytest.mark.parametrize(("folder", "name"), list(models()))
 def test_one_step(folder, name):
     factory = importlib.import_module(f"{folder}.model").MODELS[name]

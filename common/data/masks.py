@@ -193,8 +193,10 @@ def load_masks(
             fail(f"--{flag} is for sets without a test part: shapes has one")
     if args.fold >= args.folds:
         fail(f"--fold {args.fold}: there are {args.folds} (--folds), counted from 0")
-    facts, train, test, note = read(args, dev, size)
+    facts, train, test, note = read(args, dev)
     parts = cut_parts(args, {"train": train, "test": test})
+    if args.data == "shapes":  # no more are drawn than are needed
+        parts = {name: part.draw(size, dev) for name, part in parts.items()}
     pixels = (image.flatten(1) for image in parts["train"].images)
     facts["mean"], facts["std"] = as_facts(*moments_of(pixels))
     facts["contrast"] = args.contrast
@@ -209,10 +211,12 @@ def load_masks(
     return sets["train"], sets.get("val"), sets["test"]
 
 
-def read(args: argparse.Namespace, dev: Device, size: int) -> tuple[dict, Pairs, Pairs, str]:
-    """Facts, training part, test part, and what to say of them."""
+def read(
+    args: argparse.Namespace, dev: Device
+) -> tuple[dict, "Pairs | Scenes", "Pairs | Scenes", str]:
+    """Facts, training part, test part (of `shapes` as `Scenes`), and what to say of them."""
     if args.data == "shapes":
-        parts = [scenes(dev, count, seed, size) for seed, count in enumerate(NUM_SCENES)]
+        parts = [Scenes(torch.arange(count), seed) for seed, count in enumerate(NUM_SCENES)]
         facts = {"classes": ["background", "shape"], "channels": 3, "labelled": True}
         return facts, *parts, ""
     if args.data in SETS:
@@ -263,16 +267,31 @@ def read(args: argparse.Namespace, dev: Device, size: int) -> tuple[dict, Pairs,
     return facts, pairs.take(rest), pairs.take(test), note
 
 
-def scenes(dev: Device, count: int, seed: int, size: int) -> Pairs:
-    """Scenes of the world of shapes, and the numbers of the objects seen there."""
-    images, labels = [], []
-    chunks = list(torch.arange(count).split(100))
-    for chunk in progress(chunks, dev, "drawing scenes", len(chunks)):
-        drawn = world.draw(chunk.tolist(), size, seed)
-        numbers = torch.arange(1, drawn.masks.shape[1] + 1)[:, None, None]
-        images += drawn.pixels
-        labels += (drawn.masks * numbers).amax(1).int()  # one object at most is seen at a pixel
-    return Pairs(images, list(map(separate, labels)), labels, [f"scene {i}" for i in range(count)])
+@dataclasses.dataclass
+class Scenes:
+    """Scenes of the world of shapes, still to be drawn."""
+
+    indices: Tensor
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, indices: Tensor) -> "Scenes":
+        """Those at `indices`."""
+        return Scenes(self.indices[indices], self.seed)
+
+    def draw(self, size: int, dev: Device) -> Pairs:
+        """Their pixels, and the numbers of the objects seen there."""
+        images, labels = [], []
+        chunks = self.indices.split(100)
+        for chunk in progress(chunks, dev, "drawing scenes", len(chunks)):
+            drawn = world.draw(chunk.tolist(), size, self.seed)
+            numbers = torch.arange(1, drawn.masks.shape[1] + 1)[:, None, None]
+            images += drawn.pixels
+            labels += (drawn.masks * numbers).amax(1).int()  # one object at most is seen at a pixel
+        names = [f"scene {i}" for i in self.indices.tolist()]
+        return Pairs(images, list(map(separate, labels)), labels, names)
 
 
 def read_tree(root: Path, dev: Device) -> Pairs:
