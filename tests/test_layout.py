@@ -18,6 +18,11 @@ else:
     import tomli as tomllib
 
 READMES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in MILESTONES)]
+PAGES = [ROOT / "PRACTICE.md", ROOT / "SCALE.md"]
+
+
+def name_of(path):
+    return path.parent.name if path.name == "README.md" else path.stem
 
 
 def sources(folder):
@@ -111,7 +116,7 @@ def commands(readme):
                     yield script, words[words.index(script) + 1 :]
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("readme", [*READMES, *PAGES], ids=name_of)
 def test_commands_of_the_readme_parse(readme, monkeypatch, tmp_path):
     found = list(commands(readme))
     assert found, "no commands"
@@ -130,15 +135,15 @@ def test_commands_of_the_readme_parse(readme, monkeypatch, tmp_path):
             module.parse_args(argv)
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("readme", [*READMES, *PAGES], ids=name_of)
 def test_links_of_the_readme_lead_somewhere(readme):
     text = readme.read_text()
     links = re.findall(r"\]\(([^)#]+)\)", text)
-    assert [link for link in links if link.endswith(".png")], "no picture"
+    assert readme in PAGES or [link for link in links if link.endswith(".png")], "no picture"
     for link in links:
         if not re.match(r"https?:", link) and Path(link).parts[0] not in ("runs",):
             missing = not (readme.parent / link).exists()
-            cut = readme == ROOT / "README.md" and Path(link).parts[0] not in MILESTONES
+            cut = readme.parent == ROOT and Path(link).parts[0] not in MILESTONES
             assert not missing or cut, link
 
 

@@ -96,15 +96,21 @@ def kept_files(commit: str, gone: set[str]) -> list[tuple[str, str, str]]:
 def cut_readme(text: str, gone: set[str], lost: set[str]) -> str:
     """A README without the lines that speak of folders `gone` or files `lost`.
 
-    Of code blocks and tables single lines go, else whole items of a list or whole paragraphs.
+    Of commands and tables single lines go, else whole items of a list, paragraphs, or Python code.
     """
     folders = "|".join(map(re.escape, sorted(gone))) or "(?!)"
     files = "|".join(map(re.escape, sorted(lost))) or "(?!)"
-    foreign = re.compile(rf"(?<![\w/-])({folders})/|(?<![\w-])({files})(?![\w-])|\.\./({folders})/")
-    blocks, block, code = [], [], False
+    foreign = re.compile(
+        rf"(?<![\w/-])({folders})(/|\.model)|(?<![\w-])({files})(?![\w-])|\.\./({folders})/"
+    )
+    blocks, block, code, python = [], [], False, False
     for line in text.split("\n"):
         if line.startswith("```"):
-            code = not code
+            code, python = not code, line == "```python" or (python and code)
+        if python:
+            block.append(line)
+            python = code
+            continue
         row = code or line.startswith("|")
         if row and foreign.search(line):
             continue
@@ -133,7 +139,7 @@ def write_tree(commit: str, gone: set[str]) -> str:
     lost = {path for path in everything if path not in paths and path.partition("/")[0] not in gone}
     texts = {"milestones.toml": cut_milestones(show(commit, "milestones.toml"), gone)}
     for path in paths:
-        if Path(path).name == "README.md" and gone:
+        if Path(path).suffix == ".md" and gone:
             texts[path] = cut_readme(show(commit, path), gone, lost)
     rows = []
     for mode, blob, path in files:
