@@ -103,6 +103,7 @@ def cut_readme(text: str, gone: set[str], lost: set[str]) -> str:
     foreign = re.compile(
         rf"(?<![\w/-])({folders})(/|\.model)|(?<![\w-])({files})(?![\w-])|\.\./({folders})/"
     )
+    text = text.replace("\\\n", "\\\0")  # a command of several lines is one
     blocks, block, code, python = [], [], False, False
     for line in text.split("\n"):
         if line.startswith("```"):
@@ -121,7 +122,8 @@ def cut_readme(text: str, gone: set[str], lost: set[str]) -> str:
         if row or not line.strip():
             blocks, block = [*blocks, block], []
     kept = ["\n".join(block) for block in [*blocks, block] if not foreign.search("\n".join(block))]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).rstrip() + "\n"
+    whole = re.sub(r"```\w+\n+```\n", "", "\n".join(kept).replace("\0", "\n"))  # nothing is left
+    return re.sub(r"\n{3,}", "\n\n", whole).rstrip() + "\n"
 
 
 def cut_milestones(text: str, gone: set[str]) -> str:
