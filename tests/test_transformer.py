@@ -575,6 +575,13 @@ def test_the_last_epochs_are_averaged(few):
     args = train.parse_args(["--epochs", "3", "--average", "2"])
     assert train.weights_to_use(seen[1], args)["embedding.weight"] is average["embedding.weight"]
     assert train.weights_to_use(seen[0], args) is seen[0]["model"]  # one of two
+    for extra in (["--max-steps", "10"], []):  # a longer training averages its own last epochs
+        train.main(["--quiet", "--resume", "--run-dir", "to3", "--epochs", "6", *extra])
+        seen.append(torch.load("to3/last.pt"))
+    assert (seen[2]["step"], seen[3]["step"], seen[3]["average"]["count"]) == (10, 12, 2)
+    for key, value in seen[3]["model"].items():
+        mean = (value + seen[2]["model"][key]) / 2
+        torch.testing.assert_close(seen[3]["average"][key], mean)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

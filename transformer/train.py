@@ -172,9 +172,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             run.add(count, train_loss=loss / some, train_accuracy=right / some)
             if dev.step(loss, optimizer, count):
                 schedule.step()
-        if (last := epoch - args.epochs + args.average + 1) > 0 and run.position == 0:  # Sec. 6.1
-            average["count"] = min(last, epoch + 1)
-            for name, p in model.named_parameters():
+        if run.position == 0:  # the epoch is whole; of the last ones the weights' mean (Sec. 6.1)
+            place = epoch - args.epochs + args.average  # among them, from 0
+            average["count"] = average["count"] + 1 if place > 0 else int(place == 0)
+            for name, p in model.named_parameters() if average["count"] else ():
                 average[name].lerp_(p.detach(), 1 / average["count"])
         run.log(epoch, **run.means(), **(measure(val) if val else {}))
         run.save()
