@@ -29,8 +29,8 @@ QUICK = dict(model="transformer_small", data="dates", epochs=4, val=200, batch_s
              warmup=100, vocab_size=1000, num_layers=2, average=2, beam=1)
 PAPER = dict(model="transformer_base", data="pairs:data/wmt14/train.en,data/wmt14/train.de",
              epochs=20, val=0, batch_size=25_000, lr=None, warmup=4000, vocab_size=37_000)
-WORDS = dict(epochs=40, val=1000, batch_size=2000, lr=None, warmup=2000, vocab_size=6_000,
-             num_layers=None, average=5, beam=4)  # without --paper, for all but dates
+WORDS = dict(epochs=26, val=1000, batch_size=2000, lr=None, warmup=2000, vocab_size=6_000,
+             num_layers=None, dropout=0.2, average=5, beam=4)  # without --paper, for all but dates
 # fmt: on
 SIZES = ("num_heads", "num_layers", "dropout")
 
