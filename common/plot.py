@@ -159,3 +159,43 @@ def attention_grid(
         axis.set_yticks(range(len(rows)), rows if beside else [], **style)
         axis.tick_params(length=0)
     save(figure, path)
+
+
+def scatter(
+    panels: dict[str, Tensor],
+    labels: Tensor,
+    classes: Sequence[str],
+    path: str | Path,
+    marked: Sequence[int] = (),
+    edges: Tensor | None = None,
+    size: float = 3.0,
+) -> None:
+    """Draws points (N, 2) in one panel for each of {title: points}, coloured by class (-1: grey).
+
+    `marked` points have a ring; `edges` (2, E) between points are thin lines.
+    """
+    from matplotlib.collections import LineCollection
+
+    labels, columns = np.asarray(labels.cpu()), min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(size * columns, size * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in figure.axes:
+        axis.axis("off")
+    radius = 40 if len(labels) < 100 else 400 / len(labels) ** 0.5
+    for axis, (title, points) in zip(axes, panels.items(), strict=False):
+        points = np.asarray(points.cpu())
+        if edges is not None:
+            lines = points[np.asarray(edges.cpu()).T]  # (E, 2, 2)
+            axis.add_collection(LineCollection(lines, colors="0.8", linewidths=0.4, zorder=0))
+        for k in np.unique(labels):
+            name, colour = (classes[k], f"C{k % 10}") if k >= 0 else ("unknown", "0.7")
+            here = labels == k
+            axis.scatter(*points[here].T, s=radius, color=colour, label=name, linewidths=0)
+        if len(marked):
+            places = list(marked)
+            axis.scatter(*points[places].T, s=2 * radius, facecolors="none", edgecolors="black")
+        axis.set_title(title, fontsize=9, parse_math=False)
+    if len(np.unique(labels)) <= 20:
+        figure.axes[0].legend(fontsize=6)
+    save(figure, path)

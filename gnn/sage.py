@@ -182,27 +182,37 @@ def number(nodes: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([nodes, unique[new]]), place[inverse[len(nodes) :]]
 
 
-def walks(graph: Neighbours, nodes: Tensor, length: int, key: int) -> tuple[Tensor, Tensor]:
-    """Pairs (node, one met on a random walk of `length` steps from it), for Eq. 1."""
-    here, pairs = nodes, []
+def walk_batch(
+    graph: Neighbours, nodes: Tensor, key: int, length: int = 5, negatives: int = 20
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What Eq. 1 needs for `nodes` (B,): seeds (S,), pairs (2, P) and negatives (Q,), as places in it.
+
+    Pairs are a node and one met on a random walk of `length` steps from it. Negatives are drawn
+    by degree^0.75, for the whole batch once.
+    """
+    start, here, pairs = nodes, nodes, []
     for step in range(length):
-        which, found = graph.draw(here, 1, key + step)
-        start = nodes[which] if step == 0 else start[which]
-        here = found
+        which, found = graph.draw(here, 1, key + 100 + step)
+        start, here = start[which], found
         pairs.append(torch.stack([start, here]))
-    pairs = torch.cat(pairs, 1)
-    return tuple(pairs[:, pairs[0] != pairs[1]])
+    ends = torch.cat(pairs, 1)
+    ends = ends[:, ends[0] != ends[1]]
+    generator = torch.Generator().manual_seed(key)
+    chance = graph.offsets.diff().cpu().double() ** 0.75
+    others = torch.multinomial(chance, negatives, replacement=True, generator=generator)
+    together = torch.cat([ends.flatten(), others.to(nodes.device)])
+    seeds, places = together.unique(return_inverse=True)
+    return seeds, places[: ends.numel()].view(2, -1), places[ends.numel() :]
 
 
-def unsupervised_loss(z: Tensor, ends: Tensor, others: Tensor, count: int) -> Tensor:
-    """Eq. 1: near nodes are alike, random ones are not.
+def unsupervised_loss(z: Tensor, ends: Tensor, others: Tensor) -> Tensor:
+    """Eq. 1: embeddings (S, C) of near nodes are alike, those of random ones are not.
 
-    `ends` (2, P) are rows of the embeddings z that meet on walks, `others` (Q,) rows drawn at
-    random that all pairs share; they weigh as much as `count` of them.
+    `ends` (2, P) are rows that meet on walks, `others` (Q,) rows drawn at random.
     """
     near = (z[ends[0]] * z[ends[1]]).sum(1)
     far = z[ends[0]] @ z[others].t()                            # (P, Q)
-    return -F.logsigmoid(near).mean() - count * F.logsigmoid(-far).mean()
+    return -(F.logsigmoid(near) + F.logsigmoid(-far).sum(1)).mean()
 
 
 def sage(in_channels: int = 1433, num_classes: int = 7, **settings) -> SAGE:
