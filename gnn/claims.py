@@ -39,7 +39,11 @@ CLAIMS = {
         f"{n} and {n}" if n else "all": ["--model", "sage", "--fanouts", str(n), str(n)]
         for n in (*FANOUTS, 0)
     },
-    "folds": {f"{name}, fold {k}": ["--model", name, "--fold", str(k)] for name in MODELS for k in range(10)},
+    "folds": {
+        f"{name}, fold {k}": ["--model", name, "--fold", str(k)]
+        for name in MODELS
+        for k in range(10)
+    },
 }
 SEEDS = {"folds": [0]}
 
@@ -73,7 +77,9 @@ def main(argv: list[str] | None = None) -> dict:
     summary = write_summary(path, results, commands)
     scores = {arm: [run["test_accuracy"] for run in runs] for arm, runs in results.items()}
     if args.claim == "folds":  # the mean over folds of each seed; the spread is that of the folds
-        scores = {m: [v for arm in scores if arm.startswith(m) for v in scores[arm]] for m in MODELS}
+        scores = {
+            m: [v for arm in scores if arm.startswith(m) for v in scores[arm]] for m in MODELS
+        }
     for arm, values in scores.items():
         print(f"{arm:>28}: {percent(values)}")
     draw(args, scores, path.with_suffix(".png"))

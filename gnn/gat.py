@@ -6,8 +6,8 @@ of the scores, and several heads do so side by side.
 
 Shapes: N nodes, E edges (self-loops included), C channels of a head, H heads, K classes.
 
-Parameter names are those of PyTorch Geometric. Departure: `constant` attention (every neighbour
-weighs the same) is what the paper calls Const-GAT.
+Parameter names are those of PyTorch Geometric. Departure: with `attention="constant"` (Sec. 3.3's
+Const-GAT) every neighbour weighs the same.
 """
 
 from collections.abc import Sequence
@@ -65,8 +65,8 @@ class AttentionLayer(nn.Module):
         h = linear(x, self.lin.weight, dropout, self.training)
         h = h.view(-1, self.num_heads, self.channels)           # (N, H, C), W h
         exact = torch.promote_types(h.dtype, torch.float32)     # a softmax is nothing for bf16
-        source = (h * self.att_src).sum(2).to(exact)            # (N, H): a^T [Wh_i || Wh_j] is a sum
-        target = (h * self.att_dst).sum(2).to(exact)            # of two products, one for each node
+        source = (h * self.att_src).sum(2).to(exact)            # (N, H): a^T [Wh_i || Wh_j] is the
+        target = (h * self.att_dst).sum(2).to(exact)            # sum of two products
         if self.constant:
             source, target = source * 0, target * 0             # the same weights for all
         scores = Spread.apply(source, edges, "sources") + Spread.apply(target, edges, "targets")
@@ -85,7 +85,8 @@ class GAT(nn.Module):
     """Attention layers with ELU between them (Sec. 3.3).
 
     `hidden` are the channels of a head in each hidden layer. `residual` adds a layer's input, by a
-    linear map where the widths differ (the paper's network for PPI).
+    linear map where the widths differ (the paper's network for PPI). `attention` is "learned", or
+    "constant".
     """
 
     def __init__(
@@ -97,11 +98,11 @@ class GAT(nn.Module):
         out_heads: int = 1,
         dropout: float = 0.6,
         residual: bool = False,
-        constant: bool = False,
+        attention: str = "learned",
     ):
         super().__init__()
         widths = [in_channels, *(num_heads * channels for channels in hidden)]
-        shared = dict(dropout=dropout, constant=constant)
+        shared = dict(dropout=dropout, constant=attention == "constant")
         self.convs = nn.ModuleList(
             AttentionLayer(width, channels, num_heads, **shared)
             for width, channels in zip(widths, hidden, strict=False)

@@ -13,6 +13,7 @@ layers of equal width only.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def normalised(edge_index: Tensor, num_nodes: int, loops: bool) -> Edges:
     def make() -> Edges:
         full = without_loops(edge_index, num_nodes)
         edges = Edges(full if loops else full[:, : full.shape[1] - num_nodes], num_nodes)
-        scale = edges.degrees().clamp(min=1).rsqrt()            # (N,), D^-1/2
+        scale = edges.degrees().clamp(min=1).rsqrt()  # (N,), D^-1/2
         edges.weights = scale[edges.sources] * scale[edges.targets]
         return edges
 
@@ -100,9 +101,7 @@ class GCN(nn.Module):
     ):
         super().__init__()
         widths = [in_channels, *hidden, num_classes]
-        self.convs = nn.ModuleList(
-            GraphConvolution(a, b, rule) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.convs = nn.ModuleList(GraphConvolution(a, b, rule) for a, b in pairwise(widths))
         self.dropout, self.residual, self.activation = dropout, residual, getattr(torch, activation)
 
     def embed(self, x: Tensor, edge_index: Tensor) -> Tensor:

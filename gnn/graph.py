@@ -77,9 +77,11 @@ def check_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> None:
         found = f"{tuple(edge_index.shape)}, {edge_index.dtype}"
         raise ValueError(f"edge_index has to be (2, E) of int64, not {found}")
     for nodes, count in zip(edge_index, (num_sources, num_targets), strict=True):
-        if len(nodes) and not (0 <= int(nodes.min()) and int(nodes.max()) < count):
+        if len(nodes) and not (int(nodes.min()) >= 0 and int(nodes.max()) < count):
             wrong = int(nodes.min()) if int(nodes.min()) < 0 else int(nodes.max())
-            raise ValueError(f"edge_index names node {wrong}, but there are {count}: 0 to {count - 1}")
+            raise ValueError(
+                f"edge_index names node {wrong}, but there are {count}: 0 to {count - 1}"
+            )
 
 
 def starts(nodes: Tensor, count: int) -> Tensor:
@@ -193,7 +195,9 @@ def sparse(features: Tensor) -> tuple[Edges, Tensor] | None:
     return remembered(features, "sparse", make)
 
 
-def linear(features: Tensor, weight: Tensor, dropout: float = 0.0, training: bool = False) -> Tensor:
+def linear(
+    features: Tensor, weight: Tensor, dropout: float = 0.0, training: bool = False
+) -> Tensor:
     """dropout(features) @ weight^T, of (N, C_in) and (C_out, C_in).
 
     Of sparse features only what isn't zero is multiplied, and dropped: zeros stay zeros anyway, so

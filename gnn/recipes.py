@@ -1,4 +1,4 @@
-"""What the papers' recipes are on each kind of data: defaults for the flags that nobody gives."""
+"""The papers' recipes for each kind of data, and which flags mean something for which model."""
 
 CITATIONS = {
     "gcn": dict(epochs=200, lr=0.01, hidden=[16], dropout=0.5, window=10),
@@ -31,3 +31,45 @@ def recipe(model: str, kind: str) -> dict:
     if (model, kind) == ("gat", "pubmed"):  # Sec. 3.3
         settings |= dict(out_heads=8, lr=0.01, weight_decay=1e-3)
     return settings
+
+
+MANY = ("mutag", "proteins", "ppi")  # many graphs, not one
+SETTINGS = {  # flags that are arguments of a network
+    "gcn": ["rule", "residual", "activation"],
+    "sage": ["aggregator"],
+    "gat": ["residual", "num_heads", "out_heads", "attention"],
+}
+
+
+def takes_all(model: str, kind: str) -> bool:
+    """Whether a step takes the whole graph at once."""
+    return model != "sage" and kind not in MANY
+
+
+def without_meaning(model: str, kind: str) -> dict[str, str]:
+    """The flags that this model on this kind of data has no use for, and why."""
+    all_settings = {flag for flags in SETTINGS.values() for flag in flags}
+    why = dict.fromkeys(all_settings - set(SETTINGS[model]), f"{model} has no such part")
+    if takes_all(model, kind):
+        reason = "each step takes the whole graph (sage draws mini-batches)"
+        why |= dict.fromkeys(["batch_size", "accumulate"], reason)
+    if kind in MANY:
+        why["loss"] = "it is for one graph, and there are many"
+    if kind in ("mutag", "proteins"):
+        why["fanouts"] = "graphs as small as these are taken whole"
+    else:
+        why["readout"] = "nodes have labels, not graphs"
+    if model != "sage":
+        why |= dict.fromkeys(["fanouts", "loss"], "they are for sage")
+    return why
+
+
+def fit(
+    model: str, num_layers: int | None, hidden: list[int], fanouts: list[int]
+) -> tuple[list[int], list[int]]:
+    """Widths and fan-outs for `num_layers` layers, if that is given."""
+    if not num_layers:
+        return hidden, fanouts
+    layers = num_layers - (model != "sage")  # the last layer of the others has the classes' width
+    hidden = hidden if len(hidden) == layers else hidden[:1] * layers
+    return hidden, fanouts if len(fanouts) == layers else (fanouts + fanouts[-1:] * layers)[:layers]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnn.graph import Edges, linear, remembered, starts, weighted_sum
+from gnn.graph import Edges, linear, remembered, weighted_sum
 
 Block = tuple[Tensor, int]  # edges (2, E), targets: the first so many nodes
 
@@ -79,7 +79,7 @@ def maximum(x: Tensor, edges: Edges) -> Tensor:
 class SAGE(nn.Module):
     """Layers of SAGE and, for labels, a linear one on top (Sec. 3.1, 4).
 
-    The edges are those of a whole graph, (2, E), or a list of blocks from `Neighbours`, one a layer.
+    The edges are those of a whole graph, (2, E), or blocks from `Neighbours`, one a layer.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Neighbours:
     def sample(
         self, seeds: Tensor, fanouts: Sequence[int], key: int
     ) -> tuple[Tensor, list[Block]]:
-        """The nodes that `seeds` (B,), all different, need, these first, and a block for each layer.
+        """The nodes that `seeds` (B,), all different, need, these first; a block for each layer.
 
         `fanouts` count neighbours, those of the seeds first (Alg. 2). Zero stands for all.
         """
@@ -185,10 +185,10 @@ def number(nodes: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
 def walk_batch(
     graph: Neighbours, nodes: Tensor, key: int, length: int = 5, negatives: int = 20
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What Eq. 1 needs for `nodes` (B,): seeds (S,), pairs (2, P) and negatives (Q,), as places in it.
+    """What Eq. 1 needs for `nodes` (B,): seeds (S,), and places there: pairs (2, P), others (Q,).
 
-    Pairs are a node and one met on a random walk of `length` steps from it. Negatives are drawn
-    by degree^0.75, for the whole batch once.
+    Pairs are a node and one met on a random walk of `length` steps from it. The others are
+    drawn by degree^0.75, for the whole batch once.
     """
     start, here, pairs = nodes, nodes, []
     for step in range(length):
@@ -211,7 +211,7 @@ def unsupervised_loss(z: Tensor, ends: Tensor, others: Tensor) -> Tensor:
     `ends` (2, P) are rows that meet on walks, `others` (Q,) rows drawn at random.
     """
     near = (z[ends[0]] * z[ends[1]]).sum(1)
-    far = z[ends[0]] @ z[others].t()                            # (P, Q)
+    far = z[ends[0]] @ z[others].t()  # (P, Q)
     return -(F.logsigmoid(near) + F.logsigmoid(-far).sum(1)).mean()
 
 

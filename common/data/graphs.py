@@ -1,4 +1,4 @@
-"""Graphs: the karate club, citations (Planetoid), molecules (TUDataset), proteins (PPI), the user's.
+"""Graphs: the karate club, citations (Planetoid), molecules (TUDataset), PPI, the user's.
 
 train, val, test = load_graphs(args, dev)
 for batch in run.progress(train.batches(args.batch_size)): ...
@@ -227,7 +227,7 @@ def folds(labels: Tensor) -> Tensor:
 
 
 def ppi(args: argparse.Namespace) -> Source:
-    """Proteins that interact: 24 graphs of tissues, 121 labels; 20 to train, 2 to val, 2 to test."""
+    """Proteins that interact in 24 tissues: 121 labels; 20 graphs to train, 2 and 2 held out."""
     names = {"train": "train", "val": "valid", "test": "test"}
     kinds = ["feats.npy", "graph_id.npy", "graph.json", "labels.npy"]
     files = [f"{name}_{kind}" for name in names.values() for kind in kinds]
@@ -397,7 +397,9 @@ def user_graph(args: argparse.Namespace) -> Source:
     else:
         if len(known) < 2:
             fail(f"{path} has one labelled node: that can't be split into parts")
-        parts = {k: known[i] for k, i in zip(("train", "test"), split(len(known), 0.2, 0), strict=True)}
+        parts = {
+            k: known[i] for k, i in zip(("train", "test"), split(len(known), 0.2, 0), strict=True)
+        }
         notes.append("a seeded fifth of the labelled nodes is the test part")
     return Source(names, "nodes", {"all": graph}, parts, "; ".join(filter(None, notes)))
 
@@ -465,8 +467,12 @@ class GraphSet:
         def fetch(parts: list[Tensor], draws: list, epoch: int):
             for indices, draw in zip(parts, draws, strict=True):
                 indices = indices.to(self.dev.device)
-                yield make(indices, seed_of(*draw.keys[0])) if make else self.some(
-                    self.indices[indices] if self.facts["task"] == "graphs" else indices
+                yield (
+                    make(indices, seed_of(*draw.keys[0]))
+                    if make
+                    else self.some(
+                        self.indices[indices] if self.facts["task"] == "graphs" else indices
+                    )
                 )
 
         return Batches(size or len(self), batch_size, self.dev, self.part == "train", fetch)
