@@ -31,17 +31,17 @@ RULES = {  # name: (weight matrices in a layer, self-loops among the edges)
 }
 
 
-def normalised(edge_index: Tensor, num_nodes: int, loops: bool) -> Edges:
+def normalised(edge_index: Tensor, num_nodes: int, loops: bool, dtype: torch.dtype) -> Edges:
     """The edges with the weights D^-1/2 A D^-1/2; `loops`: of A + I, and D of that."""
 
     def make() -> Edges:
         full = without_loops(edge_index, num_nodes)
         edges = Edges(full if loops else full[:, : full.shape[1] - num_nodes], num_nodes)
-        scale = edges.degrees().clamp(min=1).rsqrt()  # (N,), D^-1/2
+        scale = edges.degrees().clamp(min=1).to(dtype).rsqrt()  # (N,), D^-1/2
         edges.weights = scale[edges.sources] * scale[edges.targets]
         return edges
 
-    return remembered(edge_index, ("normalised", num_nodes, loops), make)
+    return remembered(edge_index, ("normalised", num_nodes, loops, dtype), make)
 
 
 class GraphConvolution(nn.Module):
@@ -63,7 +63,8 @@ class GraphConvolution(nn.Module):
         z = linear(x, self.lin.weight, dropout, self.training)  # (N, terms C_out), X W
         if self.rule == "mlp":
             return z + self.bias
-        edges = normalised(edge_index, len(x), self.loops)
+        exact = torch.promote_types(z.dtype, torch.float32)
+        edges = normalised(edge_index, len(x), self.loops, exact)
         def propagate(z: Tensor) -> Tensor:                     # (N, C_out), D^-1/2 A D^-1/2 Z
             return weighted_sum(edges.weights, z, edges)
         if self.rule == "single":

@@ -63,8 +63,9 @@ class SageLayer(nn.Module):
 
 def mean(x: Tensor, edges: Edges) -> Tensor:
     """The mean over each target's neighbours; zeros where there are none."""
-    if edges.weights is None:
-        edges.weights = (1.0 / edges.degrees().clamp(min=1)).index_select(0, edges.targets)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    if edges.weights is None or edges.weights.dtype != exact:
+        edges.weights = (1 / edges.degrees().clamp(min=1).to(exact)).index_select(0, edges.targets)
     return weighted_sum(edges.weights, x, edges)
 
 
