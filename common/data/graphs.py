@@ -475,7 +475,10 @@ class GraphSet:
                     )
                 )
 
-        return Batches(size or len(self), batch_size, self.dev, self.part == "train", fetch)
+        if not size:
+            graphs = self.facts["task"] == "labels" and not make
+            size = len(self.starts) - 1 if graphs else len(self)
+        return Batches(size, batch_size, self.dev, self.part == "train", fetch)
 
 
 def ranges(starts: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
