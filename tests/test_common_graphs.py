@@ -99,7 +99,7 @@ def test_planetoid(name, folder):
 def test_planetoids_parts(refused):
     write_planetoid()
     assert load(data="cora", val=0)[1] is None
-    train, val, test = load(data="cora")
+    train, val, _ = load(data="cora")
     torch.testing.assert_close(train.graph.features, row_normalised(train.graph.features))
     assert train.graph.features is val.graph.features  # one copy
     line = refused(lambda: load(data="cora", val=100))
