@@ -212,9 +212,10 @@ def attention_rows(
     height = sum(0.9 + 0.25 * len(weights) for weights in maps.values()) + 0.6
     figure = Figure(figsize=(min(width, 30), height), layout="constrained")
     ratios = [1 + len(weights) for weights in maps.values()]
+    most = max(float(weights.max()) for weights in maps.values())
     axes = figure.subplots(len(maps), 1, squeeze=False, height_ratios=ratios)[:, 0]
     for axis, (title, weights) in zip(axes, maps.items(), strict=True):
-        shown = axis.imshow(np.asarray(weights), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        shown = axis.imshow(np.asarray(weights), cmap="Blues", vmin=0, vmax=most, aspect="auto")
         axis.set_title(title, fontsize=8)
         heads = [f"head {k + 1}" for k in range(len(weights))]
         axis.set_yticks(range(len(heads)), heads, fontsize=7)
