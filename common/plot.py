@@ -159,3 +159,67 @@ def attention_grid(
         axis.set_yticks(range(len(rows)), rows if beside else [], **style)
         axis.tick_params(length=0)
     save(figure, path)
+
+
+def scatter(
+    panels: dict[str, Tensor],
+    labels: Tensor,
+    classes: Sequence[str],
+    path: str | Path,
+    marked: Sequence[int] = (),
+    edges: Tensor | None = None,
+    size: float = 3.0,
+) -> None:
+    """Draws points (N, 2) in one panel for each of {title: points}, coloured by class (-1: grey).
+
+    `marked` points have a ring; `edges` (2, E) between points are thin lines.
+    """
+    from matplotlib.collections import LineCollection
+
+    labels, columns = np.asarray(labels.cpu()), min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(size * columns, size * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in figure.axes:
+        axis.axis("off")
+    radius = 40 if len(labels) < 100 else 400 / len(labels) ** 0.5
+    for axis, (title, points) in zip(axes, panels.items(), strict=False):
+        points = np.asarray(points.cpu())
+        if edges is not None:
+            lines = points[np.asarray(edges.cpu()).T]  # (E, 2, 2)
+            axis.add_collection(LineCollection(lines, colors="0.8", linewidths=0.4, zorder=0))
+        for k in np.unique(labels):
+            name, colour = (classes[k], f"C{k % 10}") if k >= 0 else ("unknown", "0.7")
+            here = labels == k
+            axis.scatter(*points[here].T, s=radius, color=colour, label=name, linewidths=0)
+        if len(marked):
+            places = list(marked)
+            axis.scatter(*points[places].T, s=2 * radius, facecolors="none", edgecolors="black")
+        axis.set_title(title, fontsize=9, parse_math=False)
+    if len(np.unique(labels)) <= 20:
+        figure.axes[0].legend(fontsize=6)
+    save(figure, path)
+
+
+def attention_rows(
+    maps: dict[str, Tensor], names: Sequence[str], path: str | Path, heading: str
+) -> None:
+    """Draws weights (H, n) of each of {layer: weights}, a row a head: dark is much.
+
+    `names` are the n that are looked at.
+    """
+    width = 1.6 + 0.35 * len(names)
+    height = sum(0.9 + 0.25 * len(weights) for weights in maps.values()) + 0.6
+    figure = Figure(figsize=(min(width, 30), height), layout="constrained")
+    ratios = [1 + len(weights) for weights in maps.values()]
+    most = max(float(weights.max()) for weights in maps.values())
+    axes = figure.subplots(len(maps), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    for axis, (title, weights) in zip(axes, maps.items(), strict=True):
+        shown = axis.imshow(np.asarray(weights), cmap="Blues", vmin=0, vmax=most, aspect="auto")
+        axis.set_title(title, fontsize=8)
+        heads = [f"head {k + 1}" for k in range(len(weights))]
+        axis.set_yticks(range(len(heads)), heads, fontsize=7)
+        axis.set_xticks(range(len(names)), names, fontsize=7, rotation=90, parse_math=False)
+    figure.colorbar(shown, ax=list(axes), shrink=0.6)
+    figure.suptitle(heading, fontsize=9)
+    save(figure, path)

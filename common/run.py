@@ -47,7 +47,7 @@ LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 def progress(items: Iterable, dev: Device, what: str, total: int, done: int = 0) -> Iterator:
     """Passes `items` on, with a bar that shows rate and remaining time (plain lines in a file)."""
-    shown = dev.main and not dev.quiet
+    shown = dev.main and not dev.quiet and total > 1  # epochs of one step follow one another fast
     if not shown or sys.stderr.isatty():
         yield from tqdm(items, what, total, leave=False, initial=done, disable=not shown)
         return
@@ -112,7 +112,7 @@ class Run:
         while not self.over():
             yield self.epoch
         best = self.folder / "best.pt"
-        if self.args.patience and best.exists():
+        if self.args.patience and self.dev.agree(best.exists())[0]:  # rank 0 may still write it
             self.restore(best, read_checkpoint(best), only=(nn.Module, dict))
 
     def over(self) -> bool:

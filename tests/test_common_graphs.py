@@ -1,0 +1,388 @@
+"""Graph data: the readers of each format, from files made here, parts, batches, and bad input."""
+
+import json
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from processes import device_args
+
+from common.data import graphs
+from common.data.graphs import folds, load_graphs, read_tables, row_normalised
+from common.device import Device
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No test waits for a network."""
+
+    def fetch(url, folder, unpack=False):
+        raise OSError("no network here")
+
+    monkeypatch.setattr(graphs, "fetch", fetch)
+
+
+def flags(**changes):
+    known = dict(data="karate", data_dir="data", val=0, limit=None, seed=0, features="rows", fold=0)
+    known |= dict(unseen=False, window=None, patience=None, typed=[], chosen=[])
+    args = SimpleNamespace(**{**known, **changes})
+    args.typed = args.chosen = list(changes)
+    return args
+
+
+def load(**changes):
+    return load_graphs(flags(**changes), Device(device_args()))
+
+
+def test_karate():
+    train, val, test = load()
+    assert (len(train), val, len(test)) == (4, None, 30)
+    assert sorted(train.whole().labels.tolist()) == [0, 1, 2, 3]
+    assert train.graph.edge_index.shape == (2, 156)
+    assert not set(train.indices.tolist()) & set(test.indices.tolist())
+
+
+# ---------------------------------------------------------------------- Planetoid
+
+
+def write_planetoid(name="cora", folder="data/Planetoid/Cora/raw", num=700):
+    """The raw format: pickled sparse matrices, a dictionary of neighbours, the test nodes' list."""
+    import scipy.sparse
+
+    raw, rng = Path(folder), np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    x = (rng.random((num, 12)) < 0.3).astype(np.float32)
+    classes = np.arange(num) % 3
+    y = np.eye(3, dtype=np.int32)[classes]
+    test = np.arange(num - 50, num)
+    shuffled = rng.permutation(test)
+    if name == "citeseer":
+        shuffled = shuffled[shuffled != num - 20]  # a node that the test part lacks
+    parts = {"x": x[:6], "allx": x[: num - 50], "tx": x[np.sort(shuffled)]}
+    parts = {key: scipy.sparse.csr_matrix(value) for key, value in parts.items()}
+    parts |= {"y": y[:6], "ally": y[: num - 50], "ty": y[np.sort(shuffled)]}
+    # row k of tx is the node that stands in line k of test.index
+    order = np.argsort(shuffled)
+    parts["tx"] = scipy.sparse.csr_matrix(x[shuffled])
+    parts["ty"] = y[shuffled]
+    assert len(order) == len(shuffled)
+    parts["graph"] = {i: [(i + 1) % num, (i - 1) % num] for i in range(num)}
+    for key, value in parts.items():
+        raw.joinpath(f"ind.{name}.{key}").write_bytes(pickle.dumps(value))
+    raw.joinpath(f"ind.{name}.test.index").write_text("".join(f"{i}\n" for i in shuffled))
+    return x, classes, shuffled
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("cora", "Cora"), ("citeseer", "CiteSeer"), ("pubmed", "PubMed")]
+)
+def test_planetoid(name, folder):
+    before = write_planetoid(name, f"data/Planetoid/{folder}/raw")
+    x, classes, shuffled = before
+    files = {path: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
+    train, val, test = load(data=name, features="raw")
+    assert (len(train), len(val), len(test)) == (6, 500, len(shuffled))
+    assert train.indices.tolist() == list(range(6))
+    assert val.indices.tolist() == list(range(6, 506))
+    assert sorted(test.indices.tolist()) == sorted(shuffled.tolist())
+    there = sorted({*range(650), *shuffled.tolist()})
+    torch.testing.assert_close(train.graph.features[there], torch.from_numpy(x[there]))
+    assert train.graph.labels[there].tolist() == classes[there].tolist()
+    assert train.graph.edge_index.shape == (2, 1400)
+    now = {path: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
+    assert now == files  # nothing is written beside the input
+
+
+def test_planetoids_parts(refused):
+    write_planetoid()
+    assert load(data="cora", val=0)[1] is None
+    train, val, _ = load(data="cora")
+    torch.testing.assert_close(train.graph.features, row_normalised(train.graph.features))
+    assert train.graph.features is val.graph.features  # one copy
+    line = refused(lambda: load(data="cora", val=100))
+    assert "has a validation part of 500" in line
+    assert len(load(data="cora", limit=4)[0]) == 4
+    train, val, _ = load(data="cora", unseen=True)
+    assert len(train.graph.features) == 700 - 550
+    assert len(val.graph.features) == 700
+    assert train.whole().labels.tolist() == [0, 1, 2, 0, 1, 2]
+    edges = train.graph.edge_index
+    assert int(edges.max()) < 150
+    assert edges.shape[1] == 2 * 5 + 2 * 143  # nodes 0 to 5 and 506 to 649: two paths
+
+
+def test_missing_and_damaged_planetoid(refused):
+    line = refused(lambda: load(data="cora"))
+    assert "ind.cora.x" in line
+    assert "--data karate" in line
+    assert not Path("data").exists()
+    write_planetoid()
+    Path("data/Planetoid/Cora/raw/ind.cora.allx").write_bytes(b"damaged")
+    assert "Planetoid/Cora/raw are damaged" in refused(lambda: load(data="cora"))
+    Path("data/Planetoid/Cora/raw/ind.cora.graph").unlink()
+    assert "ind.cora.graph" in refused(lambda: load(data="cora"))
+
+
+# ---------------------------------------------------------------------- many graphs
+
+
+def write_molecules(name="MUTAG", num=40):
+    """Rings of different lengths; the class is whether the ring has a node of the second kind."""
+    raw = Path(f"data/TUDataset/{name}/raw")
+    raw.mkdir(parents=True)
+    edges, graph_of, kinds, labels, first = [], [], [], [], 1
+    for g in range(num):
+        size = 3 + g % 4
+        for k in range(size):
+            edges += [(first + k, first + (k + 1) % size), (first + (k + 1) % size, first + k)]
+        graph_of += [g + 1] * size
+        kinds += [g % 2] + [2 * (k % 2) for k in range(size - 1)]
+        labels.append(1 if g % 2 else -1)
+        first += size
+    texts = {
+        "A": [f"{i}, {j}" for i, j in edges],
+        "graph_indicator": graph_of,
+        "graph_labels": labels,
+        "node_labels": kinds,
+    }
+    for key, lines in texts.items():
+        raw.joinpath(f"{name}_{key}.txt").write_text("".join(f"{line}\n" for line in lines))
+    return raw
+
+
+def test_molecules():
+    write_molecules()
+    train, val, test = load(data="mutag")
+    assert (len(train), len(val), len(test)) == (33, 3, 4)
+    graph = train.graph
+    assert graph.features.shape == (180, 3)
+    assert graph.labels.tolist() == [0, 1] * 20
+    batch = train.some(torch.tensor([1, 0]))
+    features, edge_index, graph_of, num_graphs = batch.inputs
+    assert num_graphs == 2
+    assert graph_of.tolist() == [0] * 4 + [1] * 3
+    assert batch.labels.tolist() == [1, 0]
+    pairs = set(map(tuple, edge_index.t().tolist()))
+    assert (0, 1) in pairs and (0, 3) in pairs and (4, 6) in pairs
+    assert len(pairs) == 8 + 6
+    assert not any((i < 4) != (j < 4) for i, j in pairs)
+    torch.testing.assert_close(features[:4], graph.features[3:7])
+    counts = [len(batch.labels) for batch in train.batches(8)]
+    assert counts == [8] * 4
+    assert sum(len(batch.labels) for batch in test.batches(3)) == 4
+
+
+def test_folds_are_stratified_and_cover_all(refused):
+    write_molecules("PROTEINS")
+    seen = []
+    for k in range(10):
+        train, _, test = load(data="proteins", fold=k, val=0)
+        seen += test.indices.tolist()
+        assert not set(train.indices.tolist()) & set(test.indices.tolist())
+        assert test.graph.labels[test.indices].tolist().count(1) == 2
+    assert sorted(seen) == list(range(40))
+    assert "--fold 10" in refused(lambda: load(data="proteins", fold=10))
+    assert "--fold is for" in refused(lambda: load(fold=1))
+    labels = torch.tensor([0] * 125 + [1] * 63)
+    sizes = [(labels[folds(labels) == k] == 1).sum().item() for k in range(10)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_missing_and_damaged_molecules(refused):
+    assert "MUTAG_A.txt" in refused(lambda: load(data="mutag"))
+    raw = write_molecules()
+    (raw / "MUTAG_node_labels.txt").write_text("0\n1\n")
+    assert "TUDataset/MUTAG/raw are damaged" in refused(lambda: load(data="mutag"))
+
+
+def write_ppi(directed=False):
+    raw = Path("data/PPI/raw")
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, first, num in (("train", 1, 3), ("valid", 4, 2), ("test", 6, 2)):
+        numbers = np.repeat(np.arange(first, first + num), 5)
+        links = []
+        for g in range(num):
+            links += [{"source": 5 * g + k, "target": 5 * g + (k + 1) % 5} for k in range(5)]
+            links.append({"source": 5 * g, "target": 5 * g})
+        nodes = [{"id": k} for k in range(5 * num)]
+        content = dict(directed=directed, multigraph=False, graph={}, nodes=nodes, links=links)
+        (raw / f"{name}_graph.json").write_text(json.dumps(content))
+        np.save(raw / f"{name}_feats.npy", rng.random((5 * num, 4)))
+        np.save(raw / f"{name}_labels.npy", rng.integers(0, 2, (5 * num, 6)))
+        np.save(raw / f"{name}_graph_id.npy", numbers)
+
+
+@pytest.mark.parametrize("directed", [False, True])
+def test_ppi_as_pyg_reads_it(directed):
+    from torch_geometric.datasets import PPI
+
+    write_ppi(directed)
+    parts = dict(zip(("train", "val", "test"), load(data="ppi", features="raw"), strict=True))
+    assert not Path("data/PPI/processed").exists()
+    for name, part in parts.items():
+        theirs = PPI("data/PPI", split=name)
+        assert len(part.starts) - 1 == len(theirs)
+        for k, graph in enumerate(theirs):
+            batch = part.some(torch.tensor([k]))
+            features, edge_index = batch.inputs
+            torch.testing.assert_close(features, graph.x)
+            torch.testing.assert_close(batch.labels, graph.y)
+            pairs = [set(map(tuple, e.t().tolist())) for e in (edge_index, graph.edge_index)]
+            assert pairs[0] == pairs[1]
+
+
+def test_training_on_ppi(refused):
+    from gnn.train import main
+
+    assert "train_feats.npy" in refused(lambda: load(data="ppi"))
+    write_ppi()
+    for model in ("gcn", "sage", "gat"):
+        argv = ["--model", model, "--data", "ppi", "--epochs", "2", "--hidden", "8", "8"]
+        metrics = main([*argv, "--quiet"])
+        assert 0 <= metrics["test_f1"] <= 1
+    Path("data/PPI/raw/test_feats.npy").write_bytes(b"damaged")
+    assert "PPI/raw are damaged" in refused(lambda: load(data="ppi"))
+
+
+def test_training_on_molecules():
+    from gnn.train import main
+
+    write_molecules()
+    for model in ("gcn", "sage", "gat"):
+        argv = ["--model", model, "--data", "mutag", "--epochs", "15", "--lr", "0.02"]
+        readout = ["--readout", "max" if model == "gcn" else "sum"]
+        metrics = main([*argv, "--dropout", "0", *readout, "--quiet", "--run-dir", model])
+        assert metrics["test_accuracy"] >= 0.75
+    two = ["--model", "gcn", "--data", "mutag", "--epochs", "1", "--accumulate", "2", "--quiet"]
+    assert main(two)
+
+
+# ---------------------------------------------------------------------- the user's tables
+
+NODES = "id,label,split,a,b\nx,cat,train,1,0\ny,dog,train,0,2\nz,cat,test,1,1\nw,,,0,0\n"
+EDGES = "source,target\nx,y\ny,z\nz,z\n"
+
+
+def write_tables(nodes=NODES, edges=EDGES):
+    Path("mine").mkdir(exist_ok=True)
+    Path("mine/nodes.csv").write_text(nodes)
+    Path("mine/edges.csv").write_text(edges)
+
+
+def test_the_users_graph():
+    write_tables(edges=EDGES + "y,x\nx,y\n")
+    train, val, test = load(data="graph:mine")
+    assert (train.indices.tolist(), val, test.indices.tolist()) == ([0, 1], None, [2])
+    assert train.facts["classes"] == ["cat", "dog"]
+    assert train.graph.labels.tolist() == [0, 1, 0, -1]
+    pairs = [(0, 1), (1, 0), (1, 2), (2, 1), (2, 2)]
+    assert sorted(map(tuple, train.graph.edge_index.t().tolist())) == pairs
+    wanted = torch.tensor([[1.0, 0], [0, 1], [0.5, 0.5], [0, 0]])
+    torch.testing.assert_close(train.graph.features, wanted)
+    raw = load(data="graph:mine", features="raw")[0].graph.features
+    assert raw.tolist() == [[1, 0], [0, 2], [1, 1], [0, 0]]
+
+
+def test_the_users_own_split_and_validation():
+    rows = [f"{k},{k % 2},{('train', 'val', 'test')[k % 3]},{k}" for k in range(30)]
+    write_tables("id,label,split,f\n" + "\n".join(rows), "source,target\n0,1\n")
+    train, val, test = load(data="graph:mine")
+    assert [len(part) for part in (train, val, test)] == [10, 10, 10]
+    assert load(data="graph:mine", val=0)[1] is None
+
+
+def test_without_split_and_features():
+    rows = [f"{k},{k % 2}" for k in range(50)]
+    write_tables("id,label\n" + "\n".join(rows) + "\n", "source,target\n0,1\n")
+    train, val, test = load(data="graph:mine", val=5)
+    assert [len(part) for part in (train, val, test)] == [35, 5, 10]
+    torch.testing.assert_close(train.graph.features, torch.eye(50))
+    seen = [k for part in (train, val, test) for k in part.indices.tolist()]
+    assert sorted(seen) == list(range(50))
+
+
+def test_quotes_spaces_marks_and_blank_lines():
+    write_tables('\ufeffid, label ,f\n"a,b", cat ,1\n\nc,dog,2\n', 'source,target\n"a,b", c\n')
+    found = read_tables(Path("mine"))
+    assert found.graph.names == ["a,b", "c"]
+    assert found.labels == ["cat", "dog"]
+    assert found.graph.edge_index.tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "edges", "words"),
+    [
+        (NODES, EDGES + "x,q\n", ["edges.csv", "line 5", "'q'"]),
+        (NODES, EDGES + "-1,x\n", ["edges.csv", "line 5", "'-1'"]),
+        (NODES, EDGES + "x,y,z\n", ["edges.csv", "line 5", "3 cells"]),
+        (NODES, EDGES + "x\n", ["edges.csv", "line 5", "1 cells"]),
+        (NODES, "a,b\nx,y\n", ["edges.csv", "line 1", "source,target"]),
+        (NODES, "source,target\n", ["edges.csv", "no edges"]),
+        (NODES, "", ["edges.csv", "no edges"]),
+        (NODES + "v,cat,train,nan,1\n", EDGES, ["nodes.csv", "line 6", "'nan'"]),
+        (NODES + "v,cat,train,inf,1\n", EDGES, ["nodes.csv", "line 6", "'inf'"]),
+        (NODES + "v,cat,train,,1\n", EDGES, ["nodes.csv", "line 6", "a is ''"]),
+        (NODES + "v,cat,train,1e99,1\n", EDGES, ["nodes.csv", "line 6"]),
+        (NODES + "v,cat,train,1\n", EDGES, ["nodes.csv", "line 6", "4 cells, not the 5"]),
+        (NODES + "x,cat,train,1,1\n", EDGES, ["nodes.csv", "line 6", "twice"]),
+        (NODES + ",cat,train,1,1\n", EDGES, ["nodes.csv", "line 6", "missing"]),
+        (NODES + "v,,train,1,1\n", EDGES, ["nodes.csv", "line 6", "label is missing"]),
+        (NODES + "v,cat,trian,1,1\n", EDGES, ["nodes.csv", "line 6", "'trian'"]),
+        (NODES + "v,cow,test,1,1\n", EDGES, ["'cow'", "absent from the training part"]),
+        (NODES.replace("test", ""), EDGES, ["nodes.csv", "part test"]),
+        ("id,a\nx,1\ny,2\n", "source,target\nx,y\n", ["nodes.csv", "no labels"]),
+        ("id,label,a\nx,,1\ny,,2\n", "source,target\nx,y\n", ["nodes.csv", "no labels"]),
+        ("id,label,a\nx,1,1\ny,,2\n", "source,target\nx,y\n", ["one labelled node"]),
+        ("name,label\nx,1\n", EDGES, ["nodes.csv", "line 1"]),
+        ("id,a,a\nx,1,2\n", EDGES, ["nodes.csv", "line 1", "each once"]),
+        ("id,label\n", EDGES, ["nodes.csv", "no nodes"]),
+        ("", EDGES, ["nodes.csv", "line 1"]),
+    ],
+)
+def test_bad_tables(nodes, edges, words, refused):
+    write_tables(nodes, edges)
+    line = refused(lambda: load(data="graph:mine"))
+    assert all(word in line for word in words), line
+
+
+def test_missing_tables(refused):
+    assert "mine is not a folder" in refused(lambda: load(data="graph:mine"))
+    Path("mine").mkdir()
+    assert "mine/nodes.csv" in refused(lambda: load(data="graph:mine"))
+    write_tables()
+    Path("mine/edges.csv").unlink()
+    assert "mine/edges.csv" in refused(lambda: load(data="graph:mine"))
+    write_tables()
+    Path("mine/nodes.csv").write_bytes(b"id,label\n\xff\xfe,1\n")
+    assert "UTF-8" in refused(lambda: load(data="graph:mine"))
+
+
+def test_bad_features_of_a_set(refused, monkeypatch):
+    source = graphs.karate(flags())
+    source.graphs["all"].features[3, 3] = float("nan")
+    monkeypatch.setitem(graphs.READERS, "karate", lambda args: source)
+    assert "not finite" in refused(load)
+
+
+def test_validation_and_limit(refused):
+    assert "absent from the training part: change --limit" in refused(lambda: load(limit=2))
+    assert "--val 4 leaves nothing of 4" in refused(lambda: load(val=4))
+    assert "absent from the training part: change --val" in refused(lambda: load(val=1))
+    assert "--window needs a validation part" in refused(lambda: load(window=3))
+    args = flags()
+    args.window = args.patience = 10  # defaults made for other data
+    load_graphs(args, Device(device_args()))
+    assert args.window is args.patience is None
+    assert "--unseen is for one graph" in refused(
+        lambda: (write_ppi(), load(data="ppi", unseen=True))
+    )
+
+
+def test_rows_are_normalised():
+    x = torch.tensor([[1.0, 3.0], [0.0, 0.0], [-1.0, 1.0]])
+    wanted = torch.tensor([[0.25, 0.75], [0.0, 0.0], [-0.5, 0.5]])
+    torch.testing.assert_close(row_normalised(x), wanted)
