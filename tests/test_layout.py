@@ -157,3 +157,29 @@ def test_no_file_is_large_and_the_clone_is_small():
     history = Path(ROOT, ".git")  # a file in a second working tree
     stored = sum(path.stat().st_size for path in history.rglob("*") if path.is_file())
     assert sum(sizes.values()) + stored < 25_000_000
+
+
+def test_the_timeline_agrees_with_the_folders():
+    text = (ROOT / "README.md").read_text()
+    row = (
+        r"^\| (\d+) \| \[(\w+)\]\(\2/README.md\) \| \[(.+?)\]\((.+?)\) \| .+ \[picture\]\(.+\) \|$"
+    )
+    rows = re.findall(row, text, re.M)
+    entries = tomllib.loads((ROOT / "milestones.toml").read_text())["milestone"]
+    assert [r[:4] for r in rows] == [
+        (str(e["year"]), e["folder"], e["title"], e["paper"]) for e in entries
+    ]
+    assert sorted(e["folder"] for e in entries) == MILESTONES
+    for entry in entries:
+        before = [e["folder"] for e in entries[: entries.index(entry)]]
+        assert entry["predecessor"] in ["", *before] or len(entries) == 1  # a tree cut to one
+
+
+def test_lines_that_the_readme_names_show_what_it_says():
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"\[(\S+\.py):(\d+)\]\(\1#L\2\) \| `(.+)` \|$", text, re.M)
+    assert len(rows) >= 5
+    for path, number, code in rows:
+        lines = (ROOT / path).read_text().splitlines()
+        found = [n for n, line in enumerate(lines, 1) if code in line]
+        assert int(number) in found, f"{path}: {code} stands on {found}, not on {number}"

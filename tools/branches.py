@@ -167,7 +167,7 @@ def message(commit: str, entry: dict) -> str:
     folder = entry["folder"]
     readme = show(commit, f"{folder}/README.md")
     title = re.match(r"# (.+)", readme).group(1)
-    row = re.search(rf"\[{folder}\]\([^)]*\) \| ([^|]+) \|", show(commit, "README.md"))
+    row = re.search(rf"\[{folder}\]\([^)]*\) \| [^|]+ \| ([^|]+) \|", show(commit, "README.md"))
     subject = f"{title}: {row.group(1).strip()}" if row else title
     paper = f"{entry['authors']}:\n{entry['title']}, {entry['year']}.\n{entry['paper']}"
     summary = sections(readme, ("The problem", "The idea", "What it advanced"))
