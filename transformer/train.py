@@ -1,6 +1,6 @@
 """Trains the Transformer (Vaswani et al. 2017) to translate.
 
-    python transformer/train.py                                    # dates: 99.0% exact
+    python transformer/train.py                                    # dates: 99.7% exact, 89 s
     python transformer/train.py --data multi30k --data-dir PATH    # English to German: BLEU 38.1
     python transformer/train.py --data pairs:train.en,train.de     # your own sentences
     python transformer/train.py --paper --data pairs:train.en,train.de    # Sec. 5: transformer_base
