@@ -49,11 +49,11 @@ class Autoencoder(nn.Module):
     @staticmethod
     def error(x: Tensor, rebuilt: Tensor) -> Tensor:
         """Squared error of each image (B,), summed over pixels."""
-        return (rebuilt.float() - x).square().flatten(1).sum(1)
+        return (rebuilt.to(x.dtype) - x).square().flatten(1).sum(1)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) through the code and back."""
-        return self.decoder(self.encoder(x)).float()
+        return self.decoder(self.encoder(x)).to(x.dtype)
 
     def measures(self, x: Tensor) -> dict[str, Tensor]:
         """For each image (B,): the squared error; with noise, also that of the spoilt image."""

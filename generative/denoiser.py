@@ -118,8 +118,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, times: Tensor) -> Tensor:
         """Times (B,) to (B, E), E four times the width, ready for the blocks."""
         half = self.width // 2
-        powers = torch.arange(half, device=times.device) / (half - 1)
-        angles = times[:, None] * torch.exp(-math.log(10_000) * powers)
+        places = torch.arange(half, dtype=torch.float32, device=times.device)
+        angles = times[:, None] * torch.exp(-math.log(10_000) * places / (half - 1))
         waves = torch.cat([angles.sin(), angles.cos()], 1).to(self.linear_1.weight.dtype)
         return F.silu(self.linear_2(F.silu(self.linear_1(waves))))
 

@@ -47,7 +47,8 @@ class DDPM(nn.Module):
         variance = beta * (1 - before) / (1 - kept)  # Eq. 7
         self.num_times = len(beta)
         tables = dict(
-            kept=kept,  # the paper's alpha bar
+            signal=kept.sqrt(),  # the root of the paper's alpha bar
+            noise=(1 - kept).sqrt(),
             clean=before.sqrt() * beta / (1 - kept),  # the weights of Eq. 7
             noisy=(1 - beta).sqrt() * (1 - before) / (1 - kept),
             log_variance=torch.cat([variance[1:2], variance[1:]]).log(),  # the first is zero
@@ -67,8 +68,7 @@ class DDPM(nn.Module):
 
     def diffuse(self, x: Tensor, times: Tensor, noise: Tensor) -> Tensor:
         """x_t from x_0 in one step (Eq. 4)."""
-        kept = self.at(self.kept, times)
-        return kept.sqrt() * x + (1 - kept).sqrt() * noise
+        return self.at(self.signal, times) * x + self.at(self.noise, times) * noise
 
     def posterior(self, x: Tensor, noisy: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(x_{t-1} | x_t, x_0) (Eq. 6 and 7); at time 0 the variance,
@@ -78,8 +78,9 @@ class DDPM(nn.Module):
 
     def predict(self, noisy: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """The network's noise, and the image x_0 that it means, clipped to the range of pixels."""
-        noise, kept = self.unet(noisy, times).float(), self.at(self.kept, times)
-        return noise, ((noisy - (1 - kept).sqrt() * noise) / kept.sqrt()).clamp(-1, 1)
+        noise = self.unet(noisy, times).to(noisy.dtype)
+        clean = (noisy - self.at(self.noise, times) * noise) / self.at(self.signal, times)
+        return noise, clean.clamp(-1, 1)
 
     def times_of(self, steps: int) -> list[int]:
         """The times that sampling visits, spread evenly and ending at 0's neighbourhood."""
@@ -101,15 +102,13 @@ class DDPM(nn.Module):
                 mean, log_variance = self.posterior(clean, x, times)
                 x = mean + (log_variance / 2).exp() * torch.randn_like(x) if now else mean
             else:  # DDIM, Eq. 12 with sigma 0; the noise fits the clipped image
-                kept = self.kept[now]
-                noise = (x - kept.sqrt() * clean) / (1 - kept).sqrt()
-                rest = self.kept[then] if then >= 0 else torch.ones_like(kept)
-                x = rest.sqrt() * clean + (1 - rest).sqrt() * noise
+                noise = (x - self.signal[now] * clean) / self.noise[now]
+                x = self.signal[then] * clean + self.noise[then] * noise if then >= 0 else clean
             yield x
 
     def sample(self, n: int) -> Tensor:
         """Images (n, C, H, W)."""
-        noise = torch.randn(n, *self.shape, device=self.kept.device)
+        noise = torch.randn(n, *self.shape, device=self.signal.device)
         return self.to_pixels(deque(self.denoise(noise), maxlen=1).pop())
 
     @staticmethod
@@ -143,9 +142,8 @@ class DDPM(nn.Module):
         times = 1 + (places / (len(x) * draws) * rest).long().clamp(max=rest - 1)
         for part in times[torch.randperm(len(times), device=x.device)].view(draws, -1):
             total = total + self.terms(x, part, torch.randn_like(x)) * rest / draws
-        kept = self.kept[-1]
         zero = torch.zeros_like(x)
-        prior = gaussian_kl(kept.sqrt() * x, zero + (1 - kept).log(), zero, zero)
+        prior = gaussian_kl(self.signal[-1] * x, zero + 2 * self.noise[-1].log(), zero, zero)
         return {"bits": (total + prior.flatten(1).sum(1)) / (size * math.log(2))}
 
 

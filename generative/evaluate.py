@@ -106,7 +106,7 @@ def bounds(
     out from the others by its error; `picture` is for the curve.
     """
     model.eval()
-    sums, rows = {}, []
+    sums, rows, means = {}, [], []
     with forked("bounds", dev):
         for x, labels in images.batches(500):
             found = model.measures(x)
@@ -114,11 +114,16 @@ def bounds(
                 found["log_likelihood"] = model.log_likelihood(x, args.importance)
             for key, values in found.items():
                 sums[key] = sums.get(key, 0.0) + values.double().sum().cpu()
+            if hasattr(model, "active_latents"):
+                means.append(model.encode(model.prepare(x))[0].cpu())
             if args.without:
                 rows += zip(found["error"].tolist(), labels.tolist(), strict=True)
     names, totals = list(sums), torch.stack(list(sums.values())).float().to(dev.device)
-    means = (dev.sum(totals) / len(images)).tolist()
-    metrics = {f"test_{key}": value for key, value in zip(names, means, strict=True)}
+    values = (dev.sum(totals) / len(images)).tolist()
+    metrics = {f"test_{key}": value for key, value in zip(names, values, strict=True)}
+    if means:
+        found = torch.cat([m for part in dev.gather(means) for m in part])
+        metrics["test_active"] = float(model.active_latents(found))
     if args.without:
         rows = [row for part in dev.gather(rows) for row in part]
         left_out = images.facts["classes"].index(args.without)
@@ -222,7 +227,7 @@ def sample_quality(
     share = [len(p) for p in torch.arange(args.samples).tensor_split(dev.world)][dev.rank]
     samples = draw_samples(model, share, dev)
     seconds = time.perf_counter() - start
-    real = torch.arange(len(test))[: max(args.samples, 2)]  # as many as there are samples
+    real = torch.arange(len(test))[:10_000]
     images = torch.cat([test.examples(part)[0] for part in real.split(500)])
     fake, truth = features(net, samples), features(net, images)
     fake = torch.cat([part.to(dev.device) for part in dev.gather(fake.cpu())])

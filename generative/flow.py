@@ -55,7 +55,7 @@ class Coupling(nn.Module):
         kept, changed = checkerboard(x) if self.board else x.chunk(2, 1)
         if self.swap:
             kept, changed = changed, kept
-        s, t = self.network(kept).float().chunk(2, 1)
+        s, t = self.network(kept).to(x.dtype).chunk(2, 1)  # from bf16
         return kept, changed, self.scale * s.tanh(), t
 
     def join(self, kept: Tensor, changed: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ OWN = {  # flags that not all models have
     "latent": CODES + VAES, "noise": CODES, "without": CODES,
     "beta": VAES, "likelihood": VAES, "binarise": VAES, "importance": VAES,
     "conditional": GANS, "saturating": GANS,
-    "width": ("dcgan", "realnvp", "realnvp2d", "ddpm_small"),
+    "num_blocks": ("realnvp",), "width": ("dcgan", "realnvp", "realnvp2d", "ddpm_small"),
     "dropout": NOISES, "sample_steps": NOISES,
-    **{key: [m for m in MODELS if m not in GANS] for key in "ema warmup decay optimizer".split()},
+    **{key: [m for m in MODELS if m not in GANS] for key in ("ema", "warmup", "decay")},
+    "optimizer": [m for m in MODELS if m not in GANS],
 }
 # fmt: on
 
@@ -47,6 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--conditional", action="store_true", help="GANs: tell both players the class")
     add("--saturating", action="store_true", help="GANs: the generator's loss of Eq. 1")
     add("--width", type=count, help="channels of dcgan, ddpm_small and the flows' networks")
+    add("--num-blocks", type=count, help="realnvp: residual blocks of a coupling's network")
     add("--dropout", type=amount, help="diffusion: in the U-Net (0.1)")
     add("--sample-steps", type=count, help="diffusion: of the 1000, by DDIM if fewer")
     add(
@@ -84,7 +86,16 @@ def check(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace, facts: dict) -> nn.Module:
     """The model that the flags ask for."""
-    names = ("latent", "noise", "beta", "likelihood", "width", "dropout", "sample_steps")
+    names = (
+        "latent",
+        "noise",
+        "beta",
+        "likelihood",
+        "width",
+        "num_blocks",
+        "dropout",
+        "sample_steps",
+    )
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.model in VAES:
         yes = "no" if args.likelihood == "gaussian" else "yes"

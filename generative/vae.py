@@ -62,12 +62,12 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x), (B, D) each."""
-        mean, log_var = self.encoder(x).float().chunk(2, 1)
+        mean, log_var = self.encoder(x).to(x.dtype).chunk(2, 1)  # from bf16
         return mean, log_var
 
     def log_p(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z) of each image, summed over pixels (Appendix C)."""
-        out = self.decoder(z).float()
+        out = self.decoder(z).to(x.dtype)
         if self.likelihood == "bernoulli":
             return -F.binary_cross_entropy_with_logits(out, x, reduction="none").flatten(1).sum(1)
         mean, log_var = out.chunk(2, 1)
@@ -77,7 +77,7 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The pixels (B, C, H, W) expected for codes (B, D)."""
-        out = self.decoder(z).float()
+        out = self.decoder(z).to(z.dtype)
         return (out if self.likelihood == "bernoulli" else out.chunk(2, 1)[0]).sigmoid()
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -104,9 +104,13 @@ class VAE(nn.Module):
             found.append(self.log_p(x, z) + ratio)
         return torch.stack(found).logsumexp(0) - math.log(k)
 
-    def active_latents(self, x: Tensor) -> int:
-        """How many latents tell images apart: their means vary by over 0.01 (Burda, Sec. 5.2)."""
-        return int((self.encode(x)[0].var(0) > 0.01).sum())
+    @staticmethod
+    def active_latents(means: Tensor) -> int:
+        """How many latents tell images apart, from the means of q over the data (N, D).
+
+        Those whose variance is above 0.01 (Burda et al., Sec. 5.2).
+        """
+        return int((means.var(0) > 0.01).sum())
 
     def sample(self, n: int) -> Tensor:
         """Images (n, C, H, W): the pixels expected for codes from the prior."""
