@@ -29,7 +29,10 @@ from generative.train import main as train
 
 FIVE = ["conv_autoencoder", "conv_vae", "dcgan", "realnvp", "ddpm_small"]
 ARMS = {
-    "samples": {name: ["--model", name, "--latent", "20"] for name in FIVE[:2]},
+    "samples": {
+        "autoencoder": ["--model", "conv_autoencoder", "--latent", "20"],
+        "VAE": ["--model", "conv_vae", "--latent", "20", "--binarise", "no"],
+    },
     "codes": {f"{k} numbers": ["--model", "autoencoder", "--latent", str(k)] for k in (2, 10, 30)},
     "denoising": {
         f"noise {noise}": ["--model", "conv_autoencoder", "--noise", noise]
@@ -181,7 +184,7 @@ def compare_training(folder: Path, args: argparse.Namespace) -> dict[str, float]
     _, flags, (train, _, test), dev = reopen(folder, args)
     flags.samples = args.samples
     with torch.inference_mode(False):
-        net = classifier(train, flags, dev)
+        net = classifier(test, flags, dev)
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: args.samples]
     sets = train.examples(some)[0], test.examples(torch.arange(len(test))[:10_000])[0]
     fake, real = (features(net, images) for images in sets)

@@ -165,9 +165,11 @@ def ddpm_small(
 
     1,576,084 parameters.
 
-    Raises ValueError for a size that can't be halved twice.
+    Raises ValueError for a size that can't be halved twice, or a width that 8 doesn't divide.
     """
     if size % 4:
         raise ValueError(f"it halves images twice: {size} pixels are no multiple of 4")
+    if width % 8:
+        raise ValueError(f"it has 8 groups of channels: a width of {width} is no multiple of 8")
     unet = UNet(channels, width, (1, 2), (1,), 1, 8, dropout, patch=2)
     return DDPM(unet, (channels, size, size), sample_steps)

@@ -26,6 +26,7 @@ from common.checkpoint import read_tensors, write_checkpoint
 from common.data.images import ImageSet
 from common.device import Device
 from common.run import progress
+from generative.options import load
 
 CACHE = Path("data", "cache", "generative")
 SHOWN = 10  # columns of the pictures
@@ -49,21 +50,25 @@ class Classifier(nn.Module):
         return self.layers(x)
 
 
-def classifier(train: ImageSet, args: argparse.Namespace, dev: Device) -> Classifier:
-    """The classifier of this data, trained if it isn't in the cache."""
+def classifier(test: ImageSet, args: argparse.Namespace, dev: Device) -> Classifier:
+    """The classifier of this data, trained if it isn't in the cache.
+
+    It learns from the whole training part, whatever --val, --limit and --without say: the same for
+    all models.
+    """
     data = str(Path(args.data[7:]).resolve()) if args.data.startswith("folder:") else args.data
-    channels, size, classes = train.facts["channels"], args.size, train.facts["classes"]
+    channels, size, classes = test.facts["channels"], args.size, test.facts["classes"]
     if len(classes) < 2:
         fail(f"--samples {args.samples}: images of one class teach no classifier to compare with")
-    key = (data, size, channels, classes, len(train), args.limit, args.val, args.seed)
-    whole = args.limit is None and not args.val
-    key = key[:5] if whole else key  # the seed changes only what is cut off
-    path = CACHE / f"{Path(data).name}-{size}-{seed_of(*map(str, key)) % 16**8:08x}.pt"
+    key = seed_of(data, size, channels, *classes, len(test)) % 16**8
+    path = CACHE / f"{Path(data).name}-{size}-{key:08x}.pt"
     with forked("classifier", dev):
         net = Classifier(channels, size, len(classes)).to(dev.device)
         if path.exists():
             net.load_state_dict(read_tensors(path))
             return net.eval()
+        all_of_it = dict(val=0, limit=None, without=None)
+        train = load(argparse.Namespace(**vars(args) | all_of_it), dev)[0]
         steps, batch = max(500, 2 * len(train) // 128), min(128, len(train))
         optimizer = torch.optim.Adam(net.parameters(), 1e-3)
         for _ in progress(range(steps), dev, "training the classifier", steps):
@@ -222,7 +227,7 @@ def sample_quality(
     """Draws --samples images, measures them against the test part, writes samples.png and
     neighbours.png: samples over their nearest training images."""
     with torch.inference_mode(False):
-        net = classifier(train, args, dev)
+        net = classifier(test, args, dev)
     start = time.perf_counter()
     share = [len(p) for p in torch.arange(args.samples).tensor_split(dev.world)][dev.rank]
     samples = draw_samples(model, share, dev)

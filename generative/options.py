@@ -107,7 +107,7 @@ def build(args: argparse.Namespace, facts: dict) -> nn.Module:
     try:
         return MODELS[args.model](**settings)
     except ValueError as error:
-        fail(f"--size {args.size} doesn't fit {args.model}: {error}")
+        fail(f"{args.model} can't be built, see --size and --width: {error}")
 
 
 def load(args: argparse.Namespace, dev: Device) -> tuple:

@@ -101,7 +101,10 @@ def interpolate(model: nn.Module, test, name: str, out: Path, rows: int = 6) -> 
     elif name in NOISES:
         codes = torch.randn(2 * rows, math.prod(model.shape), device=model.signal.device)
     else:
+        rows = min(rows, len(test) // 2)
         codes = codes_of(model, test.examples(torch.arange(2 * rows))[0], name)
+    if not rows:
+        return
     straight, shares = name not in GANS + NOISES, [k / 8 for k in range(9)]
     path = [between(a, b, s, straight) for a, b in codes.view(rows, 2, -1) for s in shares]
     images = decode(model, torch.stack(path), name).float()

@@ -35,14 +35,15 @@ RECIPES = {  # epochs on digits, and on larger sets; batch size, rate
     "autoencoder":      (100, 30, 100, 1e-3),
     "conv_autoencoder": (150, 20, 100, 1e-3),
     "vae":              (200, 60, 100, 1e-3),
-    "conv_vae":         (150, 30, 100, 1e-3),
+    "conv_vae":         (150, 25, 100, 1e-3),
     "gan":              (100, 60, 100, 2e-4),
-    "dcgan":            (100, 20, 64,  2e-4),
+    "dcgan":            (200, 15, 64,  2e-4),
     "realnvp":          (60,  12, 64,  1e-3),
     "realnvp2d":        (40,  40, 200, 2e-3),
     "ddpm":             (60,  20, 64,  2e-4),
-    "ddpm_small":       (60,  18, 64,  1e-3),
+    "ddpm_small":       (60,  15, 64,  1e-3),
 }
+NARROW = {"dcgan": dict(width=64), "realnvp": dict(width=32, num_blocks=2)}  # without --paper
 PAPERS = {  # what --paper changes of these
     "autoencoder": dict(data="mnist", epochs=200),
     "conv_autoencoder": dict(data="mnist", epochs=200),
@@ -70,7 +71,7 @@ def parse_args(argv: list[str] | None = None, model: str = QUICK["model"]) -> ar
     recipe |= dict(val=0 if args.paper or args.model in GANS else QUICK["val"])
     recipe |= dict(ema=0.9999, clip=1.0) if args.model in NOISES else {}
     recipe |= dict(importance=100) if args.model in VAES else {}
-    recipe |= dict(width=32, num_blocks=2) if args.model == "realnvp" and not args.paper else {}
+    recipe |= {} if args.paper else NARROW.get(args.model, {})
     recipe |= dict(warmup=0, decay="no") | PAPERS[args.model] if args.paper else {}
     data = args.data if "data" in args.chosen else recipe["data"]
     recipe = dict(epochs=on_digits if data == "digits" else on_others) | recipe

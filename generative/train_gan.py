@@ -12,6 +12,7 @@ import argparse
 import torch
 
 from common import cli, fail
+from common.checkpoint import whole
 from common.data.augment import random_flip
 from common.device import Device
 from common.run import Run
@@ -25,7 +26,7 @@ def train_gan(args: argparse.Namespace) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     dev = Device(args)
     train, _, test = load(args, dev)
-    model = build(args, train.facts)
+    model, judge = build(args, train.facts), build(args, train.facts).to(dev.device)
     generator, discriminator = dev.wrap(model.generator), dev.wrap(model.discriminator)
     betas = (0.5, 0.999)  # 0.9 made DCGAN's training swing (its Sec. 4)
     opt_g = torch.optim.Adam(model.generator.parameters(), args.lr, betas)
@@ -33,7 +34,10 @@ def train_gan(args: argparse.Namespace) -> dict[str, float]:
     run = Run(args, dev, model=model, optimizer=opt_g, optimizer_d=opt_d, dataset=train.facts)
 
     def measure() -> dict[str, float]:
-        return sample_quality(model, train, test, args, dev, run.folder) if args.samples else {}
+        if not args.samples:
+            return {}
+        judge.load_state_dict({name: whole(value) for name, value in model.state_dict().items()})
+        return sample_quality(judge, train, test, args, dev, run.folder)
 
     if args.evaluate:
         return run.finish(**measure())

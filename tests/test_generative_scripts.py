@@ -1,4 +1,4 @@
-"""The scripts of the generative models: recipes, training, measuring, samples, claims, bad input."""
+"""The scripts of the generative models: recipes, training, measuring, samples, bad input."""
 
 import json
 import math
