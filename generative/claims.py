@@ -22,7 +22,7 @@ import torch
 from common import cli
 from common.checkpoint import read_checkpoint
 from common.claims import finished, run_arms, write_summary
-from generative.evaluate import classifier, features, frechet, precision_recall
+from generative.evaluate import classifier, draw_samples, features, frechet, precision_recall
 from generative.options import load
 from generative.sample import restore
 from generative.train import main as train
@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> dict:
     if args.claim == "table":
         results["training images"] = [compare_training(f, args) for f in folders[FIVE[-1]]]
         commands["training images"] = "as many training images, in place of samples"
+        show_five(folders, args)
     path = args.out / f"claim_{args.claim}.json"
     summary = write_summary(path, results, commands)
     if args.claim == "table":
@@ -191,6 +192,18 @@ def compare_training(folder: Path, args: argparse.Namespace) -> dict[str, float]
     precision, recall = precision_recall(real, fake)
     distance = frechet(real, fake)
     return {"test_frechet": distance, "test_precision": precision, "test_recall": recall}
+
+
+def show_five(folders: dict[str, list[Path]], args: argparse.Namespace, count: int = 12) -> None:
+    """Writes five.png: a row of samples for each model, and one of test images."""
+    from common.plot import sheet
+
+    rows = []
+    for name in FIVE:
+        model, _, parts, dev = reopen(folders[name][0], args)
+        rows.append(draw_samples(model, count, dev))
+    rows.append(parts[2].examples(torch.arange(count))[0])
+    sheet(torch.cat(rows), args.out / "five.png", columns=count)
 
 
 def print_arms(summary: dict, claim: str) -> None:

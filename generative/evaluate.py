@@ -30,6 +30,7 @@ from generative.options import load
 
 CACHE = Path("data", "cache", "generative")
 SHOWN = 10  # columns of the pictures
+LEAST_STEPS = 500  # of the classifier's training; two epochs of larger sets
 
 
 class Classifier(nn.Module):
@@ -69,7 +70,7 @@ def classifier(test: ImageSet, args: argparse.Namespace, dev: Device) -> Classif
             return net.eval()
         all_of_it = dict(val=0, limit=None, without=None)
         train = load(argparse.Namespace(**vars(args) | all_of_it), dev)[0]
-        steps, batch = max(500, 2 * len(train) // 128), min(128, len(train))
+        steps, batch = max(LEAST_STEPS, 2 * len(train) // 128), min(128, len(train))
         optimizer = torch.optim.Adam(net.parameters(), 1e-3)
         for _ in progress(range(steps), dev, "training the classifier", steps):
             x, labels = train.examples(torch.randint(len(train), (batch,)))
@@ -241,11 +242,11 @@ def sample_quality(
     away, index = nearest(samples[:some], train)
     usual, _ = nearest(images[:some], train)
     if dev.main:
-        from common.plot import image_grid
+        from common.plot import sheet
 
-        image_grid(list(samples[: SHOWN**2]), folder / "samples.png", columns=SHOWN, size=0.6)
-        rows = [*samples[:SHOWN], *train.examples(index[:SHOWN].cpu())[0]]
-        image_grid(rows, folder / "neighbours.png", columns=min(SHOWN, some), size=0.6)
+        sheet(samples[: SHOWN**2], folder / "samples.png", SHOWN)
+        rows = torch.cat([samples[:some][:SHOWN], train.examples(index[:SHOWN].cpu())[0]])
+        sheet(rows, folder / "neighbours.png", min(SHOWN, some))
     return {
         "test_frechet": frechet(truth, fake),
         "test_precision": precision,

@@ -1,11 +1,10 @@
 """RealNVP: density estimation with invertible networks (Dinh, Sohl-Dickstein, Bengio 2016,
 arXiv:1605.08803).
 
-A chain of steps that can each be undone turns an image into numbers that look like normal noise.
-By the change of variables the log-likelihood is that of the noise plus the log-determinant of the
-steps' Jacobian, exactly; run backwards, the chain turns noise into images. A coupling keeps half of
-its input, and scales and shifts the other half by what a network of any kind makes of the first:
-its inverse is as cheap, and its Jacobian is triangular.
+A chain of steps that can each be undone turns an image into what looks like normal noise. Its
+log-likelihood is, exactly, that of the noise plus the log-determinant of the chain's Jacobian; run
+backwards, the chain makes images. A coupling keeps half of its input, and scales and shifts the
+other half by what a network makes of the first: so inverse and determinant cost next to nothing.
 
 Shapes: B batch, C channels, H and W pixels, D numbers in all. Pixels are from 0 to 1.
 
@@ -120,25 +119,20 @@ class Scale(nn.Module):
 
     def __init__(self, channels: int, width: int, num_blocks: int, last: bool):
         super().__init__()
-        num, shape = 4 if last else 3, (2 * channels, 1, 1)
+        shape, sizes = (2 * channels, 1, 1), (2 * channels, width, num_blocks)
+        self.boards, self.channels = (
+            nn.ModuleList(Coupling(convolutions(*sizes), shape, bool(k % 2), b) for k in range(n))
+            for b, n in ((True, 4 if last else 3), (False, 0 if last else 3))
+        )
 
-        def coupling(step: int, board: bool) -> Coupling:
-            network = convolutions(2 * channels, width, num_blocks)
-            return Coupling(network, shape, bool(step % 2), board)
-
-        self.boards = nn.ModuleList(coupling(k, True) for k in range(num))
-        self.channels = nn.ModuleList(coupling(k, False) for k in range(0 if last else 3))
-
-    # fmt: off
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, C, H, W)
         """Two halves, the one that leaves and the one that goes on, and the log-determinant."""
         x, log_det = follow(self.boards, x)
         if not self.channels:
             return x, x[:, :0], log_det
         x, change = follow(self.channels, F.pixel_unshuffle(x, 2))  # (B, 4C, H/2, W/2), squeezed
-        leaves, goes_on = x.chunk(2, 1)                     # (B, 2C, H/2, W/2) each
+        leaves, goes_on = x.chunk(2, 1)  # (B, 2C, H/2, W/2) each
         return leaves, goes_on, log_det + change
-    # fmt: on
 
     def inverse(self, left: Tensor, rest: Tensor) -> Tensor:
         """Undoes `forward`."""
@@ -215,9 +209,9 @@ class RealNVP(Flow):
 
 
 class RealNVP2d(Flow):
-    """Couplings that move the two coordinates of points (B, 2) in turn."""
+    """Couplings that move the two coordinates of points (B, 2) in turn; our sizes."""
 
-    def __init__(self, width: int, num_couplings: int):
+    def __init__(self, width: int = 64, num_couplings: int = 8):
         super().__init__()
         self.shape, self.couplings = (2,), nn.ModuleList()
         for step in range(num_couplings):
@@ -254,6 +248,4 @@ def realnvp(channels: int = 3, size: int = 32, width: int = 64, num_blocks: int 
     return RealNVP(channels, size, width, num_blocks)
 
 
-def realnvp2d(width: int = 64, num_couplings: int = 8) -> RealNVP2d:
-    """For points in the plane; our sizes."""
-    return RealNVP2d(width, num_couplings)
+realnvp2d = RealNVP2d

@@ -10,7 +10,6 @@ these decode to; diffusion shows noise becoming images as denoising.gif; realnvp
 """
 
 import argparse
-import itertools
 import math
 from pathlib import Path
 
@@ -94,7 +93,7 @@ def between(first: Tensor, second: Tensor, share: float, straight: bool) -> Tens
 
 def interpolate(model: nn.Module, test, name: str, out: Path, rows: int = 6) -> None:
     """Writes interpolation.png: from one test image, or noise, to another, a row for each pair."""
-    from common.plot import image_grid
+    from common.plot import sheet
 
     if name in GANS:
         codes = model.noise(2 * rows)
@@ -108,17 +107,17 @@ def interpolate(model: nn.Module, test, name: str, out: Path, rows: int = 6) -> 
     straight, shares = name not in GANS + NOISES, [k / 8 for k in range(9)]
     path = [between(a, b, s, straight) for a, b in codes.view(rows, 2, -1) for s in shares]
     images = decode(model, torch.stack(path), name).float()
-    image_grid(list(images), out / "interpolation.png", columns=9, size=0.6)
+    sheet(images, out / "interpolation.png", columns=9)
 
 
 def rebuild(model: nn.Module, x: Tensor, noise: float | None, out: Path) -> Tensor:
     """Writes reconstructions.png: images, with --noise spoilt ones, and what is rebuilt of them."""
-    from common.plot import image_grid
+    from common.plot import sheet
 
     seen = x + noise * torch.randn_like(x) if noise else x
     rebuilt = model.reconstruct(seen)
     rows = [x, seen.clamp(0, 1), rebuilt] if noise else [x, rebuilt]
-    image_grid([*itertools.chain(*rows)], out / "reconstructions.png", columns=len(x), size=0.6)
+    sheet(torch.cat(rows), out / "reconstructions.png", columns=len(x))
     return (rebuilt - x).square().flatten(1).sum(1)
 
 
@@ -127,7 +126,7 @@ def show_codes(model: nn.Module, flags: argparse.Namespace, parts: tuple, out: P
     components, and manifold.png, what codes on a grid decode to (Fig. 4 of the VAE's paper)."""
     from matplotlib.figure import Figure
 
-    from common.plot import image_grid, save
+    from common.plot import save, sheet
 
     train, _, test = parts
     x, labels = test.examples(torch.arange(min(len(test), 2000)))
@@ -145,7 +144,7 @@ def show_codes(model: nn.Module, flags: argparse.Namespace, parts: tuple, out: P
     if flags.model in CODES:  # it has no prior: take the range of its codes
         grid = codes.mean(0) + grid * codes.std(0)
     images = decode(model, grid, flags.model).float()
-    image_grid(list(images), out / "manifold.png", columns=15, size=0.35)
+    sheet(images, out / "manifold.png", columns=15, pixels=28)
 
 
 def animate(model: nn.Module, out: Path) -> None:
@@ -243,7 +242,7 @@ def show(
     args: argparse.Namespace,
 ) -> None:
     """All pictures that the model has without inputs."""
-    from common.plot import image_grid
+    from common.plot import sheet
 
     name, out = flags.model, args.out
     if flags.data == "moons":
@@ -254,7 +253,7 @@ def show(
         columns = model.num_classes
         labels = torch.arange(args.count, device=dev.device) % columns
         samples = model.sample(args.count, labels)
-    image_grid(list(samples), out / "samples.png", columns=columns, size=0.6)
+    sheet(samples, out / "samples.png", columns)
     interpolate(model, parts and parts[2], name, out)
     if name in NOISES:
         animate(model, out)

@@ -433,7 +433,7 @@ def learn(model, x, steps, lr):
 def test_a_flow_learns_a_batch():
     x = torch.randint(0, 2, (8, 1, 8, 8), generator=generator(0)).float()
     first, last = learn(small("realnvp"), x, 40, 5e-3)
-    assert last < 0.6 * first
+    assert last < 0.8 * first
     moons = torch.randn(200, 2, generator=generator(1)).square()
     first, last = learn(small("realnvp2d"), moons, 100, 1e-2)
     assert last < first - 0.5
