@@ -238,7 +238,7 @@ def draw(summary: dict, args: argparse.Namespace) -> None:
         }[claim]
         numbers = [float(word) for arm in summary for word in arm.split() if word[0].isdigit()]
         points = [metrics[key]["values"] for metrics in summary.values()]
-        series = {"": dict(zip(numbers, points, strict=True))}
+        series = {next(iter(ARMS[claim])): dict(zip(numbers, points, strict=True))}
         return spread(series, picture, x=claim, y=label, log=claim == "steps")
     keys = ["test_frechet"] if claim == "table" else SHOWN[claim]
     bars(

@@ -94,7 +94,7 @@ def test_squared_error_is_summed_over_pixels(factory):
     torch.manual_seed(0)
     model, x = factory(2, 8, latent=3).eval(), torch.rand(4, 2, 8, 8)
     rebuilt = model.reconstruct(x)
-    want = sum(float((rebuilt[b] - x[b]).square().sum()) for b in range(4)) / 4
+    want = sum((rebuilt[b] - x[b]).square().sum().item() for b in range(4)) / 4
     assert float(model(x)) == pytest.approx(want, rel=1e-5)
     assert float(model.measures(x)["error"].mean()) == pytest.approx(want, rel=1e-5)
 

@@ -72,7 +72,7 @@ def test_step_sizes():
 def test_the_average_warms_up():
     """min(decay, (1 + t) / (10 + t)), by hand."""
     model = torch.nn.Linear(1, 1, bias=False)
-    ema, by_hand = {"weight": model.weight.detach().clone()}, float(model.weight)
+    ema, by_hand = {"weight": model.weight.detach().clone()}, model.weight.item()
     for step in range(50):
         with torch.no_grad():
             model.weight.fill_(math.sin(step))
