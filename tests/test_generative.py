@@ -95,8 +95,8 @@ def test_squared_error_is_summed_over_pixels(factory):
     model, x = factory(2, 8, latent=3).eval(), torch.rand(4, 2, 8, 8)
     rebuilt = model.reconstruct(x)
     want = sum((rebuilt[b] - x[b]).square().sum().item() for b in range(4)) / 4
-    assert float(model(x)) == pytest.approx(want, rel=1e-5)
-    assert float(model.measures(x)["error"].mean()) == pytest.approx(want, rel=1e-5)
+    assert model(x).item() == pytest.approx(want, rel=1e-5)
+    assert model.measures(x)["error"].mean().item() == pytest.approx(want, rel=1e-5)
 
 
 def test_noise_is_added_to_what_is_seen_and_not_to_the_target():
