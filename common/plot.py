@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 
@@ -67,6 +68,24 @@ def image_grid(
     if heading:
         figure.suptitle(heading, fontsize=10)
     save(figure, path)
+
+
+def sheet(images: Tensor, path: str | Path, columns: int = 10, pixels: int = 48) -> None:
+    """Tiles images (N, C, H, W) from 0 to 1, exactly enlarged to about `pixels`, without titles.
+
+    Much quicker than `image_grid` for many small images.
+    """
+    values = (np.asarray(images.float().cpu()).clip(0, 1) * 255).round().astype(np.uint8)
+    count, channels, height, width = values.shape
+    columns, scale = min(columns, count), max(1, pixels // width)
+    rows = -(-count // columns)
+    page = np.full((rows * columns, channels, height + 1, width + 1), 255, dtype=np.uint8)
+    page[:count, :, :-1, :-1] = values
+    page = page.reshape(rows, columns, channels, height + 1, width + 1).transpose(0, 3, 1, 4, 2)
+    page = page.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+    page = page.repeat(scale, 0).repeat(scale, 1)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(page.squeeze(2) if channels == 1 else page).save(path)
 
 
 def confusion_matrix(counts: Tensor, classes: Sequence[str], path: str | Path) -> None:

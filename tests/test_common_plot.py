@@ -40,6 +40,18 @@ def test_image_grid(channels):
     assert pixels("two.png").shape[0] < tall
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sheet(channels):
+    """Each image lies where it belongs, pixel by pixel; what is left of the page is white."""
+    images = torch.rand(5, channels, 4, 4)
+    plot.sheet(images, "new/sheet.png", columns=3, pixels=8)
+    page = pixels("new/sheet.png")
+    assert page.shape == (2 * (2 * 5 - 1), 2 * (3 * 5 - 1), 3)
+    second_row = page[10:18:2, 10:18:2].astype(float) / 255
+    assert np.abs(second_row - images[4].expand(3, 4, 4).permute(1, 2, 0).numpy()).max() < 0.01
+    assert (page[10:, 20:] == 255).all()
+
+
 @pytest.mark.parametrize("num_classes", [2, 10, 120])
 def test_confusion_matrix(num_classes):
     counts = torch.eye(num_classes) * 5
