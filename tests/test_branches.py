@@ -64,7 +64,7 @@ def test_the_history(clone, capsys):
         assert sorted(set(there) & set(MILESTONES)) == sorted(folders[: place + 1])
         assert {"common", "tests", "tools"} <= set(there)
         body = git("log", "-1", "--format=%B", name)
-        assert re.match(r".+ \(\d{4}\): ", body) and len(body) > 1000
+        assert re.match(r".+ \(\d{4}( to \d{4})?\): ", body) and len(body) > 1000
         assert branches.entries_of(name)[-1]["folder"] == folders[place]
         parent = commit
     last = list(made)[-1]

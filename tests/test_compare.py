@@ -9,7 +9,7 @@ from conftest import MILESTONES
 
 from tools import compare
 
-if not set(compare.MODELS) <= set(MILESTONES):
+if not {"lenet", "resnet"} <= set(MILESTONES):
     pytest.skip("a tree cut to some of the folders", allow_module_level=True)
 FAST = ["--limit", "64", "--epochs", "1", "--out", "out"]
 
