@@ -82,7 +82,8 @@ class Parser(OneLineParser):
     `milestone` is the folder's name; `models` and `data` are the known names, where a data set
     such as `folder:PATH` stands for all names that begin with `folder:`. `unused` maps a shared
     flag that has no meaning for this script (`"--accumulate"`) to the reason, which is given to
-    whoever uses it. A recipe with `steps` in place of `epochs` gets `--steps`.
+    whoever uses it. A recipe with `steps` in place of `epochs` gets `--steps`. What a checkpoint
+    settles for good is `fixed`: to type another value beside --resume or --evaluate is refused.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class Parser(OneLineParser):
         models: Iterable[str],
         data: Iterable[str],
         unused: dict[str, str] | None = None,
+        fixed: Iterable[str] = (),
     ):
+        self.fixed = ["model", "data", *fixed]
         self.milestone, self.quick, self.paper = milestone, quick, paper
         self.data, self.unused, self.defaults = list(data), unused or {}, {}
         super().__init__(f"python {milestone}/train.py", doc)
@@ -107,7 +110,7 @@ class Parser(OneLineParser):
         add("--limit", type=whole(1), help="keep a seeded sample of N training examples")
         add("--val", type=whole(0), default=0, help="cut N examples off for validation")
         add(length, type=whole(1), help=f"how many {length[2:]} to train")
-        add("--batch-size", type=whole(1), help="examples that an optimiser step sees in all")
+        add("--batch-size", type=whole(1), help="examples (of text: tokens) of a step, in all")
         add("--lr", type=positive, help="peak learning rate")
         add("--seed", type=whole(0), default=0, help="of weights, order, augmentation and splits")
         add("--device", choices=DEVICES, default="auto", help="where to compute")
@@ -159,7 +162,7 @@ class Parser(OneLineParser):
         milestone = stored.get("milestone", self.milestone)
         if milestone != self.milestone:
             fail(f"{source} is of {milestone}, not of {self.milestone}: use {milestone}/train.py")
-        for key in ("model", "data"):
+        for key in self.fixed:
             changed = key in typed and typed[key] != stored.get(key, typed[key])
             if changed and not (key == "data" and "evaluate" in typed):
                 name = stored[key]

@@ -132,6 +132,31 @@ def test_truncation_and_unknown_characters_are_told():
     assert exact.cut == 0
 
 
+def test_the_vocabulary_is_no_larger_than_asked_for():
+    for size in (8, 20, 60):
+        assert train_bpe(LINES, size).get_vocab_size() == size
+    few = train_bpe(LINES, 8)
+    assert [few.id_to_token(i) for i in range(4, 8)] == ["e", "l", "n", "▁"]  # the most frequent
+    assert train_bpe(LINES, 10**12).to_str() == train_bpe(LINES, 1000).to_str()
+
+
+def test_special_tokens_in_a_line_are_text():
+    line = "ein <pad> zwei </s><s>"
+    tokenizer = train_bpe([line, "<unk>"] * 2, 60)
+    tokens = encode(tokenizer, [line], 100).tokens[0].tolist()
+    assert tokens.index(END) == len(tokens) - 1
+    assert min(tokens[:-1]) > UNKNOWN
+    assert decode(tokenizer, [tokens]) == [line]
+
+
+def test_unknown_spaces_are_told():
+    encoded = encode(train_bpe(LINES, 60), ["Mann\u00a0ist", "Mann\tist"], 20)
+    note = losses([encoded], 20)
+    assert "2 characters were never seen" in note
+    assert "U+00A0" in note
+    assert "U+0009" in note
+
+
 def test_a_damaged_vocabulary(refused):
     assert "vocabulary" in refused(read_tokenizer, "{")
 
@@ -288,9 +313,23 @@ def test_multi30k(folder, refused):
     train, val, _ = load_pairs(flags(data="multi30k", direction="de-en"), device())
     assert train.lines[0][3] == "Hund 3"
     assert val is None
-    assert "has a validation part" in refused(
+    assert "has a validation part of 5" in refused(
         load_pairs, flags(data="multi30k", val=3, typed=["val"]), device()
     )
+    assert len(load_pairs(flags(data="multi30k", val=5, typed=["val"]), device())[1]) == 5
+
+
+def test_what_each_part_of_multi30k_loses_is_said(capsys):
+    write_multi30k("data")
+    for name, count in (("val", 2), ("test_2016_flickr", 3)):
+        with open(f"data/{name}.en", "a") as file:
+            file.write("\n" * count)
+        text = gzip.decompress(Path(f"data/{name}.de.gz").read_bytes()) + b"x\n" * count
+        Path(f"data/{name}.de.gz").write_bytes(gzip.compress(text))
+    load_pairs(flags(data="multi30k"), device())
+    out = capsys.readouterr().out
+    assert "2 pairs with an empty line in data/val.en" in out
+    assert "3 pairs with an empty line in data/test_2016_flickr.en" in out
 
 
 def test_the_users_pairs(capsys, refused):
@@ -305,7 +344,9 @@ def test_the_users_pairs(capsys, refused):
     seen = [line for part in (train, val, test) for line in part.lines[0]]
     assert len(set(seen)) == 100
     assert "two text files" in refused(load_pairs, flags(data="pairs:a.en"), device())
-    assert "c.de" in refused(load_pairs, flags(data="pairs:a.en,c.de"), device())
+    line = refused(load_pairs, flags(data="pairs:a.en,c.de"), device())
+    assert "no file c.de" in line
+    assert "--data dates" in line
     assert "--val 90 leaves nothing" in refused(
         load_pairs, flags(data="pairs:a.en,b.de", val=90), device()
     )

@@ -319,6 +319,23 @@ def test_the_cache_changes_no_token(way, speaker):
     assert all(PAD <= t < ALPHABET and t != END for target in found[0] for t in target)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"norm_first": True}, {"positions": "learned"}, {"positions": "none"}, {"max_length": 12}],
+)
+def test_the_cache_of_other_models(settings):
+    model = small(num_layers=2, **settings)
+    with torch.no_grad():
+        for way in (generate, beam_search):
+            found = way(model, SOURCES, cached=True, extra=9)
+            assert found == way(model, SOURCES, cached=False, extra=9)
+        target = torch.cat([torch.full((4, 1), START), sentences([5] * 4, seed=2)], 1)
+        wanted, state = model(SOURCES, target), Decoding(model, SOURCES)
+        for t in range(6):
+            logits = state.step(target[:, : t + 1])
+            torch.testing.assert_close(logits, wanted[:, t].float())
+
+
 def test_the_cache_gives_the_same_logits(speaker):
     target = torch.cat([torch.full((4, 1), START), sentences([7] * 4, seed=2)], 1)
     wanted = speaker(SOURCES, target)
@@ -422,8 +439,9 @@ def test_sampling_follows_the_softmax():
     for word in range(4, 8):
         share = sum(target == [word] for target in found) / 4000
         assert share == pytest.approx(float(shares[word]), abs=0.03)
-    cold = generate(model, source[:50], 1e-4, cached=False, extra=0, generator=generator)
-    assert cold == generate(model, source[:50], cached=False, extra=0)
+    for temperature in (1e-4, 1e-40, 1e-300):
+        cold = generate(model, source[:50], temperature, False, extra=0, generator=generator)
+        assert cold == generate(model, source[:50], cached=False, extra=0)
 
 
 def test_the_cache_is_three_times_faster(monkeypatch):
@@ -584,6 +602,15 @@ def test_the_last_epochs_are_averaged(few):
         torch.testing.assert_close(seen[3]["average"][key], mean)
 
 
+def test_a_training_made_longer_averages_no_other_epochs(few):
+    """One epoch more: of the last two the first is gone, so the last weights are tested."""
+    flags = [*FAST, "--batch-size", "4000", "--precision", "fp32", "--average", "2"]
+    train.main([*flags, "--epochs", "2", "--run-dir", "run"])
+    assert torch.load("run/last.pt")["average"]["count"] == 2
+    train.main(["--quiet", "--resume", "--run-dir", "run", "--epochs", "3"])
+    assert torch.load("run/last.pt")["average"]["count"] == 0
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_steps(precision, few):
     metrics = train.main([*FAST, "--max-steps", "1", "--precision", precision])
@@ -654,6 +681,14 @@ def test_bad_samples(few, refused):
     assert "line 1 is not UTF-8" in refused(sample.main, [*argv, "--file", "latin.txt"])
     assert "line 1 is not UTF-8" in refused(sample.main, [*argv, "\udcfcber"])
     assert "one of them" in refused(sample.main, [*argv, "a", "--interactive"])
+    assert "no files" in refused(sample.main, [*argv, "--interactive", "--out", "out"])
+    for flags in (["--beam", "2"], ["--length-penalty", "1"]):
+        assert "one or the other" in refused(sample.main, ["a", "--temperature", "1", *flags])
+    assert "--beam above 1" in refused(sample.main, ["a", "--beam", "1", "--length-penalty", "1"])
+    for flag, value in (("--num-heads", "8"), ("--positions", "none"), ("--vocab-size", "50")):
+        name = flag[2:].replace("-", "_")
+        for more in (["--resume", "--run-dir", "run"], ["--evaluate", "run/last.pt"]):
+            assert f"holds {name}" in refused(train.main, [*more, flag, value])
 
 
 def test_bad_settings(refused):
@@ -661,6 +696,9 @@ def test_bad_settings(refused):
     assert "--dropout" in refused(train.main, ["--dropout", "1"])
     assert "--smoothing" in refused(train.main, ["--smoothing", "1.5"])
     assert "--direction" in refused(train.main, ["--direction", "de-en"])
+    assert "below 10" in refused(train.main, ["--beam", "2", "--length-penalty", "400"])
+    assert "add --beam" in refused(train.main, ["--length-penalty", "1"])  # of dates
+    assert "use one of them" in refused(train.main, ["--patience", "2", "--average", "2"])
 
 
 @pytest.mark.parametrize("claim", list(claims.CLAIMS))

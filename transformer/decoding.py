@@ -73,7 +73,8 @@ def generate(
     while len(rows):
         logits = state.step(tokens)  # (rows, V)
         if temperature > 0:
-            shares = (logits / temperature).softmax(1).cpu()
+            rest = (logits - logits.amax(1, keepdim=True)).cpu().double()  # 0 and below
+            shares = (rest / temperature).softmax(1)
             new = torch.multinomial(shares, 1, generator=generator).to(source.device)
         else:
             new = logits.argmax(1, keepdim=True)

@@ -40,13 +40,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("sentences", nargs="*", help="what to translate")
     add("--file", type=Path, help="translate the lines of this text file")
     add("--interactive", action="store_true", help="translate what is typed, line by line")
-    add("--beam", type=cli.whole(1), default=4, help="width of the beam; 1 is greedy (default: 4)")
-    add("--length-penalty", type=cli.not_negative, default=0.6, help="(default: 0.6)")
+    add("--beam", type=cli.whole(1), help="width of the beam; 1 is greedy (default: 4)")
+    add("--length-penalty", type=cli.not_negative, help="alpha of the beam's scores (default: 0.6)")
     add("--temperature", type=cli.positive, help="draw each token from the softmax instead")
     add("--seed", type=cli.whole(0), default=0, help="of what is drawn (default: 0)")
     args = parser.parse_args(argv)
     if bool(args.sentences) + bool(args.file) + args.interactive > 1:
         fail("give sentences, or --file, or --interactive: one of them")
+    if args.interactive and args.out:
+        fail("--interactive writes no files: leave --out out")
+    penalty = args.length_penalty
+    if args.temperature and (args.beam or penalty is not None):
+        fail("--temperature draws tokens, --beam and --length-penalty search: use one or the other")
+    if penalty is not None and (args.beam == 1 or penalty >= 10):
+        fail(f"--length-penalty {penalty:g} needs a --beam above 1, and to be below 10 itself")
+    args.beam, args.length_penalty = args.beam or 4, 0.6 if penalty is None else penalty
     return args
 
 

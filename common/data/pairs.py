@@ -39,6 +39,9 @@ PAIR_SETS = ["dates", "multi30k", "pairs:SRC,TGT"]
 DATES_PER_EPOCH, TEST_DATES, MOST_TEST = 20_000, 500, 2_000
 
 
+FIXED = ["direction", "vocab_size", "max_length"]  # by a checkpoint
+
+
 def add_pair_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of scripts that use `load_pairs`."""
     add = parser.add_argument
@@ -158,8 +161,9 @@ def multi30k(args: argparse.Namespace) -> Source:
                 "take --data dates, which needs no files"
             )
         parts[part] = read_pairs(*files)
-    (train, lost), (val, lost_val), (test, lost_test) = parts.values()
-    return Source(languages, train, test, val, note=lost or lost_val or lost_test)
+    (train, *lost), (val, *lost_val), (test, *lost_test) = parts.values()
+    note = "; ".join(filter(None, lost + lost_val + lost_test))
+    return Source(languages, train, test, val, note=note)
 
 
 def text_files(args: argparse.Namespace) -> Source:
@@ -167,6 +171,12 @@ def text_files(args: argparse.Namespace) -> Source:
     names = args.data.partition(":")[2].split(",")
     if len(names) != 2 or not all(names):
         fail(f"--data {args.data}: name two text files, as in pairs:train.en,train.de")
+    for path in (Path(name).expanduser() for name in names):
+        if not path.exists():
+            fail(
+                f"--data {args.data}: there is no file {path}; name your own as in "
+                "pairs:train.en,train.de, or take --data dates, which needs no files"
+            )
     pairs, note = read_pairs(*names)
     if len(pairs[0]) < 2:
         fail(f"--data {args.data} holds one pair of sentences: that can't be split")
@@ -268,8 +278,12 @@ def load_pairs(args: argparse.Namespace, dev: Device) -> tuple[PairSet, PairSet 
     if "direction" in args.typed and kind != "multi30k":
         fail(f"--direction is for multi30k: {args.data} has one")
     source = SOURCES[kind](args)
-    if kind == "multi30k" and args.val and "val" in args.typed:
-        fail(f"--val {args.val}: {args.data} has a validation part; --val 0 does without")
+    there = len(source.val[0]) if source.val else 0
+    if kind == "multi30k" and "val" in args.typed and args.val not in (0, there):
+        fail(
+            f"--val {args.val}: {args.data} has a validation part of {there} pairs; --val {there} "
+            "takes it, --val 0 does without"
+        )
     parts = {"train": source.train, "test": source.test, "val": source.val}
     parts = cut_parts(args, parts, lambda pairs: len(pairs[0]), take)
     if args.limit and args.limit < len(source.train[0]):

@@ -8,7 +8,7 @@ import argparse
 import gzip
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,11 +66,12 @@ def decode_line(line: bytes, name: str | Path, number: int) -> str:
 # ---------------------------------------------------------------------- vocabulary
 
 
-def train_bpe(lines: Iterable[str], vocab_size: int) -> "Tokenizer":
+def train_bpe(lines: Sequence[str], vocab_size: int) -> "Tokenizer":
     """Byte-pair encoding (Sennrich et al. 2016) of at most `vocab_size` tokens, `SPECIAL` first.
 
     Words are split at spaces and punctuation, and each digit stands alone; `▁` marks a space, so
-    that decoding gives the text back. A character that `lines` don't hold becomes <unk>.
+    that decoding gives the text back. A character that `lines` don't hold becomes <unk>, and so do
+    the rarest of those that they hold, if these are more than `vocab_size`.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -84,8 +85,13 @@ def train_bpe(lines: Iterable[str], vocab_size: int) -> "Tokenizer":
         ]
     )
     tokenizer.decoder = decoders.Metaspace()
+    most = len(SPECIAL) + sum(map(len, lines))  # the library sets memory aside for all it is told
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False, min_frequency=2
+        vocab_size=min(vocab_size, most),
+        special_tokens=SPECIAL,
+        show_progress=False,
+        min_frequency=2,
+        limit_alphabet=vocab_size - len(SPECIAL),
     )
     tokenizer.train_from_iterator(lines, trainer)
     return tokenizer
@@ -117,12 +123,16 @@ class Encoded(NamedTuple):
 
 
 def encode(tokenizer: "Tokenizer", lines: Sequence[str], max_length: int) -> Encoded:
-    """Lines as tensors of at most `max_length` tokens, the last of which is END."""
+    """Lines as tensors of at most `max_length` tokens, the last of which is END.
+
+    What looks like a special token in a line ("<pad>") is text like any other.
+    """
+    tokenizer.encode_special_tokens = True
     tokens, cut, unknown = [], 0, set()
     for line, piece in zip(lines, tokenizer.encode_batch(list(lines)), strict=True):
         ids = piece.ids
         for start, end in (piece.offsets[i] for i, t in enumerate(ids) if t == UNKNOWN):
-            unknown.update(line[start:end].strip())
+            unknown.update(line[start:end].strip(" "))
         cut += len(ids) >= max_length
         tokens.append(torch.tensor([*ids[: max_length - 1], END]))
     return Encoded(tokens, cut, sorted(unknown))
@@ -140,8 +150,12 @@ def losses(encoded: Sequence[Encoded], max_length: int) -> str:
     unknown = sorted({character for part in encoded for character in part.unknown})
     notes = [f"{cut:,} sentences were longer than {max_length} tokens and are cut"] if cut else []
     if unknown:
-        shown = " ".join(unknown[:20]) + (" …" if len(unknown) > 20 else "")
-        notes.append(f"{len(unknown)} characters were never seen in training: {shown}")
+        shown = [c if c.isprintable() else f"U+{ord(c):04X}" for c in unknown[:20]]
+        shown = " ".join(shown) + (" …" if len(unknown) > 20 else "")
+        notes.append(
+            f"{len(unknown)} characters were never seen in training (or are too many for "
+            f"--vocab-size) and become {SPECIAL[UNKNOWN]}: {shown}"
+        )
     return "; ".join(notes)
 
 
