@@ -26,6 +26,9 @@ def clone(tmp_path, monkeypatch):
         pytest.skip("the tree is not in git")
     git("clone", "--quiet", ROOT, "clone")
     monkeypatch.chdir(tmp_path / "clone")
+    git("switch", "--quiet", "--detach")  # the original may be on a branch that the tool made
+    for name in git("for-each-ref", "--format=%(refname:short)", "refs/heads").split():
+        git("branch", "--quiet", "-D", name)
     return tmp_path / "clone"
 
 
@@ -65,6 +68,7 @@ def test_the_history(clone, capsys):
         assert {"common", "tests", "tools"} <= set(there)
         body = git("log", "-1", "--format=%B", name)
         assert re.match(r".+ \(\d{4}( to \d{4})?\): ", body) and len(body) > 1000
+        assert "](claims.py)" not in body  # the paper's summary, not the list of files
         assert branches.entries_of(name)[-1]["folder"] == folders[place]
         parent = commit
     last = list(made)[-1]
@@ -73,11 +77,22 @@ def test_the_history(clone, capsys):
 
 
 def test_links_commands_and_collection_on_every_branch(clone):
-    made = [*branches.main([]), *branches.main(["--only", MILESTONES[-1]])]
+    alone = MILESTONES[-1]
+    made = [*branches.main([]), *branches.main(["--only", alone])]
     folders = [checkout(clone, name) for name in made]
+    titles = {name: branches.titles_of("HEAD", name) for name in MILESTONES}
     for folder in folders:
+        here = [path.parent.name for path in folder.glob("*/model.py")]
+        later = "|".join(title for name in MILESTONES if name not in here for title in titles[name])
+        for page in folder.glob("*.md"):  # they speak of nothing that isn't there
+            text = page.read_text()
+            assert not (later and re.search(rf"\b({later})\b", text)), page
+            own = {branch.split("/")[1] for branch in made} if len(here) > 1 else set()
+            assert set(re.findall(r"milestone/(\d\d-\w+)", text)) <= own, page
+            assert not re.search(r":\n+(#|\Z)|```\w+\n```", text), page  # nothing is left open
         for readme in [folder / "README.md", *folder.glob("*/README.md")]:
-            for link in re.findall(r"\]\(([^)#]+)\)", readme.read_text()):
+            links = re.findall(r"(?:\]\(|src=\"|href=\")([^)#\"]+)", readme.read_text())
+            for link in links:
                 if not re.match(r"https?:|runs/", link):
                     assert (readme.parent / link).exists(), f"{readme}: {link}"
             for script, _ in commands(readme):
@@ -115,12 +130,20 @@ def test_what_is_refused(clone, refused, monkeypatch):
     assert "unknown milestone 'lenett': did you mean lenet?" in refused(
         branches.main, ["--only", "lenett"]
     )
+    assert "unknown milestone ''" in refused(branches.main, ["--only", ""])
     assert "unrecognized" in refused(branches.main, ["--all"])
     branches.main([])
+    first = git("rev-parse", "milestone/01-lenet")
+    identity = ["-c", "user.name=someone", "-c", "user.email=someone@localhost"]
+    git("switch", "--quiet", "milestone/01-lenet")
+    Path("README.md").write_text("mine")
+    git(*identity, "commit", "--quiet", "--all", "--amend", "--no-edit")
+    git("switch", "--quiet", "--detach", "-")
+    assert "was not made by this tool" in refused(branches.main, [])  # someone has amended it
+    git("branch", "--force", "milestone/01-lenet", first)
     git("switch", "--quiet", "milestone/01-lenet")
     Path("common/extra.py").write_text('"""New."""\n')
     git("add", ".")
-    identity = ["-c", "user.name=someone", "-c", "user.email=someone@localhost"]
     git(*identity, "commit", "--quiet", "-m", "mine")
     git("switch", "--quiet", "--detach")
     assert "was not made by this tool" in refused(branches.main, [])  # someone has gone on from it

@@ -49,13 +49,37 @@ def test_it_trains_measures_and_compares_runs(capsys):
     assert Path("out/compare-runs.md").exists()
 
 
+def write_run(folder, milestone, model, data="shapes", seed=0, **metrics):
+    """As much of a finished run as tells what it is."""
+    Path(folder).mkdir(exist_ok=True)
+    flags = {"milestone": milestone, "model": model, "data": data, "seed": seed, "lr": 0.1}
+    torch.save({"config": {"flags": flags}}, f"{folder}/last.pt")
+    Path(folder, "metrics.jsonl").write_text(json.dumps({"epoch": 1, **metrics, "final": True}))
+
+
+def test_runs_of_several_kinds_are_told_apart():
+    for seed, folder in enumerate("ab"):
+        write_run(folder, "resnet", "resnet20", seed=seed, test_accuracy=0.5)
+    a, b, c = map(Path, "abc")
+    assert compare.group([a, b, a]) == {"resnet20": [a, b]}  # what is named twice counts once
+    write_run("c", "resnet", "resnet20", "cifar10", test_accuracy=0.5)
+    assert compare.group([a, b, c]) == {"resnet20 on shapes": [a, b], "resnet20 on cifar10": [c]}
+    assert compare.parse_args(["--seeds", "1", "1", "0"]).seeds == [1, 0]
+
+
+def test_memory_that_cannot_be_measured_ends_in_one_line(refused):
+    write_run("run", "resnet", "resnet9", test_accuracy=0.5)
+    assert "the peak memory of run" in refused(compare.peak_of, Path("run"), "cpu")
+
+
 def test_what_is_refused(refused):
     assert "unknown models 'resnet2'" in refused(compare.main, ["--models", "resnet2"])
     assert "holds no last.pt" in refused(compare.main, ["--runs", "nowhere"])
     Path("run").mkdir()
     torch.save({}, "run/last.pt")
     assert "run is not finished" in refused(compare.main, ["--runs", "run"])
-    rows = [{"epoch": 1, "test_iou": 0.5, "final": True}]
-    Path("run/metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_run("run", "unet", "unet", test_iou=0.5)
+    assert "is not of a classifier" in refused(compare.main, ["--runs", "run"])
+    write_run("run", "gnn", "gcn", test_accuracy=0.5)  # a classifier, but not of images
     assert "is not of a classifier" in refused(compare.main, ["--runs", "run"])
     assert "unknown data set" in refused(compare.main, [*FAST, "--data", "shape"])

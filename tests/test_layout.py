@@ -1,9 +1,12 @@
 """The layout of DESIGN.md 2 and 3: files, imports, docstrings, and commands that parse."""
 
+import argparse
 import ast
 import importlib
 import itertools
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -17,8 +20,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+WHOLE = "lenet" in MILESTONES  # else a tree cut to other folders
 READMES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in MILESTONES)]
 PAGES = [ROOT / "PRACTICE.md", ROOT / "SCALE.md"]
+ENTRIES = tomllib.loads((ROOT / "milestones.toml").read_text())["milestone"]
+GONE = {  # a tree that someone has cut by hand lacks folders and their tests
+    e["folder"]
+    for e in ENTRIES
+    if e["folder"] not in MILESTONES and not (ROOT / f"tests/test_{e['folder']}.py").exists()
+}
 
 
 def name_of(path):
@@ -50,10 +60,9 @@ def test_files(folder):
 
 @pytest.mark.parametrize("folder", MILESTONES)
 def test_every_folder_has_its_entry(folder):
-    entries = tomllib.loads((ROOT / "milestones.toml").read_text())["milestone"]
-    entry = next(e for e in entries if e["folder"] == folder)
+    entry = next(e for e in ENTRIES if e["folder"] == folder)
     assert {"folder", "year", "title", "authors", "paper", "predecessor"} == entry.keys()
-    assert [e["year"] for e in entries] == sorted(e["year"] for e in entries)
+    assert [e["year"] for e in ENTRIES] == sorted(e["year"] for e in ENTRIES)
 
 
 @pytest.mark.parametrize("folder", MILESTONES)
@@ -107,7 +116,10 @@ def test_script_contract(folder):
 
 def commands(readme):
     """The shell commands of a README: (script, arguments)."""
-    for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", readme.read_text(), re.S):
+    text = readme.read_text()
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.S)
+    inline = re.findall(r"`((?:python|torchrun) [^`\n]+)`", text)
+    for block in [*blocks, *inline]:
         for line in block.replace("\\\n", " ").splitlines():
             for command in line.split("&&"):
                 words = shlex.split(command, comments=True)
@@ -116,17 +128,54 @@ def commands(readme):
                     yield script, words[words.index(script) + 1 :]
 
 
+@pytest.mark.parametrize("page", [*READMES, *PAGES], ids=lambda page: name_of(page))
+def test_python_in_the_pages_runs_as_far_as_its_imports(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), block
+
+
+def parse_alone(script, argv, monkeypatch):
+    """Runs a script as far as its command line is parsed."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, args=None, namespace=None):
+        parse(parser, args, namespace)
+        raise StopIteration
+
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        patch.setattr(sys, "argv", [script, *argv])
+        patch.syspath_prepend(str((ROOT / script).parent))  # as Python does
+        patch.setattr(os, "environ", dict(os.environ))  # benchmarks set some
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+@pytest.mark.parametrize("page", [*READMES, *PAGES], ids=lambda page: name_of(page))
+def test_flags_of_torchrun_parse(page):
+    from torch.distributed.run import get_args_parser
+
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("torchrun "):
+                get_args_parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
 @pytest.mark.parametrize("readme", [*READMES, *PAGES], ids=name_of)
 def test_commands_of_the_readme_parse(readme, monkeypatch, tmp_path):
     found = list(commands(readme))
-    assert found, "no commands"
+    assert found or not WHOLE, "no commands"
     monkeypatch.chdir(tmp_path)
     for script, argv in found:
         path = ROOT / script
         if path.parent.name not in (*MILESTONES, "tests", "benchmarks", "tools"):
             continue  # a tree cut to some of the folders
         assert path.is_file(), script
-        if path.parent.name in MILESTONES and not {"--evaluate", "--help"} & set(argv):
+        if path.parent.name not in MILESTONES:
+            parse_alone(script, argv, monkeypatch)
+        elif not {"--evaluate", "--help"} & set(argv):
             module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
             for flag, value in itertools.pairwise(argv):
                 if flag == "--weights" and value != "imagenet":  # must be there, whatever is in it
@@ -138,13 +187,13 @@ def test_commands_of_the_readme_parse(readme, monkeypatch, tmp_path):
 @pytest.mark.parametrize("readme", [*READMES, *PAGES], ids=name_of)
 def test_links_of_the_readme_lead_somewhere(readme):
     text = readme.read_text()
-    links = re.findall(r"\]\(([^)#]+)\)", text)
-    assert readme in PAGES or [link for link in links if link.endswith(".png")], "no picture"
+    links = re.findall(r"\]\(([^)#\s]+)|(?:src|href)=\"([^\"#]+)", text)
+    links = [one or other for one, other in links]
+    pictures = [link for link in links if link.endswith((".png", ".jpg"))]
+    assert pictures or readme in PAGES, "no picture"
     for link in links:
-        if not re.match(r"https?:", link) and Path(link).parts[0] not in ("runs",):
-            missing = not (readme.parent / link).exists()
-            cut = readme.parent == ROOT and Path(link).parts[0] not in MILESTONES
-            assert not missing or cut, link
+        if not re.match(r"https?:", link) and Path(link).parts[0] not in ("runs", *GONE):
+            assert (readme.parent / link).exists(), link
 
 
 def test_no_file_is_large_and_the_clone_is_small():
@@ -162,24 +211,56 @@ def test_no_file_is_large_and_the_clone_is_small():
 def test_the_timeline_agrees_with_the_folders():
     text = (ROOT / "README.md").read_text()
     row = (
-        r"^\| (\d+) \| \[(\w+)\]\(\2/README.md\) \| \[(.+?)\]\((.+?)\) \| .+ \[picture\]\(.+\) \|$"
+        r"^\| (\d+) \| \[(\w+)\]\(\2/README.md\) \| \[(.+?)\]\((.+?)\) \| (\w.+) \| .+ \| .+ "
+        r"\| <a href=\"(\2/samples/\S+)\"><img src=\"\6\" width=\"160\" alt=\".+\"></a> \|$"
     )
     rows = re.findall(row, text, re.M)
-    entries = tomllib.loads((ROOT / "milestones.toml").read_text())["milestone"]
     assert [r[:4] for r in rows] == [
-        (str(e["year"]), e["folder"], e["title"], e["paper"]) for e in entries
+        (str(e["year"]), e["folder"], e["title"], e["paper"]) for e in ENTRIES
     ]
-    assert sorted(e["folder"] for e in entries) == MILESTONES
-    for entry in entries:
-        before = [e["folder"] for e in entries[: entries.index(entry)]]
-        assert entry["predecessor"] in ["", *before] or len(entries) == 1  # a tree cut to one
+    assert sorted({e["folder"] for e in ENTRIES} - GONE) == MILESTONES
+    assert len(re.findall(r"^\| \d{4} \|", text, re.M)) == len(rows)
+    for entry in ENTRIES:
+        before = [e["folder"] for e in ENTRIES[: ENTRIES.index(entry)]]
+        assert entry["predecessor"] in ["", *before] or len(ENTRIES) == 1  # a tree cut to one
+
+
+def test_parameters_of_the_timeline_are_those_that_the_tests_count():
+    text = (ROOT / "README.md").read_text()
+    for folder in MILESTONES:
+        number = re.search(rf"\[{folder}\]\(.*\| ([\d,]+) \|", text).group(1)
+        tests = ROOT / "tests" / f"test_{folder}.py"
+        assert number.replace(",", "_") in tests.read_text(), folder
+
+
+IDEAS = {  # that issue and README promise, by the folder whose lines show them
+    "alexnet": ["ReLU", "dropout"],
+    "vgg": ["batch normalisation"],
+    "googlenet": ["EMA"],
+    "resnet": ["residual connections", "augmentation"],
+    "transformer": ["attention", "label smoothing"],
+    "lenet": ["SGD", "momentum", "RMSprop", "Adam", "AdamW", "steps down", "cosine", "L1", "L2"],
+    "common": ["clipping", "early stopping", "mixed precision", "accumulation", "DDP", "FSDP"],
+}
+
+
+@pytest.mark.parametrize("folder", [folder for folder in IDEAS if (ROOT / folder).is_dir()])
+def test_tables_of_ideas_and_techniques_are_whole(folder):
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (.+) \| \[\S+\.py:\d+\]", text, re.M)
+    for idea in IDEAS[folder]:
+        assert [row for row in rows if re.search(rf"\b{idea}\b", row)], idea
 
 
 def test_lines_that_the_readme_names_show_what_it_says():
     text = (ROOT / "README.md").read_text()
     rows = re.findall(r"\[(\S+\.py):(\d+)\]\(\1#L\2\) \| `(.+)` \|$", text, re.M)
     assert len(rows) >= 5
+    tables = re.findall(r"\| where \| line \|\n\|[ |-]+\|\n((?:\|.*\n)+)", text)
+    assert len(rows) == sum(table.count("\n") for table in tables)  # each row names a line
     for path, number, code in rows:
+        if path.partition("/")[0] in GONE:
+            continue
         lines = (ROOT / path).read_text().splitlines()
         found = [n for n, line in enumerate(lines, 1) if code in line]
         assert int(number) in found, f"{path}: {code} stands on {found}, not on {number}"

@@ -261,6 +261,57 @@ def test_sdlm_trains_resumes_and_is_for_lenet5(refused):
     assert "adamw" in refused(train.main, ["--optimizer", "sdlm", "--model", "lenet5_modern"])
 
 
+STEPS = {  # a weight of 1 after two steps of 0.1 with the gradient 2, by each method's equations
+    "sgd": 1 - 0.1 * 2 - 0.1 * 2,
+    "momentum": 1 - 0.1 * 2 - 0.1 * (0.9 * 2 + 2),
+    "rmsprop": 1 - 0.1 * 2 / (0.01 * 4) ** 0.5 - 0.1 * 2 / ((0.99 * 0.01 + 0.01) * 4) ** 0.5,
+    "adam": 1 - 0.1 - 0.1,
+    "adamw": ((1 - 0.1 * 0.05) - 0.1) * (1 - 0.1 * 0.05) - 0.1,
+}
+
+
+@pytest.mark.parametrize("name", train.OPTIMIZERS)
+def test_optimisers_step_by_their_equations_and_train(name, refused):
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = train.OPTIMIZERS[name]([weight], 0.1)
+    for _ in range(2):
+        weight.grad = torch.tensor([2.0])
+        optimizer.step()
+    assert weight.item() == pytest.approx(STEPS[name], abs=1e-5)
+    flags = ["--quiet", "--limit", "64", "--epochs", "2", "--val", "0", "--run-dir", name]
+    train.main([*flags, "--optimizer", name, "--max-steps", "1"])
+    assert torch.load(f"{name}/last.pt")["config"]["flags"]["optimizer"] == name
+    train.main(["--quiet", "--resume", "--run-dir", name])
+    assert torch.load(f"{name}/last.pt")["epoch"] == 2
+    other = "sgd" if name != "sgd" else "adam"
+    if name != "momentum":  # sgd without it: torch has one class for both
+        train.main([*flags[:-1], f"{name}-2", "--optimizer", name, "--max-steps", "1"])
+        argv = ["--quiet", "--resume", "--run-dir", f"{name}-2", "--optimizer", other]
+        assert "its optimizer differs" in refused(train.main, argv)
+
+
+def test_penalties_are_of_the_weights_alone(refused):
+    model = lenet5_modern()
+    value = train.penalty(model, 0.1, 0.3)
+    weights = torch.cat([layer.weight.detach().flatten() for layer in model.children()])
+    expected = 0.1 * weights.abs().sum() + 0.3 / 2 * weights.square().sum()
+    torch.testing.assert_close(value.detach(), expected)
+    value.backward()
+    w = model.f6.weight
+    torch.testing.assert_close(w.grad, 0.1 * w.detach().sign() + 0.3 * w.detach())
+    assert model.f6.bias.grad is None
+    assert train.penalty(model, 0.0, 0.0) == 0
+    sizes = {}
+    for flag in ("--seed", "--l1", "--l2"):  # the first changes nothing
+        argv = ["--quiet", "--limit", "64", "--epochs", "2", "--val", "0", "--run-dir", flag[2:]]
+        train.main([*argv, flag, "0" if flag == "--seed" else "1.0"])
+        state = torch.load(f"{flag[2:]}/last.pt")["model"]
+        sizes[flag] = sum(v.abs().sum() for k, v in state.items() if k.endswith("weight"))
+    assert max(sizes["--l1"], sizes["--l2"]) < sizes["--seed"]
+    assert "whole parameters" in refused(train.main, ["--fsdp", "--l1", "0.1"])
+    assert "--l2" in refused(train.main, ["--l2", "-1"])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_overfits_one_batch(name):
     torch.manual_seed(0)

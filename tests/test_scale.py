@@ -14,6 +14,7 @@ from conftest import MILESTONES, ROOT
 from tools import scale
 
 SCRIPT = "lenet/train.py"
+needs_lenet = pytest.mark.skipif("lenet" not in MILESTONES, reason="a tree without LeNet")
 FLAGS = ["--limit", "128", "--epochs", "1", "--batch-size", "32", "--precision", "fp32", "--quiet"]
 
 
@@ -37,6 +38,7 @@ def finish(*processes):
         assert not process.returncode, errors[-2000:]
 
 
+@needs_lenet
 def test_two_machines_equal_one_with_two_processes():
     """The two "machines" are agents on this one: they meet at an address, as SCALE.md says."""
     finish(agent("one", "--standalone", "--nproc-per-node", "2"))
@@ -49,6 +51,7 @@ def test_two_machines_equal_one_with_two_processes():
     assert final("two") == final("one")
 
 
+@needs_lenet
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_it_measures_and_draws(way, capsys):
     argv = ["--script", SCRIPT, "--epochs", "2", "--limit", "256", "--rounds", "1", "--out", "out"]
@@ -64,9 +67,42 @@ def test_it_measures_and_draws(way, capsys):
 
 def test_what_is_refused(refused):
     assert "there is no such script" in refused(scale.main, ["--script", "nothing/train.py"])
+    assert "at least 2" in refused(scale.main, ["--processes", "1"])
+
+
+@needs_lenet
+def test_what_the_script_refuses_is_handed_on(refused):
     argv = ["--script", SCRIPT, "--model", "lenet9", "--rounds", "1"]
     assert "unknown model 'lenet9'" in refused(scale.main, argv)
-    assert "at least 2" in refused(scale.main, ["--processes", "1"])
+
+
+FAKE = """
+import json, sys, time
+folder = sys.argv[sys.argv.index("--run-dir") + 1]
+print("x" * {noise}, file=sys.stderr)  # more than a pipe holds
+with open(folder + "/metrics.jsonl", "a") as file:
+    for epoch in (1, 2):
+        time.sleep({pause})
+        print(json.dumps({{"epoch": epoch, {metric!r}: 0.5}}), file=file, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("noise", "pause", "metric", "reason"),
+    [
+        (200_000, 0.2, "train_loss", ""),
+        (0, 0, "train_loss", "too short to be timed"),
+        (0, 0, "val_loss", "logs no train_loss for each epoch"),
+    ],
+)
+def test_scripts_that_talk_hurry_or_keep_silent(noise, pause, metric, reason, refused):
+    Path("fake.py").write_text(FAKE.format(noise=noise, pause=pause, metric=metric))
+    args = scale.parse_args(["--script", str(Path("fake.py").resolve()), "--epochs", "2"])
+    if reason:
+        assert reason in refused(scale.run, 1, args, Path("run"))
+    else:
+        seconds, losses = scale.run(1, args, Path("run"))
+        assert 0.1 < seconds < 5 and losses == {1: 0.5, 2: 0.5}
 
 
 def test_the_page_names_what_there_is():

@@ -11,11 +11,13 @@ fixed. A branch that this tool did not make is never overwritten.
 
 import argparse
 import ast
+import functools
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from common import fail, unknown
@@ -48,6 +50,12 @@ def show(commit: str, path: str) -> str:
     return git("show", f"{commit}:{path}")
 
 
+@functools.cache
+def read(blob: str) -> str:
+    """A stored text file, by its id: read once for all branches."""
+    return git("cat-file", "blob", blob)
+
+
 def entries_of(commit: str) -> list[dict]:
     """The milestones of a commit, in historical order."""
     try:
@@ -60,10 +68,11 @@ def entries_of(commit: str) -> list[dict]:
     return entries
 
 
-def imports(text: str) -> set[str]:
-    """The packages and scripts that a Python file imports, by their first name."""
+@functools.cache
+def imports(blob: str) -> set[str]:
+    """The packages and scripts that a stored Python file imports, by their first name."""
     names = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(ast.parse(read(blob))):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -74,34 +83,54 @@ def imports(text: str) -> set[str]:
 def kept_files(commit: str, gone: set[str]) -> list[tuple[str, str, str]]:
     """(mode, blob, path) of the files that a tree without the folders `gone` holds.
 
-    Folders go with their tests, and with the tests, benchmarks and tools that import them.
+    Folders go with their tests, and with the tests, benchmarks and tools that import them, be it
+    through one another.
     """
-    files = []
-    for line in git("ls-tree", "-r", "-z", commit).split("\0")[:-1]:
-        info, path = line.split("\t", 1)
-        mode, _, blob = info.split()
-        top, name = path.partition("/")[0], Path(path)
-        if top in gone or any(name.stem.startswith(f"test_{folder}") for folder in gone):
-            continue
-        if (
-            top in ("tests", "tools")
-            and name.suffix == ".py"
-            and imports(show(commit, path)) & gone
-        ):
-            continue
-        files.append((mode, blob, path))
+    rows = [line.split("\t", 1) for line in git("ls-tree", "-r", "-z", commit).split("\0")[:-1]]
+    stored = [(*info.split()[::2], path) for info, path in rows]
+    files = [
+        (mode, blob, path)
+        for mode, blob, path in stored
+        if path.partition("/")[0] not in gone
+        and not any(Path(path).stem.startswith(f"test_{folder}") for folder in gone)
+    ]
+    lost = set(gone)
+    while True:  # what goes may be imported by others
+        foreign = {
+            path
+            for _, blob, path in files
+            if re.fullmatch(r"(tests|tools)/.*\.py", path) and imports(blob) & lost
+        }
+        if not foreign:
+            break
+        lost |= {Path(path).stem for path in foreign}
+        files = [file for file in files if file[2] not in foreign]
     return files
 
 
-def cut_readme(text: str, gone: set[str], lost: set[str]) -> str:
+def titles_of(commit: str, folder: str) -> list[str]:
+    """What a milestone calls itself: ["ResNet"], or of a family ["GCN", "GraphSAGE", "GAT"]."""
+    head = re.match(r"# (.+?)(?: \(|\n)", show(commit, f"{folder}/README.md"))
+    return head.group(1).split(", ") if head else []
+
+
+def cut_readme(
+    text: str, gone: set[str], lost: set[str], titles: Iterable[str] = (), names: Iterable[str] = ()
+) -> str:
     """A README without the lines that speak of folders `gone` or files `lost`.
 
-    Of commands and tables single lines go, else whole items of a list, paragraphs, or Python code.
+    Of commands and tables single lines go, else whole items of a list, paragraphs, or Python code,
+    and headings that nothing is left under. With `titles`, those of milestones that are gone, and
+    `names`, the branches of those that are here, what speaks of others goes too.
     """
-    folders = "|".join(map(re.escape, sorted(gone))) or "(?!)"
-    files = "|".join(map(re.escape, sorted(lost))) or "(?!)"
+    folders, files, words = (
+        "|".join(map(re.escape, sorted(some))) or "(?!)" for some in (gone, lost, titles)
+    )
+    own = "|".join(name.partition("/")[2] for name in names)
+    others = rf"|milestone/(?!({own})\b)\d" if own else ""
     foreign = re.compile(
         rf"(?<![\w/-])({folders})(/|\.model)|(?<![\w-])({files})(?![\w-])|\.\./({folders})/"
+        rf"|\b({words})\b|--only ({folders})\b{others}"
     )
     text = text.replace("\\\n", "\\\0")  # a command of several lines is one
     blocks, block, code, python = [], [], False, False
@@ -121,9 +150,31 @@ def cut_readme(text: str, gone: set[str], lost: set[str]) -> str:
         block.append(line)
         if row or not line.strip():
             blocks, block = [*blocks, block], []
-    kept = ["\n".join(block) for block in [*blocks, block] if not foreign.search("\n".join(block))]
-    whole = re.sub(r"```\w+\n+```\n", "", "\n".join(kept).replace("\0", "\n"))  # nothing is left
-    return re.sub(r"\n{3,}", "\n\n", whole).rstrip() + "\n"
+    kept = []
+    for text in ("\n".join(block) for block in [*blocks, block]):
+        if not foreign.search(text):
+            kept.append(text)
+        elif text.startswith("```python"):
+            kept.append("```python\n```")
+    whole = "\n".join(kept).replace("\0", "\n")
+    whole = re.sub(r":\n\n```\w+\n+```\n", ".\n", whole)  # code of which nothing is left
+    whole = re.sub(r"```\w+\n+```\n", "", whole)
+    whole = re.sub(r"^\|.*\|\n\|[ |-]+\|\n(?!\|)", "", whole, flags=re.M)  # a table's head alone
+    return re.sub(r"\n{3,}", "\n\n", without_empty_sections(whole)).rstrip() + "\n"
+
+
+def without_empty_sections(text: str) -> str:
+    """A README without the headings that nothing stands under."""
+    kept, code, below = [], False, 0  # from the end; `below`: the heading reached, if nothing else
+    for line in reversed(text.split("\n")):
+        code ^= line.startswith("```")
+        level = 0 if code else len(re.match(r"(#+ )?", line).group().strip())
+        if level and below is not None and below <= level:
+            continue
+        if level or line.strip():
+            below = level or None
+        kept.append(line)
+    return "\n".join(reversed(kept))
 
 
 def cut_milestones(text: str, gone: set[str]) -> str:
@@ -136,13 +187,19 @@ def cut_milestones(text: str, gone: set[str]) -> str:
 def write_tree(commit: str, gone: set[str]) -> str:
     """Stores the tree of a commit without the folders `gone`; returns its id."""
     files = kept_files(commit, gone)
-    paths = {path for _, _, path in files}
+    paths = {path: blob for _, blob, path in files}
     everything = git("ls-tree", "-r", "-z", "--name-only", commit).split("\0")[:-1]
     lost = {path for path in everything if path not in paths and path.partition("/")[0] not in gone}
     texts = {"milestones.toml": cut_milestones(show(commit, "milestones.toml"), gone)}
-    for path in paths:
+    here = [entry for entry in entries_of(commit) if entry["folder"] not in gone]
+    titles = {title for folder in gone for title in titles_of(commit, folder)}
+    for path, blob in paths.items():
         if Path(path).suffix == ".md" and gone:
-            texts[path] = cut_readme(show(commit, path), gone, lost)
+            page = "/" not in path  # of the museum, not of a milestone, which may look ahead
+            more = (titles, names_of(here)) if page else ()
+            first = re.compile(r"(pip install -e \. && python )\w+/")
+            text = first.sub(rf"\g<1>{here[0]['folder']}/", read(blob))
+            texts[path] = cut_readme(text, gone, lost, *more)
     rows = []
     for mode, blob, path in files:
         if path in texts:
@@ -200,7 +257,8 @@ def check(name: str, branches: dict[str, tuple[str, str]], new: str) -> None:
     if name not in branches or branches[name][0] == new:
         return
     commit, place = branches[name]
-    if not git("log", "-1", "--format=%B", commit).rstrip().endswith(SIGN):
+    committer, body = git("log", "-1", "--format=%ce%n%B", commit).split("\n", 1)
+    if committer != WHO["EMAIL"] or not body.rstrip().endswith(SIGN):  # not if someone amended it
         fail(f"the branch {name} is there and was not made by this tool: rename or delete it")
     if place:
         fail(f"the branch {name} is checked out in {place}: switch to another branch first")
@@ -244,7 +302,8 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     commit = git("rev-parse", "--verify", "HEAD^{commit}").strip()
     os.chdir(git("rev-parse", "--show-toplevel").strip())
     entries = entries_of(commit)
-    made = build_only(commit, entries, args.only) if args.only else build(commit, entries)
+    alone = args.only is not None
+    made = build_only(commit, entries, args.only) if alone else build(commit, entries)
     branches = present()
     for name, new in made.items():
         check(name, branches, new)

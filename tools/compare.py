@@ -13,7 +13,6 @@ Each network is trained by its own script, at its own learning rate, batches of 
 import argparse
 import importlib
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS = {folder: names for folder, names in MODELS.items() if (ROOT / folder).is_dir()}
 EPOCHS = {"shapes": 4}  # else 10
 BATCH = 128
+ASIDE = ("seed", "run_dir", "typed", "chosen", "quiet", "data_dir", "device", "resume")
+ASIDE += ("tensorboard", "save_minutes", "workers")  # flags that runs of one kind may differ in
 ROUNDS = 7  # of timing, of which the median counts
 
 
@@ -58,7 +59,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--runs", nargs="+", type=Path, help="compare these run folders, and train nothing")
     add("--out", type=Path, default=Path("tools", "samples"), help="folder for what is made")
     add("--peak", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.seeds = list(dict.fromkeys(args.seeds))  # a run that is named twice is one
+    return args
 
 
 def train_all(args: argparse.Namespace) -> dict[str, list[Path]]:
@@ -77,23 +80,27 @@ def train_all(args: argparse.Namespace) -> dict[str, list[Path]]:
 
 def group(folders: list[Path]) -> dict[str, list[Path]]:
     """Run folders by their model and data; those that differ in the seed alone come together."""
-    groups: dict[str, dict[str, list[Path]]] = {}
-    for folder in folders:
+    groups: dict[tuple[str, str], dict[str, list[Path]]] = {}
+    for folder in dict.fromkeys(folders):
         if not (folder / "last.pt").is_file():
             fail(f"{folder} holds no last.pt: name the folders of runs")
         metrics = finished(folder)
         if metrics is None:
             fail(f"{folder} is not finished: go on with --resume --run-dir {folder}")
-        if "test_accuracy" not in metrics:
-            fail(f"{folder} is not of a classifier: it has no test accuracy")
         flags = read_checkpoint(folder / "last.pt")["config"]["flags"]
-        aside = ("seed", "run_dir", "typed", "chosen", "quiet", "data_dir", "device", "resume")
-        rest = json.dumps({k: v for k, v in flags.items() if k not in aside}, sort_keys=True)
-        groups.setdefault(flags["model"], {}).setdefault(rest, []).append(folder)
+        if "test_accuracy" not in metrics or flags.get("milestone") not in MODELS:
+            fail(f"{folder} is not of a classifier of images: those are in {', '.join(MODELS)}")
+        rest = json.dumps({k: v for k, v in flags.items() if k not in ASIDE}, sort_keys=True)
+        kinds = groups.setdefault((flags["model"], flags["data"]), {})
+        kinds.setdefault(rest, []).append(folder)
+    several = len({data for _, data in groups}) > 1  # accuracies that can't be compared: say so
     named = {}
-    for name, kinds in groups.items():
+    for (model, data), kinds in groups.items():
+        name = f"{model} on {data}" if several else model
         for number, found in enumerate(kinds.values(), 1):
             named[name if len(kinds) == 1 else f"{name} ({number})"] = found
+            if len(kinds) > 1:
+                print(f"{name} ({number}): {' '.join(map(str, found))}")
     return named
 
 
@@ -177,7 +184,10 @@ def peak_of(folder: Path, device: str) -> float:
     """Peak memory in MiB of training steps, in a process of its own: of the device, or resident."""
     command = [sys.executable, __file__, "--peak", str(folder), "--device", device]
     done = subprocess.run(command, capture_output=True, text=True)
-    return float(done.stdout) if not done.returncode else math.nan
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        fail(f"the peak memory of {folder}: {reason.removeprefix('error: ')}")
+    return float(done.stdout)
 
 
 def print_peak(folder: Path, device: str) -> None:
@@ -233,6 +243,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     if args.peak:
         print_peak(args.peak, args.device)
         return {}
+    if not MODELS:
+        fail("there is no folder of classifiers of images in this tree")
     cli.make_folder(args.out)
     folders = group(args.runs) if args.runs else train_all(args)
     speeds = rates({name: found[0] for name, found in folders.items()}, args.device)

@@ -10,6 +10,7 @@ of N, divided by N; time is that of the epochs, without starting and loading.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -59,22 +60,29 @@ def run(count: int, args: argparse.Namespace, folder: Path) -> tuple[float, dict
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a thread a process: what is compared
     folder.mkdir()
     rows, seen = folder / "metrics.jsonl", []
-    process = subprocess.Popen(
-        command(count, args, folder), env=environment, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while process.poll() is None:
-        if rows.exists() and len(rows.read_text().splitlines()) > len(seen):
-            seen.append(rows.stat().st_mtime)  # when an epoch ended
-        try:
-            process.wait(0.02)
-        except subprocess.TimeoutExpired:
-            continue
+    with open(folder.with_suffix(".err"), "w+") as errors:
+        process = subprocess.Popen(
+            command(count, args, folder), env=environment, stdout=subprocess.DEVNULL, stderr=errors
+        )
+        ended = False
+        while not ended:
+            ended = process.poll() is not None  # and then a last look
+            new = len(rows.read_text().splitlines()) - len(seen) if rows.exists() else 0
+            seen += [rows.stat().st_mtime] * new if new > 0 else []  # when an epoch ended
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
+        errors.seek(0)
+        words = errors.read().strip().splitlines() or ["no reason given"]
     if process.returncode:
-        words = process.stderr.read().strip().splitlines() or ["no reason given"]
         reason = next((line for line in words if line.startswith("error: ")), words[-1])
         fail(f"{args.script} with {count} processes: {reason.removeprefix('error: ')}")
-    return seen[args.epochs - 1] - seen[0], history(folder, "train_loss")
+    losses = history(folder, "train_loss") if rows.exists() else {}
+    if len(losses) < 2:
+        fail(f"{args.script} logs no train_loss for each epoch, which is what is compared")
+    seconds = seen[args.epochs - 1] - seen[0]
+    if seconds <= 0:
+        fail(f"an epoch of {args.script} is too short to be timed: give more data, or --epochs")
+    return seconds, losses
 
 
 def draw(losses: dict[int, dict[int, float]], summary: dict, path: Path) -> None:
