@@ -172,9 +172,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         run.log(epoch, **run.means(), **metrics)
         run.save(every=10)
     run.save()
-    if args.data == "karate" and dev.main:  # Appendix A
+    if shown:  # Appendix A; with --fsdp all processes have to take part in the embeddings
         frames = [*history["frames"], (run.epoch, embeddings(model, train))]
-        draw_frames(frames, train, run.folder / "embeddings.png")
+        if dev.main:
+            draw_frames(frames, train, run.folder / "embeddings.png")
     picture = run.folder / "confusion.png"
     return run.finish(**run.means(), **evaluate(model, test, train, dev, args, picture))
 

@@ -343,6 +343,12 @@ def test_without_split_and_features():
     assert sorted(seen) == list(range(50))
 
 
+def test_too_many_nodes_without_features(refused, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_WITHOUT_FEATURES", 3)
+    write_tables("id,label\nx,1\ny,2\nz,1\nw,2\n", "source,target\nx,y\n")
+    assert "4 nodes and no features" in refused(lambda: load(data="graph:mine"))
+
+
 def test_quotes_spaces_marks_and_blank_lines():
     write_tables('\ufeffid, label ,f\n"a,b", cat ,1\n\nc,dog,2\n', 'source,target\n"a,b", c\n')
     found = read_tables(Path("mine"))

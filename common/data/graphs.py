@@ -41,6 +41,7 @@ PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
 MOLECULES = {"mutag": "MUTAG", "proteins": "PROTEINS"}
 GRAPH_SETS = ["karate", *PLANETOID, *MOLECULES, "ppi", "graph:PATH"]
 NUM_FOLDS = 10
+MOST_WITHOUT_FEATURES = 20_000  # nodes: as many features of their own each take 1.6 GB
 
 
 def add_graph_flags(parser: argparse.ArgumentParser) -> None:
@@ -335,6 +336,11 @@ def read_tables(root: Path) -> Table:
             fail(f"{path}: line {line}: the id {name!r} is {'there twice' if name else 'missing'}")
         place[name] = len(place)
         values.append([number(row[i], path, line, header[i]) for i in columns])
+    if not columns and len(place) > MOST_WITHOUT_FEATURES:
+        fail(
+            f"{path} has {len(place):,} nodes and no features: one of its own for each is for "
+            f"{MOST_WITHOUT_FEATURES:,} at most, so add columns (the degree, or a 1)"
+        )
     features = torch.tensor(values) if columns else torch.eye(len(place))
     sides = []
     for number_of_row, (line, row) in enumerate(table(edges_path)):
