@@ -13,7 +13,9 @@ from common.data.graphs import GraphSet
 def embeddings(model: nn.Module, part: GraphSet) -> Tensor:
     """What `model.embed` makes of the nodes, on the two axes of greatest variance (N, 2)."""
     model.eval()
-    z = model.embed(*part.whole().inputs).float().cpu()
+    inputs = part.whole().inputs
+    model(*inputs)  # with --fsdp the whole has to be called before a part of it
+    z = model.embed(*inputs).float().cpu()
     if z.shape[1] == 2:
         return z
     centred = z - z.mean(0)

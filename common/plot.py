@@ -216,7 +216,8 @@ def scatter(
             axis.scatter(*points[places].T, s=2 * radius, facecolors="none", edgecolors="black")
         axis.set_title(title, fontsize=9, parse_math=False)
     if len(np.unique(labels)) <= 20:
-        figure.axes[0].legend(fontsize=6)
+        for text in figure.axes[0].legend(fontsize=6).get_texts():
+            text.set_parse_math(False)
     save(figure, path)
 
 

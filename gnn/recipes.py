@@ -46,8 +46,8 @@ def takes_all(model: str, kind: str) -> bool:
     return model != "sage" and kind not in MANY
 
 
-def without_meaning(model: str, kind: str) -> dict[str, str]:
-    """The flags that this model on this kind of data has no use for, and why."""
+def without_meaning(model: str, kind: str, loss: str) -> dict[str, str]:
+    """The flags that this model, data and loss have no use for, and why."""
     all_settings = {flag for flags in SETTINGS.values() for flag in flags}
     why = dict.fromkeys(all_settings - set(SETTINGS[model]), f"{model} has no such part")
     if takes_all(model, kind):
@@ -59,6 +59,11 @@ def without_meaning(model: str, kind: str) -> dict[str, str]:
         why["fanouts"] = "graphs as small as these are taken whole"
     else:
         why["readout"] = "nodes have labels, not graphs"
+    if kind == "ppi" and model != "sage":
+        why["limit"] = "each step takes whole graphs (sage draws nodes)"
+    if loss == "unsupervised":
+        why["dropout"] = "the paper's loss of walks has none"
+        why["window"] = "without labels there is no validation loss; take --patience"
     if model != "sage":
         why |= dict.fromkeys(["fanouts", "loss"], "they are for sage")
     return why
@@ -67,9 +72,8 @@ def without_meaning(model: str, kind: str) -> dict[str, str]:
 def fit(
     model: str, num_layers: int | None, hidden: list[int], fanouts: list[int]
 ) -> tuple[list[int], list[int]]:
-    """Widths and fan-outs for `num_layers` layers, if that is given."""
-    if not num_layers:
-        return hidden, fanouts
-    layers = num_layers - (model != "sage")  # the last layer of the others has the classes' width
+    """Widths and fan-outs: of `num_layers` layers, if that is given, else of those of `hidden`."""
+    # The last layer of gcn and gat has the classes' width, and isn't in `hidden`.
+    layers = num_layers - (model != "sage") if num_layers else len(hidden)
     hidden = hidden if len(hidden) == layers else hidden[:1] * layers
     return hidden, fanouts if len(fanouts) == layers else (fanouts + fanouts[-1:] * layers)[:layers]

@@ -151,6 +151,14 @@ class Neighbours:
         which = there.nonzero()[:, 0]
         return which, self.sources[(drawn + first[:, None])[there]]
 
+    def all(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """All neighbours of `nodes`, as `draw` gives them."""
+        first = self.offsets[nodes]
+        degree = self.offsets[nodes + 1] - first                    # (n,)
+        which = torch.arange(len(nodes), device=nodes.device).repeat_interleave(degree)
+        place = torch.arange(len(which), device=nodes.device)       # and that of a node's first:
+        return which, self.sources[(first - degree.cumsum(0) + degree)[which] + place]
+
     def sample(
         self, seeds: Tensor, fanouts: Sequence[int], key: int
     ) -> tuple[Tensor, list[Block]]:
@@ -160,10 +168,7 @@ class Neighbours:
         """
         nodes, blocks = seeds, []
         for hop, count in enumerate(fanouts):
-            if not count:
-                wide = self.offsets[nodes + 1] - self.offsets[nodes]
-                count = max(1, int(wide.max())) if len(wide) else 1
-            which, found = self.draw(nodes, count, key + hop)
+            which, found = self.draw(nodes, count, key + hop) if count else self.all(nodes)
             num_targets = len(nodes)
             nodes, places = number(nodes, found)
             blocks.append((torch.stack([places, which]), num_targets))
@@ -206,14 +211,16 @@ def walk_batch(
     return seeds, places[: ends.numel()].view(2, -1), places[ends.numel() :]
 
 
-def unsupervised_loss(z: Tensor, ends: Tensor, others: Tensor) -> Tensor:
+def unsupervised_loss(z: Tensor, ends: Tensor, others: Tensor, reduction: str = "mean") -> Tensor:
     """Eq. 1: embeddings (S, C) of near nodes are alike, those of random ones are not.
 
-    `ends` (2, P) are rows that meet on walks, `others` (Q,) rows drawn at random.
+    `ends` (2, P) are rows that meet on walks, `others` (Q,) rows drawn at random. The `reduction`
+    over the P pairs is "mean" or "sum".
     """
     near = (z[ends[0]] * z[ends[1]]).sum(1)
     far = z[ends[0]] @ z[others].t()  # (P, Q)
-    return -(F.logsigmoid(near) + F.logsigmoid(-far).sum(1)).mean()
+    losses = -(F.logsigmoid(near) + F.logsigmoid(-far).sum(1))
+    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def sage(in_channels: int = 1433, num_classes: int = 7, **settings) -> SAGE:

@@ -40,6 +40,8 @@ def read_own(path: Path, flags: argparse.Namespace, facts: dict, dev: Device) ->
     channels = found.graph.features.shape[1]
     if channels != facts["channels"]:
         fail(f"{path} has {channels} features a node, and the network takes {facts['channels']}")
+    if missing := sorted(set(facts.get("columns", [])) - set(found.columns)):
+        fail(f"{path}/nodes.csv has no column {missing[0]!r}, which the network was trained with")
     graph, place = found.graph, {name: k for k, name in enumerate(facts["classes"])}
     if flags.features != "raw":
         graph.features = row_normalised(graph.features)
@@ -127,9 +129,8 @@ def draw_graph(
         net.add_nodes_from(range(len(graph.features)))
         places = networkx.spring_layout(net, seed=0)
         points = torch.tensor([places[k].tolist() for k in range(len(places))])
-    if points is not None:
-        title = {"predicted classes": points}
-        scatter(title, answers, facts["classes"], path, edges=graph.edge_index, size=6)
+    title = {"predicted classes": points}
+    scatter(title, answers, facts["classes"], path, edges=graph.edge_index, size=6)
 
 
 @torch.no_grad()
@@ -176,19 +177,22 @@ def main(argv: list[str] | None = None) -> dict:
     found = write_predictions(args.out / "predictions.csv", chosen, shares, labels, part)
     answers = shares.argmax(1)
     colours = answers if labels.dim() == 2 else torch.where(labels >= 0, labels, -1)
-    points = None
-    if len(shares) <= MOST_DRAWN:
-        points = draw_hidden(hidden, colours, facts, args.out / "tsne.png")
+    count, written, points = len(shares), ["predictions.csv"], None
+    if count <= MOST_DRAWN:
+        points = drawn = draw_hidden(hidden, colours, facts, args.out / "tsne.png")
     else:
-        some = torch.randperm(len(shares), generator=torch.Generator().manual_seed(0))[:MOST_DRAWN]
-        draw_hidden(hidden[some], colours[some], facts, args.out / "tsne.png")
-    if facts["task"] == "nodes" and (points is not None or len(shares) <= MOST_LAID_OUT):
+        some = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST_DRAWN]
+        drawn = draw_hidden(hidden[some], colours[some], facts, args.out / "tsne.png")
+    written += ["tsne.png"] if drawn is not None else []
+    if facts["task"] == "nodes" and count > MOST_DRAWN:
+        print(f"graph.png is for {MOST_DRAWN:,} nodes at most, and here are {count:,}: not drawn")
+    elif facts["task"] == "nodes":
         draw_graph(part.graph, points, answers, facts, args.out / "graph.png")
+        written.append("graph.png")
     if flags.model == "gat" and facts["task"] != "graphs":
         draw_attention(model, part, chosen[0], args.out / "attention.png")
-    written = [f"{name}.png" for name in ("tsne", "graph", "attention")]
-    written = [name for name in written if (args.out / name).exists()]
-    print(f"wrote {', '.join(['predictions.csv', *written])} in {args.out}")
+        written.append("attention.png")
+    print(f"wrote {', '.join(written)} in {args.out}")
     return found
 
 

@@ -198,21 +198,23 @@ def test_missing_and_damaged_molecules(refused):
     assert "TUDataset/MUTAG/raw are damaged" in refused(lambda: load(data="mutag"))
 
 
-def write_ppi(directed=False):
+def write_ppi(directed=False, first_size=5):
     raw = Path("data/PPI/raw")
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, first, num in (("train", 1, 3), ("valid", 4, 2), ("test", 6, 2)):
-        numbers = np.repeat(np.arange(first, first + num), 5)
-        links = []
-        for g in range(num):
-            links += [{"source": 5 * g + k, "target": 5 * g + (k + 1) % 5} for k in range(5)]
-            links.append({"source": 5 * g, "target": 5 * g})
-        nodes = [{"id": k} for k in range(5 * num)]
+        sizes = [first_size, *[5] * (num - 1)]
+        numbers = np.repeat(np.arange(first, first + num), sizes)
+        links, total = [], sum(sizes)
+        for g, n in enumerate(sizes):
+            b = sum(sizes[:g])
+            links += [{"source": b + k, "target": b + (k + 1) % n} for k in range(n)]
+            links.append({"source": b, "target": b})
+        nodes = [{"id": k} for k in range(total)]
         content = dict(directed=directed, multigraph=False, graph={}, nodes=nodes, links=links)
         (raw / f"{name}_graph.json").write_text(json.dumps(content))
-        np.save(raw / f"{name}_feats.npy", rng.random((5 * num, 4)))
-        np.save(raw / f"{name}_labels.npy", rng.integers(0, 2, (5 * num, 6)))
+        np.save(raw / f"{name}_feats.npy", rng.random((total, 4)))
+        np.save(raw / f"{name}_labels.npy", rng.integers(0, 2, (total, 6)))
         np.save(raw / f"{name}_graph_id.npy", numbers)
 
 
@@ -246,6 +248,29 @@ def test_training_on_ppi(refused):
         assert 0 <= metrics["test_f1"] <= 1
     Path("data/PPI/raw/test_feats.npy").write_bytes(b"damaged")
     assert "PPI/raw are damaged" in refused(lambda: load(data="ppi"))
+
+
+def test_ppis_f1_and_accumulation():
+    from sklearn.metrics import f1_score
+
+    from gnn import train
+
+    write_ppi(first_size=11)  # parts of a step have different numbers of nodes
+    argv = ["--data", "ppi", "--epochs", "3", "--hidden", "8", "--val", "0", "--quiet"]
+    found = {}
+    for k in ("1", "2"):
+        found[k] = train.main([*argv, "--accumulate", k, "--run-dir", f"run{k}"])
+    one, two = (torch.load(f"run{k}/last.pt")["model"] for k in ("1", "2"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)
+    assert found["2"]["train_loss"] == pytest.approx(found["1"]["train_loss"], rel=1e-4)
+    args = train.parse_args(["--evaluate", "run1/last.pt"])
+    _, _, test = load_graphs(args, Device(device_args()))
+    model = train.build(args, test.facts)
+    model.load_state_dict(one)
+    logits = model.eval()(*test.whole().inputs)
+    wanted = f1_score(test.graph.labels.numpy(), (logits > 0).numpy(), average="micro")
+    assert found["1"]["test_f1"] == pytest.approx(wanted)
 
 
 def test_training_on_molecules():
@@ -295,6 +320,19 @@ def test_the_users_own_split_and_validation():
     assert load(data="graph:mine", val=0)[1] is None
 
 
+def test_classes_columns_and_ends_in_any_order():
+    write_tables("id,label,a,b\nx,10,1,2\ny,9,3,4\nz,10,5,6\n", "source,target\nx,y\ny,z\n")
+    wanted = read_tables(Path("mine"))
+    assert load(data="graph:mine", features="raw")[0].facts["classes"] == ["9", "10"]
+    write_tables("b,label,id,a\n2,10,x,1\n4,9,y,3\n6,10,z,5\n", "target,source\ny,x\nz,y\n")
+    found = read_tables(Path("mine"))
+    assert torch.equal(found.graph.features, wanted.graph.features)
+    assert torch.equal(found.graph.edge_index, wanted.graph.edge_index)
+    assert found.columns == ["a", "b"]
+    write_tables("id,label\nx,--5\ny,6\nz,--5\nw,6\n", "source,target\nx,y\n")
+    assert load(data="graph:mine")[0].facts["classes"] == ["--5", "6"]  # no number
+
+
 def test_without_split_and_features():
     rows = [f"{k},{k % 2}" for k in range(50)]
     write_tables("id,label\n" + "\n".join(rows) + "\n", "source,target\n0,1\n")
@@ -303,6 +341,12 @@ def test_without_split_and_features():
     torch.testing.assert_close(train.graph.features, torch.eye(50))
     seen = [k for part in (train, val, test) for k in part.indices.tolist()]
     assert sorted(seen) == list(range(50))
+
+
+def test_too_many_nodes_without_features(refused, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_WITHOUT_FEATURES", 3)
+    write_tables("id,label\nx,1\ny,2\nz,1\nw,2\n", "source,target\nx,y\n")
+    assert "4 nodes and no features" in refused(lambda: load(data="graph:mine"))
 
 
 def test_quotes_spaces_marks_and_blank_lines():

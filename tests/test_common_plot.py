@@ -60,6 +60,12 @@ def test_confusion_matrix(num_classes):
     assert (image[..., 2] - image[..., 0]).max() > 50  # the diagonal is blue
 
 
+def test_scatter():
+    points, labels = torch.rand(6, 2), torch.tensor([0, 1, -1, 0, 1, 1])
+    plot.scatter({"$^0$ {": points}, labels, ["$^0$", "$x^$"], "points.png", [2])
+    pixels("points.png")
+
+
 def test_spread_and_summary(tmp_path):
     plot.spread({"a": {10: [1.0, 2.0], 20: [0.5]}}, "spread.png", "images", "error", log=True)
     pixels("spread.png")

@@ -1,13 +1,20 @@
-"""GCN, GraphSAGE and GAT: sizes, parity with PyG, properties, the sampler, and that they learn."""
+"""GCN, GraphSAGE and GAT: sizes, parity with PyG, properties, the sampler, and that they learn.
+
+Usage: torchrun --nproc-per-node 2 tests/test_gnn.py FOLDER (which holds a user's graph, `mine`).
+"""
 
 import importlib
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT, run_python
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.data.graphs import load_graphs
 from gnn import claims, sample, train
@@ -330,6 +337,19 @@ def test_graphs_do_not_mix(readout):
 # ---------------------------------------------------------------------- sampling
 
 
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that is made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(t, torch.Tensor):
+                self.largest = max(self.largest, t.numel())
+        return out
+
+
 def star(leaves):
     """Node 0 hears from each of the others, node 1 from node 0 alone."""
     sources = torch.arange(1, leaves + 1)
@@ -398,6 +418,17 @@ def test_zero_stands_for_all():
     torch.testing.assert_close(model(x[nodes], blocks), model(x, edge_index)[seeds])
 
 
+def test_all_neighbours_of_a_hub_cost_no_more_than_its_edges():
+    edge_index, num_nodes = star(3000)
+    graph, seeds = Neighbours(edge_index, num_nodes), torch.tensor([1, 0, 2])
+    with Largest() as seen:
+        nodes, blocks = graph.sample(seeds, (0,), 0)
+    assert seen.largest <= 2 * (num_nodes + 2)
+    edges, _ = blocks[0]
+    found = {(nodes[j].item(), nodes[i].item()) for j, i in edges.t().tolist()}
+    assert found == set(map(tuple, edge_index.t().tolist()))
+
+
 def test_the_means_of_samples_are_right_on_average():
     num_nodes, edge_index = GRAPHS["ordinary"]
     graph, x = Neighbours(edge_index, num_nodes), features(num_nodes, 3)
@@ -412,18 +443,6 @@ def test_the_means_of_samples_are_right_on_average():
 
 def test_a_sample_takes_the_memory_of_its_batch():
     """A graph ten times as large: the tensors that a sample makes stay as they are."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        largest = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for t in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(t, torch.Tensor):
-                    self.largest = max(self.largest, t.numel())
-            return out
-
     for num_nodes in (2_000, 20_000):
         edges = torch.randint(0, num_nodes, (2, 10 * num_nodes))
         graph = Neighbours(edges, num_nodes)
@@ -467,11 +486,57 @@ def test_accumulation_equals_the_large_batch(tables):
         torch.testing.assert_close(weights("two")[key], value, rtol=1e-4, atol=1e-5)
 
 
+def test_walks_of_unequal_parts_accumulate(tables):
+    """Parts of a step hold different numbers of pairs, and some none at all."""
+    with open(tables / "nodes.csv", "a") as file:
+        file.writelines(f"alone{k},cat,0,0,0\n" for k in range(60))
+    shared = ["--model", "sage", "--data", f"graph:{tables}", "--epochs", "1", "--quiet"]
+    shared += ["--loss", "unsupervised", "--batch-size", "4"]
+    for name, k in (("one", "1"), ("four", "4")):
+        assert train.main([*shared, "--accumulate", k, "--run-dir", name])["train_loss"] > 1
+    for key, value in weights("one").items():
+        torch.testing.assert_close(weights("four")[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_walks_need_edges(tables, refused):
+    tables.joinpath("edges.csv").write_text("source,target\nn1,n1\n")
+    argv = ["--model", "sage", "--data", f"graph:{tables}", "--loss", "unsupervised", "--quiet"]
+    assert "the training part has none" in refused(train.main, argv)
+
+
+SHARED = {  # without dropout, which each process draws for itself
+    "supervised": ["--data", "graph:mine", "--dropout", "0", "--batch-size", "8"],
+    "unsupervised": ["--data", "graph:mine", "--loss", "unsupervised", "--batch-size", "8"],
+    "karate": ["--data", "karate", "--batch-size", "4"],
+}
+
+
+def train_all(kind, *flags):
+    """The runs of SHARED, mini-batches of GraphSAGE."""
+    for name, argv in SHARED.items():
+        argv = ["--model", "sage", *argv, "--epochs", "2", "--quiet", *flags]
+        train.main([*argv, "--run-dir", f"{name}-{kind}"])
+
+
+def test_two_processes_equal_one(tables):
+    train_all("one")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run_python(*torchrun, ROOT / "tests" / "test_gnn.py", tables.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in SHARED:
+        for kind in ("two", "sharded"):
+            for key, value in weights(f"{name}-one").items():
+                found = weights(f"{name}-{kind}")[key]
+                torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_resuming_is_exact(model, tables):
     shared = ["--model", model, "--data", f"graph:{tables}", "--epochs", "6", "--quiet"]
+    shared += ["--batch-size", "16"] if model == "sage" else []  # two steps an epoch
     train.main([*shared, "--run-dir", "whole"])
     train.main([*shared, "--run-dir", "cut", "--max-steps", "3"])
+    assert torch.load("cut/last.pt")["position"] == (1 if model == "sage" else 0)
     train.main(["--resume", "--run-dir", "cut", "--quiet"])
     for key, value in weights("whole").items():
         assert torch.equal(weights("cut")[key], value)
@@ -533,6 +598,13 @@ def test_unseen_nodes(tables):
         (["--model", "sage", "--residual"], "--residual"),
         (["--fanouts", "3", "3"], "for sage"),
         (["--model", "sage", "--fanouts", "3"], "--fanouts needs a number for each of the 2"),
+        (["--model", "sage", "--num-layers", "2", "--fanouts", "5", "5", "5"], "each of the 2"),
+        (["--num-layers", "5", "--hidden", "8", "4"], "--hidden has 2 widths"),
+        (["--compile"], "torch.compile"),
+        (["--model", "sage", "--loss", "unsupervised", "--dropout", "0.1"], "--dropout"),
+        (["--model", "sage", "--loss", "unsupervised", "--window", "3"], "no validation loss"),
+        (["--model", "gat", "--data", "ppi", "--limit", "3"], "whole graphs"),
+        (["--data", "cora", "--window", "3", "--patience", "3"], "choose one"),
         (["--loss", "unsupervised"], "for sage"),
         (["--model", "sage", "--data", "mutag", "--loss", "unsupervised"], "many"),
         (["--readout", "max"], "--readout"),
@@ -548,6 +620,16 @@ def test_unseen_nodes(tables):
 def test_bad_flags(argv, words, refused):
     assert words in refused(train.main, argv)
     assert not list(Path().iterdir())
+
+
+def test_flags_that_recipes_follow():
+    assert train.parse_args(["--model", "sage", "--hidden", "8"]).fanouts == [25]
+    three = train.parse_args(["--model", "sage", "--data", "cora", "--num-layers", "3"])
+    assert (three.hidden, three.fanouts) == ([128] * 3, [25, 10, 10])
+    gcn = train.parse_args(["--data", "cora", "--patience", "5"])
+    assert (gcn.window, gcn.patience) == (None, 5)  # the window would take the last weights
+    gat = train.parse_args(["--model", "gat", "--data", "cora", "--window", "5"])
+    assert (gat.window, gat.patience) == (5, None)
 
 
 def test_full_batches_are_not_shared(monkeypatch, refused):
@@ -567,8 +649,9 @@ def test_it_learns_the_users_graph(model, tables):
     argv = ["--model", model, "--data", f"graph:{tables}", "--epochs", "60", "--quiet"]
     metrics = train.main([*argv, "--run-dir", "run"])
     assert metrics["test_accuracy"] > 0.8
-    again = train.main(["--evaluate", "run/last.pt", "--quiet"])
+    again = train.main(["--evaluate", "run/last.pt", "--quiet", "--run-dir", "again"])
     assert again["test_accuracy"] == pytest.approx(metrics["test_accuracy"])
+    assert Path("again/confusion.png").exists()
 
 
 def test_samples_of_nodes(tables, capsys, refused):
@@ -588,6 +671,17 @@ def test_samples_of_nodes(tables, capsys, refused):
     Path("other/edges.csv").write_text("source,target\n1,2\n")
     bad = ["--checkpoint", "run/last.pt", "--graph", "other"]
     assert "1 features a node" in refused(sample.main, bad)
+    text = (tables / "nodes.csv").read_text()
+    for name in ("shuffled", "renamed"):  # the columns c and a change places; then a is d
+        rows = [row.split(",") for row in text.splitlines()]
+        rows[0][2] = "d" if name == "renamed" else rows[0][2]
+        lines = [",".join([r[4], r[0], r[3], r[2], r[1]]) + "\n" for r in rows]
+        Path("other/nodes.csv").write_text("".join(lines))
+        Path("other/edges.csv").write_text((tables / "edges.csv").read_text())
+        if name == "shuffled":
+            same = sample.main(["--checkpoint", "run/last.pt", "--graph", "other", "--out", "out"])
+            assert same == found
+    assert "no column 'a'" in refused(sample.main, bad)
 
 
 def test_a_claim_runs_and_is_skipped_when_done(monkeypatch):
@@ -656,3 +750,9 @@ def test_edges_are_sorted_by_target():
     assert edges.sources.tolist() == [0, 2, 1]
     assert edges.offsets.tolist() == [0, 1, 3, 3]
     assert edges.degrees().tolist() == [1, 2, 0]
+
+
+if __name__ == "__main__":
+    os.chdir(sys.argv[1])
+    train_all("two")
+    train_all("sharded", "--fsdp")

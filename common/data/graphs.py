@@ -9,11 +9,14 @@ The user's own graph is a folder with two tables:
     nodes.csv    id,label,split,word1,word2,...    label may be empty; split is train, val or test
     edges.csv    source,target                     names of nodes; each edge counts both ways
 
+The columns may stand in any order: features are taken in that of their names.
+
 `split` and the features may be left out: then a seeded fifth of the labelled nodes is the test
 part, and each node has a feature of its own.
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import json
@@ -38,6 +41,7 @@ PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
 MOLECULES = {"mutag": "MUTAG", "proteins": "PROTEINS"}
 GRAPH_SETS = ["karate", *PLANETOID, *MOLECULES, "ppi", "graph:PATH"]
 NUM_FOLDS = 10
+MOST_WITHOUT_FEATURES = 20_000  # nodes: as many features of their own each take 1.6 GB
 
 
 def add_graph_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +93,7 @@ class Source:
     graphs: dict[str, Graph]
     indices: dict[str, Tensor]
     note: str = ""
+    columns: Sequence[str] = ()  # names of the features, in the user's table
 
 
 # ---------------------------------------------------------------------- readers
@@ -308,7 +313,7 @@ class Table(NamedTuple):
     labels: list[str]
     splits: list[str]
     lines: list[int]  # of nodes.csv
-    has_features: bool
+    columns: list[str]  # names of the features, if there are some
 
 
 def read_tables(root: Path) -> Table:
@@ -323,6 +328,7 @@ def read_tables(root: Path) -> Table:
     if len(rows) == 1:
         fail(f"{path} has no nodes below its header")
     columns = [i for i, name in enumerate(header) if name not in ("id", "label", "split")]
+    columns.sort(key=header.__getitem__)  # another table of the same columns means the same
     place, values = {}, []
     for line, row in rows[1:]:
         name = row[header.index("id")]
@@ -330,11 +336,16 @@ def read_tables(root: Path) -> Table:
             fail(f"{path}: line {line}: the id {name!r} is {'there twice' if name else 'missing'}")
         place[name] = len(place)
         values.append([number(row[i], path, line, header[i]) for i in columns])
+    if not columns and len(place) > MOST_WITHOUT_FEATURES:
+        fail(
+            f"{path} has {len(place):,} nodes and no features: one of its own for each is for "
+            f"{MOST_WITHOUT_FEATURES:,} at most, so add columns (the degree, or a 1)"
+        )
     features = torch.tensor(values) if columns else torch.eye(len(place))
     sides = []
     for number_of_row, (line, row) in enumerate(table(edges_path)):
         if number_of_row == 0:
-            if [cell.lower() for cell in row] != ["source", "target"]:
+            if {cell.lower() for cell in row} != {"source", "target"} or len(row) != 2:
                 fail(f"{edges_path}: line {line} has to be the header source,target")
             continue
         for cell in row:
@@ -354,7 +365,8 @@ def read_tables(root: Path) -> Table:
     unknown = torch.full((len(place),), -1)
     graph = Graph(features, edges, unknown, None, list(place))
     lines = [line for line, _ in rows[1:]]
-    return Table(graph, column("label"), column("split"), lines, bool(columns))
+    names = [header[i] for i in columns]
+    return Table(graph, column("label"), column("split"), lines, names)
 
 
 def number(text: str, path: Path, line: int, name: str) -> float:
@@ -375,13 +387,13 @@ def user_graph(args: argparse.Namespace) -> Source:
     if not any(found.labels):
         fail(f"{path} has no labels: there is nothing to train for (a column label is needed)")
     names = sorted(set(filter(None, found.labels)))
-    if all(name.lstrip("-").isdecimal() for name in names):
-        names.sort(key=int)
+    with contextlib.suppress(ValueError):  # classes that are numbers, in the order of these
+        names = sorted(names, key=int)
     place = {name: k for k, name in enumerate(names)}
     labels = torch.tensor([place.get(label, -1) for label in found.labels])
     graph = dataclasses.replace(found.graph, labels=labels)
     known = (labels >= 0).nonzero()[:, 0]
-    notes = ["" if found.has_features else "no features: each node gets one of its own"]
+    notes = ["" if found.columns else "no features: each node gets one of its own"]
     if any(found.splits):
         indices: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         for node, (part, line) in enumerate(zip(found.splits, found.lines, strict=True)):
@@ -401,7 +413,8 @@ def user_graph(args: argparse.Namespace) -> Source:
             k: known[i] for k, i in zip(("train", "test"), split(len(known), 0.2, 0), strict=True)
         }
         notes.append("a seeded fifth of the labelled nodes is the test part")
-    return Source(names, "nodes", {"all": graph}, parts, "; ".join(filter(None, notes)))
+    note = "; ".join(filter(None, notes))
+    return Source(names, "nodes", {"all": graph}, parts, note, found.columns)
 
 
 READERS = {"karate": karate, "ppi": ppi, "graph": user_graph}
@@ -509,6 +522,7 @@ def load_graphs(
     check_classes(args, source, parts["train"])
     channels = next(iter(source.graphs.values())).features.shape[1]
     facts = {"classes": source.classes, "task": source.task, "channels": channels, "kind": kind}
+    facts["columns"] = list(source.columns)
     sets = {}
     for graph in source.graphs.values():
         if not bool(graph.features.isfinite().all()):

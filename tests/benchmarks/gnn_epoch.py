@@ -13,7 +13,6 @@ ours. Peak memory is that of a process of its own for each side, above what it w
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from cnn_step import interleave, ratio
 from torch import Tensor, nn
 
+from common.device import peak_memory
 from gnn.model import MODELS
 from gnn.sage import Neighbours
 
@@ -96,11 +96,11 @@ def peak(name: str, ours: bool, args: argparse.Namespace) -> None:
     data = make_data(args)
     if not ours:
         import torch_geometric.nn  # noqa: F401
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     step = stepper(name, ours, data)
     for _ in range(3):
         step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_memory() - before)
 
 
 def sampler(args: argparse.Namespace) -> None:
