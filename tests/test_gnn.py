@@ -740,8 +740,8 @@ def tables():
 
 @pytest.mark.slow
 def test_quick_reaches_the_readmes_figure():
-    scores = [train.main(["--seed", str(s), "--quiet"])["test_accuracy"] for s in range(3)]
-    assert min(scores) > 0.7
+    scores = [train.main(["--seed", str(s), "--quiet"])["test_accuracy"] for s in range(10)]
+    assert abs(sum(scores) / 10 - 0.643) < 0.1  # 64.3% ± 17.6
 
 
 def test_edges_are_sorted_by_target():
