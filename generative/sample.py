@@ -49,9 +49,12 @@ def restore(checkpoint: dict, device: str, data_dir: str | None, steps: int | No
         fail(f"--sample-steps {steps}: the chain has 1000")
     flags.sample_steps = steps or flags.sample_steps
     dev = Device(flags)
-    model = build(flags, checkpoint["dataset"])
-    averaged = checkpoint["ema"] if flags.ema else {}
-    model.load_state_dict(checkpoint["model"] | averaged)
+    try:
+        model = build(flags, checkpoint["dataset"])
+        averaged = checkpoint["ema"] if flags.ema else {}
+        model.load_state_dict(checkpoint["model"] | averaged)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        fail(f"the checkpoint is no whole {flags.model} ({str(error).strip().splitlines()[-1]})")
     return model.to(dev.device).eval(), flags, checkpoint["dataset"], dev
 
 
