@@ -394,12 +394,12 @@ def test_samples_are_measured_and_shown():
     assert len(list(Path("data/cache/generative").iterdir())) == 1
 
 
-def test_all_processes_measure_with_one_classifier():
+def test_all_processes_measure_with_one_classifier(monkeypatch):
     args = train.parse_args([*TINY, "--model", "vae"])
     dev, weights = Device(args), []
     test = load(args, dev)[2]
     for dev.rank in (0, 1):
-        evaluate.CACHE = Path(f"cache-{dev.rank}")
+        monkeypatch.setattr(evaluate, "CACHE", Path(f"cache-{dev.rank}"))
         weights.append(evaluate.classifier(test, args, dev).head.weight)
     assert torch.equal(*weights)
 
