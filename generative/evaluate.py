@@ -253,6 +253,6 @@ def sample_quality(
         "test_frechet": frechet(truth, fake),
         "test_precision": precision,
         "test_recall": recall,
-        "test_neighbour_ratio": float(away.median() / usual.median()),
+        "test_neighbour_ratio": float(away.median() / usual.median().clamp(min=1e-6)),  # copies
         "test_sample_seconds": seconds * 1000 / args.samples,  # for 1,000
     }
