@@ -127,6 +127,8 @@ def restore(part: Any, state: Any, names: dict[Tensor, str], lr_scale: float = 1
         if hasattr(part, "base_lrs"):
             part.base_lrs = [rate * lr_scale for rate in part.base_lrs]
     else:
+        if lost := [k for k, v in part.items() if isinstance(v, Tensor) and k not in state]:
+            raise ValueError(f"it has no {lost[0]}")
         for key, value in state.items():
             if isinstance(part.get(key), Tensor):
                 part[key].copy_(shard_like(value, part[key]))

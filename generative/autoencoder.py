@@ -73,8 +73,10 @@ class Autoencoder(nn.Module):
 
     def sample(self, n: int) -> Tensor:
         """Images (n, C, H, W) decoded from codes drawn from a normal distribution."""
-        values, vectors = torch.linalg.eigh(self.code_covariance)
-        normal = torch.randn(n, self.latent, device=values.device)
+        device = self.code_mean.device
+        found = torch.linalg.eigh(self.code_covariance.cpu())  # not all devices can
+        values, vectors = (part.to(device) for part in found)
+        normal = torch.randn(n, self.latent, device=device)
         codes = self.code_mean + (normal * values.clamp(min=0).sqrt()) @ vectors.T
         return self.decoder(codes).float()
 

@@ -5,9 +5,9 @@ resolutions, and the time, which every block is told. It answers with the noise 
 
 Shapes: B batch, C channels, H and W pixels, E numbers of a time's embedding.
 
-The names are those that diffusers gives the released weights, which load as they are. Departure:
-with `patch` above 1 squares of that many pixels are folded into channels first, and its answer is
-unfolded: the paper's has 1.
+The names are diffusers'; where the released weights have older ones, train.py's --weights renames
+them. Departure: with `patch` above 1 squares of that many pixels are folded into channels first,
+and its answer is unfolded: the paper's has 1.
 """
 
 import math

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import fail, seed_of
+from common import seed_of
 from common.checkpoint import read_tensors, write_checkpoint
 from common.data.images import ImageSet
 from common.device import Device
@@ -59,11 +59,9 @@ def classifier(test: ImageSet, args: argparse.Namespace, dev: Device) -> Classif
     """
     data = str(Path(args.data[7:]).resolve()) if args.data.startswith("folder:") else args.data
     channels, size, classes = test.facts["channels"], args.size, test.facts["classes"]
-    if len(classes) < 2:
-        fail(f"--samples {args.samples}: images of one class teach no classifier to compare with")
     key = seed_of(data, size, channels, *classes, len(test)) % 16**8
     path = CACHE / f"{Path(data).name}-{size}-{key:08x}.pt"
-    with forked("classifier", dev):
+    with forked("classifier", dev, alike=True):
         net = Classifier(channels, size, len(classes)).to(dev.device)
         if path.exists():
             net.load_state_dict(read_tensors(path))
@@ -84,10 +82,13 @@ def classifier(test: ImageSet, args: argparse.Namespace, dev: Device) -> Classif
 
 
 @contextlib.contextmanager
-def forked(key: str, dev: Device) -> Iterator[None]:
-    """Random numbers of their own, so that measuring changes no training."""
+def forked(key: str, dev: Device, alike: bool = False) -> Iterator[None]:
+    """Random numbers of their own, so that measuring changes no training.
+
+    Each process has others, unless they are to be `alike`.
+    """
     with torch.random.fork_rng([dev.device] if dev.device.type == "cuda" else []):
-        torch.manual_seed(seed_of(key, dev.rank))
+        torch.manual_seed(seed_of(key, 0 if alike else dev.rank))
         yield
 
 
@@ -98,7 +99,7 @@ def mean_loss(model: nn.Module, images: ImageSet, dev: Device) -> dict[str, floa
     total = torch.zeros((), dtype=torch.float64)
     with forked("loss", dev):
         for x, _ in images.batches(500):
-            total += model(x).double().cpu() * len(x)
+            total += model(x).cpu().double() * len(x)
     return {f"{images.part}_loss": float(dev.sum(total.to(dev.device).float())) / len(images)}
 
 
@@ -119,7 +120,7 @@ def bounds(
             if args.importance:
                 found["log_likelihood"] = model.log_likelihood(x, args.importance)
             for key, values in found.items():
-                sums[key] = sums.get(key, 0.0) + values.double().sum().cpu()
+                sums[key] = sums.get(key, 0.0) + values.cpu().double().sum()
             if hasattr(model, "active_latents"):
                 means.append(model.encode(model.prepare(x))[0].cpu())
             if args.without:
@@ -174,8 +175,8 @@ def draw_samples(
 
 @torch.inference_mode()
 def features(net: Classifier, images: Tensor) -> Tensor:
-    """The hidden layer for images (N, C, H, W): (N, 64), float64."""
-    return torch.cat([net(part) for part in images.split(500)]).double()
+    """The hidden layer for images (N, C, H, W): (N, 64), float64, which not all devices have."""
+    return torch.cat([net(part).cpu() for part in images.split(500)]).double()
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -232,11 +233,12 @@ def sample_quality(
     start = time.perf_counter()
     share = [len(p) for p in torch.arange(args.samples).tensor_split(dev.world)][dev.rank]
     samples = draw_samples(model, share, dev)
+    samples.sum().item()  # a GPU answers before it is done
     seconds = time.perf_counter() - start
     real = torch.arange(len(test))[:10_000]
     images = torch.cat([test.examples(part)[0] for part in real.split(500)])
     fake, truth = features(net, samples), features(net, images)
-    fake = torch.cat([part.to(dev.device) for part in dev.gather(fake.cpu())])
+    fake = torch.cat(dev.gather(fake))
     precision, recall = precision_recall(truth, fake)
     some = min(1000, len(samples), len(images))
     away, index = nearest(samples[:some], train)
@@ -251,6 +253,6 @@ def sample_quality(
         "test_frechet": frechet(truth, fake),
         "test_precision": precision,
         "test_recall": recall,
-        "test_neighbour_ratio": float(away.median() / usual.median()),
+        "test_neighbour_ratio": float(away.median() / usual.median().clamp(min=1e-6)),  # copies
         "test_sample_seconds": seconds * 1000 / args.samples,  # for 1,000
     }

@@ -1,10 +1,12 @@
 """What the scripts of this folder share: the flags, which model has which, data, and building."""
 
 import argparse
+import re
+from pathlib import Path
 
 from torch import nn
 
-from common import cli, fail, unknown
+from common import cli, fail, unknown, weights
 from common.data.images import IMAGE_SETS, add_image_flags, load_images, take
 from common.data.points import load_moons
 from common.device import Device
@@ -23,6 +25,9 @@ OWN = {  # flags that not all models have
     "dropout": NOISES, "sample_steps": NOISES,
     **{key: [m for m in MODELS if m not in GANS] for key in ("ema", "warmup", "decay")},
     "optimizer": [m for m in MODELS if m not in GANS],
+}
+OLD_NAMES = {  # of attention, in the files that were released with the paper's weights
+    "query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0",
 }
 # fmt: on
 
@@ -61,6 +66,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--decay", choices=["yes", "no"], default="yes", help="let the rate fall to zero (cosine)")
     add("--optimizer", choices=["adam", "adagrad"], default="adam", help="which one")
     add("--samples", type=cli.whole(0), default=0, help="measure so many samples in the test")
+    add("--weights", metavar="FILE", help="start from a checkpoint, or diffusers' U-Net (ddpm)")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -70,8 +76,15 @@ def check(args: argparse.Namespace) -> None:
             fail(f"--{flag.replace('_', '-')} is for {', '.join(models)}, not for {args.model}")
     if (args.data == "moons") != (args.model == "realnvp2d"):
         fail(f"--model {args.model} can't take --data {args.data}: realnvp2d and moons are a pair")
-    if args.data == "moons" and (args.samples or {"size", "flip"} & set(args.typed)):
-        fail("--samples, --size and --flip are for images, not for the points of moons")
+    for flag in {"samples", "size", "flip", "stream", "workers"} & set(args.typed):
+        if args.data == "moons":
+            fail(f"--{flag} is for images, not for the points of moons")
+    if args.samples == 1:
+        fail("--samples 1: one image has no distribution to measure")
+    if "weights" in args.typed and args.evaluate:
+        fail("--weights starts a training, and --evaluate trains nothing: leave one of them away")
+    if "weights" in args.typed and not Path(args.weights).is_file():
+        fail(f"--weights {args.weights}: there is no such file")
     if args.ema >= 1 or (args.dropout or 0) >= 1:
         fail("--ema and --dropout have to be below 1")
     if args.sample_steps and args.sample_steps > 1000:
@@ -110,6 +123,19 @@ def build(args: argparse.Namespace, facts: dict) -> nn.Module:
         fail(f"{args.model} can't be built, see --size and --width: {error}")
 
 
+def start_from(model: nn.Module, args: argparse.Namespace, dev: Device) -> None:
+    """Loads `args.weights`, if any: of the same model, or diffusers' of the U-Net."""
+    resumed = args.resume and args.run_dir and (args.run_dir / "last.pt").exists()
+    if not args.weights or args.evaluate or resumed:
+        return
+    state, _ = weights.read_state(Path(args.weights))
+    if args.model in NOISES and "conv_in.weight" in state:  # the U-Net alone
+        old = re.compile(rf"\b({'|'.join(OLD_NAMES)})(?=\.(weight|bias)$)")
+        new = (old.sub(lambda found: OLD_NAMES[found[1]], key) for key in state)
+        state = {f"unet.{key}": value for key, value in zip(new, state.values(), strict=True)}
+    weights.load(model, state, args, dev, heads=())
+
+
 def load(args: argparse.Namespace, dev: Device) -> tuple:
     """The three parts of the data: pixels from 0 to 1, or points."""
     if args.data == "moons":
@@ -119,12 +145,21 @@ def load(args: argparse.Namespace, dev: Device) -> tuple:
     facts = dict(mean=[0.0] * channels, std=[1.0] * channels)
     parts = load_images(args, dev, args.size, channels, **facts)
     parts[0].facts["channels"] = channels
+    classes = parts[0].facts["classes"]
+    if args.samples and len(classes) < 2:
+        fail(f"--samples {args.samples}: images of one class teach no classifier to compare with")
+    if args.samples and min(args.samples / dev.world, len(parts[2]) - 1) < 1:
+        need = f"a sample for each of {dev.world} processes and two test images"
+        fail(f"--samples {args.samples} needs {need}; {args.data} has {len(parts[2])} to test")
     if args.without is not None:
-        classes = parts[0].facts["classes"]
         if args.without not in classes:
             fail(unknown("class", args.without, classes))
+        if classes.index(args.without) not in parts[2].labels:
+            fail(f"--without {args.without}: the test part has none to detect")
         for part in filter(None, parts[:2]):
             others = (part.labels.cpu() != classes.index(args.without)).nonzero().flatten()
             part.pixels, labels = take((part.pixels, part.labels.cpu()), others)
             part.labels = labels.to(dev.device)
+            if not len(part):
+                fail(f"--without {args.without} leaves nothing of the {part.part} part")
     return parts

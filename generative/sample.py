@@ -49,9 +49,12 @@ def restore(checkpoint: dict, device: str, data_dir: str | None, steps: int | No
         fail(f"--sample-steps {steps}: the chain has 1000")
     flags.sample_steps = steps or flags.sample_steps
     dev = Device(flags)
-    model = build(flags, checkpoint["dataset"])
-    averaged = checkpoint["ema"] if flags.ema else {}
-    model.load_state_dict(checkpoint["model"] | averaged)
+    try:
+        model = build(flags, checkpoint["dataset"])
+        averaged = checkpoint["ema"] if flags.ema else {}
+        model.load_state_dict(checkpoint["model"] | averaged)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        fail(f"the checkpoint is no whole {flags.model} ({str(error).strip().splitlines()[-1]})")
     return model.to(dev.device).eval(), flags, checkpoint["dataset"], dev
 
 
@@ -124,21 +127,15 @@ def rebuild(model: nn.Module, x: Tensor, noise: float | None, out: Path) -> Tens
 def show_codes(model: nn.Module, flags: argparse.Namespace, parts: tuple, out: Path) -> None:
     """Writes codes.png, the test images' codes in two dimensions beside their two principal
     components, and manifold.png, what codes on a grid decode to (Fig. 4 of the VAE's paper)."""
-    from matplotlib.figure import Figure
-
-    from common.plot import save, sheet
+    from common.plot import scatter, sheet
 
     train, _, test = parts
     x, labels = test.examples(torch.arange(min(len(test), 2000)))
     some = train.examples(torch.arange(min(len(train), 10_000)))[0].flatten(1)
     axes = torch.linalg.svd(some - some.mean(0), full_matrices=False)[2][:2]
     codes = codes_of(model, x, flags.model)
-    titles = {flags.model: codes, "principal components": (x.flatten(1) - some.mean(0)) @ axes.T}
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    for axis, (title, points) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        axis.scatter(*points.T.cpu(), c=labels.cpu(), s=4, cmap="tab10")
-        axis.set_title(title, fontsize=10)
-    save(figure, out / "codes.png")
+    panels = {flags.model: codes, "principal components": (x.flatten(1) - some.mean(0)) @ axes.T}
+    scatter(panels, labels, test.facts["classes"], out / "codes.png", size=4)
     places = torch.special.ndtri(torch.linspace(0.03, 0.97, 15))  # equal shares of the prior
     grid = torch.cartesian_prod(-places, places).flip(1).to(codes)
     if flags.model in CODES:  # it has no prior: take the range of its codes

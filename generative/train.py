@@ -26,7 +26,18 @@ from common.device import Device
 from common.run import Run
 from generative.evaluate import bounds, mean_loss, sample_quality
 from generative.model import MODELS
-from generative.options import DATA, GANS, NOISES, SIZES, VAES, add_flags, build, check, load
+from generative.options import (
+    DATA,
+    GANS,
+    NOISES,
+    SIZES,
+    VAES,
+    add_flags,
+    build,
+    check,
+    load,
+    start_from,
+)
 
 # fmt: off
 QUICK = dict(model="ddpm_small", data="digits",  epochs=60,   val=1000, batch_size=64,  lr=1e-3)
@@ -106,6 +117,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train, val, test = load(args, dev)
     model = build(args, train.facts)
     judge = build(args, train.facts).to(dev.device)  # is given the weights to measure
+    start_from(model, args, dev)
     net = dev.wrap(model, channels_last=args.model not in NOISES)
     kind = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[args.optimizer]
     optimizer = kind(model.parameters(), args.lr)

@@ -18,7 +18,7 @@ from common.device import Device
 from common.run import Run
 from generative.evaluate import sample_quality
 from generative.gan import discriminator_loss, generator_loss
-from generative.options import GANS, build, load
+from generative.options import GANS, build, load, start_from
 from generative.train import parse_args
 
 
@@ -27,6 +27,7 @@ def train_gan(args: argparse.Namespace) -> dict[str, float]:
     dev = Device(args)
     train, _, test = load(args, dev)
     model, judge = build(args, train.facts), build(args, train.facts).to(dev.device)
+    start_from(model, args, dev)
     generator, discriminator = dev.wrap(model.generator), dev.wrap(model.discriminator)
     betas = (0.5, 0.999)  # 0.9 made DCGAN's training swing (its Sec. 4)
     opt_g = torch.optim.Adam(model.generator.parameters(), args.lr, betas)

@@ -15,7 +15,7 @@ from common.data.points import load_moons
 from common.device import Device
 from generative import claims, evaluate, sample, train, train_gan
 from generative.model import MODELS
-from generative.options import build
+from generative.options import build, load
 
 TINY = ["--limit", "64", "--val", "0", "--batch-size", "16", "--quiet", "--precision", "fp32"]
 
@@ -99,6 +99,9 @@ def test_the_average_warms_up():
         (["--model", "vae", "--data", "moons"], "moons"),
         (["--model", "realnvp2d", "--data", "digits"], "moons"),
         (["--model", "realnvp2d", "--samples", "10"], "--samples"),
+        (["--model", "realnvp2d", "--workers", "2"], "--workers"),
+        (["--samples", "1"], "--samples"),
+        (["--weights", "nowhere.pt"], "nowhere.pt"),
         (["--ema", "1"], "--ema"),
         (["--dropout", "1.5"], "--dropout"),
         (["--model", "vae", "--latent", "0"], "--latent"),
@@ -118,6 +121,31 @@ def test_bad_flags(argv, words, refused):
     assert not list(Path().iterdir())
 
 
+def folder_of(*classes):
+    """Random images in colour: {class: how many} below set/."""
+    rng = np.random.default_rng(0)
+    for name, number in classes:
+        Path("set", name).mkdir(parents=True)
+        for k in range(number):
+            pixels = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(f"set/{name}/{k}.png")
+
+
+@pytest.mark.parametrize("classes", [[("a", 9)], [("a", 2), ("b", 3)]])
+def test_what_cannot_be_measured_is_refused_before_the_training(classes, refused):
+    """Images of one class, a single test image: found before the training, not after it."""
+    folder_of(*classes)
+    argv = ["--model", "vae", "--data", "folder:set", "--size", "8", "--samples", "4", "--quiet"]
+    assert "--samples 4" in refused(train.main, argv)
+    assert not Path("runs").exists()
+
+
+def test_a_class_that_cannot_be_left_out(refused):
+    folder_of(("a", 9))
+    argv = ["--model", "autoencoder", "--data", "folder:set", "--size", "8", "--val", "0"]
+    assert "leaves nothing" in refused(train.main, [*argv, "--without", "a", "--quiet"])
+
+
 def test_a_gan_script_for_gans(refused):
     assert "train.py" in refused(train_gan.main, ["--model", "vae"])
 
@@ -132,6 +160,15 @@ def test_a_checkpoint_of_another_of_the_five(refused):
     content["config"]["flags"]["model"] = "conv_vae"
     torch.save(content, "forged.pt")
     assert "forged.pt" in refused(train.main, ["--evaluate", "forged.pt", "--quiet"])
+    assert "conv_vae" in refused(sample.main, ["--checkpoint", "forged.pt"])
+
+
+def test_an_average_that_was_not_kept(refused):
+    """Weights of a run without --ema are not measured, or averaged, from random ones."""
+    run("vae", "--max-steps", "1", "--importance", "0", "--run-dir", "run")
+    line = refused(train.main, ["--evaluate", "run/last.pt", "--ema", "0.9", "--quiet"])
+    assert "ema" in line
+    assert "ema" in refused(train.main, ["--resume", "--run-dir", "run", "--ema", "0.9", "--quiet"])
 
 
 # ---------------------------------------------------------------------- training
@@ -233,12 +270,7 @@ def test_moons():
 
 
 def test_images_of_a_folder_in_colour():
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        Path("set", name).mkdir(parents=True)
-        for k in range(6):
-            pixels = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(f"set/{name}/{k}.png")
+    folder_of(("a", 6), ("b", 6))
     for model in ("conv_vae", "dcgan"):
         argv = ["--model", model, "--data", "folder:set", "--size", "16", "--max-steps", "2"]
         train.main([*argv, "--quiet", "--flip", "yes", "--samples", "4", "--run-dir", model])
@@ -246,6 +278,54 @@ def test_images_of_a_folder_in_colour():
         assert Image.open(f"{model}/samples.png").mode in ("RGB", "RGBA")
     found = sample.main(["set/a", "--checkpoint", "conv_vae/last.pt", "--out", "out"])
     assert len(found) == 6
+
+
+# ---------------------------------------------------------------------- weights to start from
+
+
+def test_fine_tuning_starts_from_a_checkpoint(refused):
+    run("dcgan", "--max-steps", "2", "--run-dir", "first")
+    run(
+        "dcgan", "--max-steps", "1", "--lr", "1e-30", "--weights", "first/last.pt", "--run-dir", "b"
+    )
+    one, two = (torch.load(f"{name}/last.pt")["model"] for name in ("first", "b"))
+    learnt = [key for key in one if "running" not in key and "tracked" not in key]
+    assert all(torch.equal(one[key], two[key]) for key in learnt)
+    argv = ["--weights", "first/last.pt", "--quiet"]
+    assert "another network" in refused(train.main, ["--model", "vae", *argv])
+    assert "doesn't fit" in refused(train.main, ["--model", "dcgan", "--width", "16", *argv])
+    assert "--weights" in refused(train.main, ["--evaluate", "first/last.pt", *argv])
+
+
+def test_diffusers_files_load_by_a_table_of_names():
+    """Files as old as the released ones call attention's layers otherwise."""
+    diffusers = pytest.importorskip("diffusers")
+    reference = diffusers.UNet2DModel(
+        sample_size=4,
+        in_channels=4,  # ddpm_small folds 2x2 pixels
+        out_channels=4,
+        block_out_channels=[8, 16],
+        down_block_types=["DownBlock2D", "AttnDownBlock2D"],
+        up_block_types=["AttnUpBlock2D", "UpBlock2D"],
+        layers_per_block=1,
+        downsample_padding=0,
+        norm_num_groups=8,
+    )
+    new = reference.state_dict()
+    table = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def old(key):
+        return next((key.replace(a, b) for a, b in table.items() if f".{a}." in key), key)
+
+    torch.save({old(key): value for key, value in new.items()}, "old.bin")
+    assert "mid_block.attentions.0.proj_attn.weight" in torch.load("old.bin")
+    torch.save(new, "new.bin")
+    for name in ("old", "new"):
+        argv = ["--weights", f"{name}.bin", "--lr", "1e-30", "--max-steps", "1"]
+        run("ddpm_small", *argv, "--run-dir", name)
+        loaded = torch.load(f"{name}/last.pt")
+        for kept in (loaded["model"], loaded["ema"]):
+            assert all(torch.allclose(kept[f"unet.{key}"], new[key]) for key in new)
 
 
 # ---------------------------------------------------------------------- evaluation
@@ -314,12 +394,20 @@ def test_samples_are_measured_and_shown():
     assert len(list(Path("data/cache/generative").iterdir())) == 1
 
 
+def test_all_processes_measure_with_one_classifier(monkeypatch):
+    args = train.parse_args([*TINY, "--model", "vae"])
+    dev, weights = Device(args), []
+    test = load(args, dev)[2]
+    for dev.rank in (0, 1):
+        monkeypatch.setattr(evaluate, "CACHE", Path(f"cache-{dev.rank}"))
+        weights.append(evaluate.classifier(test, args, dev).head.weight)
+    assert torch.equal(*weights)
+
+
 def test_copies_are_found():
     """A model that repeats training images has a ratio of 0."""
     args = train.parse_args([*TINY, "--samples", "20", "--model", "vae"])
     dev = Device(args)
-    from generative.options import load
-
     train_set, _, test = load(args, dev)
 
     class Copier(torch.nn.Module):
