@@ -9,7 +9,8 @@ KARATE = {  # for gcn those of train.py's QUICK
     "sage": dict(epochs=60, hidden=[16, 16], dropout=0.0),
     "gat": dict(epochs=100, dropout=0.2),
 }
-GRAPHS = dict(epochs=100, batch_size=32, lr=0.005, hidden=[64, 64], dropout=0.2, weight_decay=0.0)
+GRAPHS = dict(epochs=100, batch_size=32, lr=0.005, hidden=[64, 64], dropout=0.2, weight_decay=0.0,
+              patience=50, readout="sum")  # fmt: skip
 PPI = {
     "gcn": dict(hidden=[256, 256], batch_size=2),
     "sage": dict(hidden=[256, 256], batch_size=512),
