@@ -55,10 +55,9 @@ def positive(text: str) -> float:
 def not_negative(text: str) -> float:
     """Parses zero or a number above it."""
     try:
-        zero = float(text) == 0
-    except ValueError:
-        zero = False
-    return 0.0 if zero else positive(text)
+        return 0.0 if float(text) == 0 else positive(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"needs zero or a number above it, not {text!r}") from None
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -567,7 +567,7 @@ def choose(args: argparse.Namespace, source: Source) -> dict[str, Tensor]:
         if "val" not in args.chosen:  # a default made for other data
             args.val = count // 10 if source.task == "graphs" else 0
         if args.val >= count:
-            fail(f"--val {args.val} leaves nothing of {count} training examples")
+            fail(f"--val {args.val} leaves nothing of {count} training examples: lower it")
         if args.val:
             cuts = split(count, args.val / count, "val", args.seed)
             train = parts["train"]

@@ -49,7 +49,7 @@ def load_moons(
         parts[part] = points, torch.from_numpy(labels)
     if args.val:
         if args.val >= count:
-            fail(f"--val {args.val} leaves nothing of {count} training examples")
+            fail(f"--val {args.val} leaves nothing of {count} training examples: lower it")
         cuts = split(count, args.val / count, "val", args.seed)
         points, labels = parts["train"]
         parts["train"], parts["val"] = ((points[cut], labels[cut]) for cut in cuts)

@@ -68,7 +68,7 @@ def cut_parts(
         if "val" not in args.chosen:  # a default made for larger sets
             args.val = min(args.val, max(1, count // 10))
         if args.val >= count:
-            fail(f"--val {args.val} leaves nothing of {count} training examples")
+            fail(f"--val {args.val} leaves nothing of {count} training examples: lower it")
         rest, held_out = split(count, args.val / count, "val", args.seed)
         parts["val"], parts["train"] = take(parts["train"], held_out), take(parts["train"], rest)
         count -= len(held_out)
