@@ -1,5 +1,6 @@
 """Pictures of results. Nothing opens a window; each function writes one PNG."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -146,12 +147,14 @@ def bars(groups: dict[str, dict[str, Sequence[float]]], path: str | Path) -> Non
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axis, (title, arms) in zip(panels, groups.items(), strict=True):
         means = [np.mean(values) for values in arms.values()]
-        errors = [np.std(values, ddof=1) if len(values) > 1 else 0 for values in arms.values()]
+        errors = [np.std(v, ddof=1) if len(v) > 1 else np.nan for v in arms.values()]  # nan: none
         places = range(len(arms))
         axis.bar(places, means, yerr=errors, capsize=4, width=0.6, color="tab:blue", alpha=0.8)
         for place, mean in zip(places, means, strict=True):
             axis.text(place, mean / 2, f"{mean:.3g}", ha="center", va="center", fontsize=9)
-        axis.set_xticks(places, list(arms), parse_math=False)
+        width = max(5, 42 // len(arms))  # characters that fit below a bar
+        names = [textwrap.fill(arm, width, break_long_words=False) for arm in arms]
+        axis.set_xticks(places, names, fontsize=8, parse_math=False)
         axis.set_title(title, fontsize=10, parse_math=False)
         axis.grid(axis="y", alpha=0.3)
     save(figure, path)
