@@ -49,12 +49,12 @@ RECIPES = {  # epochs on digits, and on larger sets; batch size, rate
     "conv_vae":         (150, 25, 100, 1e-3),
     "gan":              (100, 60, 100, 2e-4),
     "dcgan":            (200, 15, 64,  2e-4),
-    "realnvp":          (60,  12, 64,  1e-3),
+    "realnvp":          (60,  20, 64,  4e-3),
     "realnvp2d":        (40,  40, 200, 2e-3),
     "ddpm":             (60,  20, 64,  2e-4),
     "ddpm_small":       (60,  15, 64,  1e-3),
 }
-NARROW = {"dcgan": dict(width=64), "realnvp": dict(width=32, num_blocks=2)}  # without --paper
+NARROW = {"dcgan": dict(width=64), "realnvp": dict(width=32, num_blocks=2, clip=0.5)}
 PAPERS = {  # what --paper changes of these
     "autoencoder": dict(data="mnist", epochs=200),
     "conv_autoencoder": dict(data="mnist", epochs=200),
@@ -62,7 +62,7 @@ PAPERS = {  # what --paper changes of these
     "conv_vae": dict(data="mnist", epochs=200),
     "gan": dict(data="mnist", epochs=200),
     "dcgan": dict(data="folder:data/lsun", epochs=5, batch_size=128),
-    "realnvp": dict(data="cifar10", epochs=200, flip="yes"),
+    "realnvp": dict(data="cifar10", epochs=200, lr=1e-3, flip="yes"),
     "realnvp2d": dict(),
     "ddpm": dict(data="cifar10", epochs=2051, batch_size=128, warmup=5000, flip="yes"),
     "ddpm_small": dict(data="mnist", epochs=200, warmup=5000),

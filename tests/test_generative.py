@@ -329,7 +329,7 @@ def test_the_checkerboard():
 
 
 def flows():
-    for channels, size in ((1, 4), (1, 8), (2, 8)):
+    for channels, size in ((1, 4), (1, 8), (2, 8), (1, 20)):  # 20: the last scale has 5 pixels
         model = shaken(realnvp(channels, size, width=4, num_blocks=1))
         torch.manual_seed(2)
         yield model, 0.05 + 0.9 * torch.rand(3, channels, size, size).double(), model.undo
@@ -337,7 +337,7 @@ def flows():
     yield model, torch.randn(3, 2).double(), model.decode
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_the_inverse_and_the_determinant(number):
     """Inverse of forward is the identity; the log-determinant that of autograd's Jacobian."""
     model, x, undo = list(flows())[number]
@@ -363,8 +363,18 @@ def test_a_coupling_passes_half_and_its_scale_is_bounded():
         assert (log_det.abs() <= 16 * coupling.scale.abs().sum()).all()
         kinds.add(coupling.swap)
     assert kinds == {True, False}
-    assert [len(s.boards) for s in model.scales] == [3, 4]
-    assert [len(s.channels) for s in model.scales] == [3, 0]
+    assert [(len(s.boards), len(s.channels)) for s in model.scales] == [(3, 3)]
+    assert [c.board for c in model.last] == 4 * [True]
+    odd = realnvp(1, 28, width=4, num_blocks=1)  # 28, 14, and 7 pixels
+    assert [c.board for c in odd.last] == 4 * [False]
+    assert odd.sides == [(2, 14), (4, 7), (4, 7)]
+
+
+def test_scales_and_shifts_are_not_rounded_to_bf16():
+    model = shaken(realnvp(1, 8, width=4, num_blocks=1)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        made = model.last[0].network(torch.randn(1, 4, 2, 2))
+    assert made.dtype == torch.float32 and not torch.equal(made, made.bfloat16().float())
 
 
 def test_bits_a_dimension_by_hand():
