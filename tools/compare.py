@@ -29,7 +29,7 @@ from common.claims import finished, run_arms
 from common.device import Device, peak_memory
 
 MODELS = {  # by the script that trains them; small enough for a laptop
-    "lenet": ["lenet5"],
+    "lenet": ["lenet5", "lenet5_modern"],
     "alexnet": ["convnet4"],
     "vgg": ["vgg11_bn_small"],
     "googlenet": ["googlenet_bn_small"],
