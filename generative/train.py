@@ -47,7 +47,7 @@ RECIPES = {  # epochs on digits, and on larger sets; batch size, rate
     "conv_autoencoder": (150, 20, 100, 1e-3),
     "vae":              (200, 60, 100, 1e-3),
     "conv_vae":         (150, 25, 100, 1e-3),
-    "gan":              (100, 60, 100, 2e-4),
+    "gan":              (100, 60, 100, 1e-3),
     "dcgan":            (200, 15, 64,  2e-4),
     "realnvp":          (60,  20, 64,  4e-3),
     "realnvp2d":        (40,  40, 200, 2e-3),
