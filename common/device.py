@@ -12,6 +12,8 @@ Started by `torchrun`, every process computes its share of each batch.
 
 import argparse
 import atexit
+import contextlib
+import ctypes
 import os
 import resource
 from contextlib import AbstractContextManager
@@ -48,6 +50,8 @@ class Device:
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")  # TF32
             torch.backends.cudnn.deterministic = True  # resuming is to be exact
+        if self.device.type == "cpu":
+            keep_memory()
         self.precision = args.precision
         if self.precision == "auto":
             self.precision = auto_precision if multiplies_bf16(self.device.type) else "fp32"
@@ -199,6 +203,18 @@ def peak_memory(kind: str = "cpu") -> float:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+
+
+def keep_memory() -> None:
+    """Lets this process keep the memory that it frees, where glibc manages it; else does nothing.
+
+    By itself glibc gives large tensors back at once, and fetches their pages anew in the next
+    step: 30% of the processor's time in transformer_small's, 7% in ResNet-20's, on one core.
+    """
+    with contextlib.suppress(AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks, too, come from the heap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes free at its end
 
 
 def choose_device(name: str) -> str:

@@ -1,6 +1,8 @@
 """Devices, precision, parts and processes (DESIGN.md 3: "Batches and steps")."""
 
 import os
+import platform
+import textwrap
 from pathlib import Path
 
 import processes
@@ -255,3 +257,22 @@ def test_help_is_quick_and_light():
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert os.times().children_user - before < 3  # seconds of computing, whatever else is running
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
+def test_freed_memory_is_kept():
+    """A tensor of the size of one that is gone touches no new page."""
+    code = """
+        import resource, sys, torch
+        from common.device import keep_memory
+        if sys.argv[1] == "yes":
+            keep_memory()
+        def faults():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for k in range(13):
+            torch.ones(2**25)  # 128 MiB
+            before = faults() if k == 2 else before if k else 0
+        print(faults() - before)
+    """
+    counts = [int(run_python("-c", textwrap.dedent(code), k).stdout) for k in ("yes", "no")]
+    assert 5 * counts[0] < counts[1]
