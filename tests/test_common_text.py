@@ -135,8 +135,9 @@ def test_truncation_and_unknown_characters_are_told():
 def test_the_vocabulary_is_no_larger_than_asked_for():
     for size in (8, 20, 60):
         assert train_bpe(LINES, size).get_vocab_size() == size
-    few = train_bpe(LINES, 8)
-    assert [few.id_to_token(i) for i in range(4, 8)] == ["e", "l", "n", "▁"]  # the most frequent
+    for _ in range(9):  # ties are not decided by chance
+        few = train_bpe(LINES, 8)
+        assert [few.id_to_token(i) for i in range(4, 8)] == ["a", "e", "n", "▁"]  # most frequent
     assert train_bpe(LINES, 10**12).to_str() == train_bpe(LINES, 1000).to_str()
 
 

@@ -211,13 +211,13 @@ def draw(table: dict[str, dict], path: Path) -> None:
         for name, row in table.items():
             deviation = row["std"] * 100
             mean = row["mean"] * 100
-            axis.errorbar(row[key], mean, deviation, marker="o", capsize=3)
-            axis.annotate(name, (row[key], mean), (5, 5), textcoords="offset points", fontsize=8)
+            axis.errorbar(row[key], mean, deviation, fmt="o", capsize=3, label=name)
         axis.set_xscale("log")
         axis.set_xlabel(key.replace("_", "-"))
         axis.margins(0.2)
         axis.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy (%)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     save(figure, path)
 
 

@@ -5,8 +5,10 @@ as a string of JSON, so that whoever has a checkpoint can read and write text wi
 """
 
 import argparse
+import collections
 import gzip
 import itertools
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -85,13 +87,18 @@ def train_bpe(lines: Sequence[str], vocab_size: int) -> "Tokenizer":
         ]
     )
     tokenizer.decoder = decoders.Metaspace()
+    room = vocab_size - len(SPECIAL)
+    marked = ("▁" + unicodedata.normalize("NFC", line).replace(" ", "▁") for line in lines)
+    counts = collections.Counter(itertools.chain.from_iterable(marked))
+    letters = sorted(counts, key=lambda c: (-counts[c], c))[:room]  # the library's ties are random
     most = len(SPECIAL) + sum(map(len, lines))  # the library sets memory aside for all it is told
     trainer = trainers.BpeTrainer(
         vocab_size=min(vocab_size, most),
         special_tokens=SPECIAL,
         show_progress=False,
         min_frequency=2,
-        limit_alphabet=vocab_size - len(SPECIAL),
+        initial_alphabet=letters,
+        limit_alphabet=room,
     )
     tokenizer.train_from_iterator(lines, trainer)
     return tokenizer
