@@ -49,7 +49,7 @@ RECIPES = {  # epochs on digits, and on larger sets; batch size, rate
     "conv_vae":         (150, 25, 100, 1e-3),
     "gan":              (100, 60, 100, 1e-3),
     "dcgan":            (200, 15, 64,  2e-4),
-    "realnvp":          (30,  20, 64,  4e-3),
+    "realnvp":          (30,  12, 16,  4e-3),
     "realnvp2d":        (40,  40, 200, 2e-3),
     "ddpm":             (60,  20, 64,  2e-4),
     "ddpm_small":       (60,  15, 64,  1e-3),
@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     judge = build(args, train.facts).to(dev.device)  # is given the weights to measure
     start_from(model, args, dev)
     net = dev.wrap(model, channels_last=args.model not in NOISES)
-    kind = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[args.optimizer]
+    adam = partial(torch.optim.Adam, fused=not args.fsdp)
+    kind = {"adam": adam, "adagrad": torch.optim.Adagrad}[args.optimizer]
     optimizer = kind(model.parameters(), args.lr)
     steps = args.epochs * len(train.batches(args.batch_size))
     share = partial(step_size, steps, args.warmup, args.decay == "yes")
