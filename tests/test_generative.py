@@ -370,6 +370,15 @@ def test_a_coupling_passes_half_and_its_scale_is_bounded():
     assert odd.sides == [(2, 14), (4, 7), (4, 7)]
 
 
+def test_the_white_half_of_a_checkerboard_leaves_a_scale():
+    model, x = realnvp(1, 8, width=4, num_blocks=1).double().eval(), torch.rand(2, 1, 8, 8).double()
+    z, _ = model.encode(x)  # new, the chain is the identity
+    logits = (ALPHA + (1 - 2 * ALPHA) * x).logit()
+    black, white = checkerboard(logits)
+    assert torch.allclose(z[:, :32], white.flatten(1))
+    assert torch.allclose(z[:, 32:], black.flatten(1))
+
+
 def test_scales_and_shifts_are_not_rounded_to_bf16():
     model = shaken(realnvp(1, 8, width=4, num_blocks=1)).float()
     with torch.autocast("cpu", torch.bfloat16):
