@@ -49,7 +49,7 @@ RECIPES = {  # epochs on digits, and on larger sets; batch size, rate
     "conv_vae":         (150, 25, 100, 1e-3),
     "gan":              (100, 60, 100, 1e-3),
     "dcgan":            (200, 15, 64,  2e-4),
-    "realnvp":          (30,  12, 16,  4e-3),
+    "realnvp":          (15,  12, 16,  4e-3),
     "realnvp2d":        (40,  40, 200, 2e-3),
     "ddpm":             (60,  20, 64,  2e-4),
     "ddpm_small":       (60,  15, 64,  1e-3),
