@@ -62,7 +62,7 @@ PAPERS = {  # what --paper changes of these
     "conv_vae": dict(data="mnist", epochs=200),
     "gan": dict(data="mnist", epochs=200),
     "dcgan": dict(data="folder:data/lsun", epochs=5, batch_size=128),
-    "realnvp": dict(data="cifar10", epochs=200, lr=1e-3, flip="yes"),
+    "realnvp": dict(data="cifar10", epochs=200, batch_size=64, lr=1e-3, flip="yes"),
     "realnvp2d": dict(),
     "ddpm": dict(data="cifar10", epochs=2051, batch_size=128, warmup=5000, flip="yes"),
     "ddpm_small": dict(data="mnist", epochs=200, warmup=5000),

@@ -49,6 +49,8 @@ def test_recipes():
     assert (args.data, args.optimizer, args.batch_size, args.ema) == ("mnist", "adagrad", 100, 0)
     args = train.parse_args(["--model", "dcgan", "--data", "folder:somewhere"])
     assert (args.size, args.val, args.lr) == (64, 0, 2e-4)
+    args = train.parse_args(["--model", "realnvp", "--paper"])
+    assert (args.batch_size, args.lr, args.clip, args.decay) == (64, 1e-3, None, "no")
     assert train.parse_args(["--model", "realnvp2d"]).data == "moons"
     assert train.parse_args(["--model", "vae", "--data", "mnist"]).size == 28
     assert train_gan.parse_args([], model="gan").model == "gan"
