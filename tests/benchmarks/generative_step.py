@@ -4,7 +4,8 @@
     python tests/benchmarks/generative_step.py --only dcgan --size 64 --batch-size 16
 
 Both sides have the same weights, data and Adam, and take turns in one process. `equal` is both in
-fp32, contiguous; `default` is ours as the scripts run (precision auto, their memory format).
+fp32, contiguous; `default` is ours as the scripts run (precision auto, their memory format,
+DDPM's fused Adam).
 Printed is the ratio of medians, theirs over ours, with its quartiles round by round.
 
 ddpm: a step of `ddpm` (CIFAR-10's U-Net, 32 pixels; --small: a quarter of its widths) against
@@ -55,7 +56,7 @@ def ddpm_sides(args: argparse.Namespace, dev: Device, default: bool) -> list:
         net = dev.wrap(chain, channels_last=False) if mine and default else chain.to(dev.device)
         if not mine:
             chain.unet = Answer(unet)
-        optimizer = torch.optim.Adam(chain.parameters(), 2e-4)
+        optimizer = torch.optim.Adam(chain.parameters(), 2e-4, fused=mine and default)
 
         def step() -> None:
             with torch.autocast(dev.device.type, torch.bfloat16, enabled=mine and default):
