@@ -83,7 +83,8 @@ print("x" * {noise}, file=sys.stderr)  # more than a pipe holds
 with open(folder + "/metrics.jsonl", "a") as file:
     for epoch in (1, 2):
         time.sleep({pause})
-        print(json.dumps({{"epoch": epoch, {metric!r}: 0.5}}), file=file, flush=True)
+        row = json.dumps({{"epoch": epoch, {metric!r}: 0.5}})
+        print(row, file=file, flush={pause} > 0)  # else both at once
 """
 
 
