@@ -173,7 +173,7 @@ def show_plane(model: nn.Module, test, out: Path, count: int) -> None:
     from common.plot import save
 
     x = test.points[:count]
-    figure = Figure(figsize=(10.5, 3.5), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
     data, noise, grid = figure.subplots(1, 3)
     data.scatter(*x.T.cpu(), s=2, label="test points")
     data.scatter(*model.sample(len(x)).T.cpu(), s=2, label="samples")
