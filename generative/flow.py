@@ -12,11 +12,12 @@ Departures: a checkerboard's kept half is folded to half the resolution, (2C, H/
 paper's network sees the full one with zeros between: the same split for a quarter of the work. No
 batch norm as a step of the chain; instead each network's last layer starts at zero, and so the
 chain as the identity. That in the networks normalises, as usual, by the batch in training (so that
-only an evaluated density is one of a single image), by running averages after. The logit is of a + (1 - 2a)x, a = 0.05: the paper's a + (1 - a)x is unbounded at white.
-All networks have one width, and scales go on down to 4 pixels (from 28: to 7, which have no
-checkerboard of halves, so that the last four couplings take channels): the paper doubles the width
-at each scale, which puts most weights into the last, and halves CIFAR-10's images only once.
-No penalty on the scales of the weight norm (5e-5).
+only an evaluated density is one of a single image), by running averages after. The logit is of a +
+(1 - 2a)x, a = 0.05: the paper's a + (1 - a)x is unbounded at white. All networks have one width,
+and scales go on down to 4 pixels (from 28: to 7, which have no checkerboard of halves, so that the
+last four couplings take channels): the paper doubles the width at each scale, which puts most
+weights into the last, and halves CIFAR-10's images only once. No penalty on the scales of the
+weight norm (5e-5).
 """
 
 import math
