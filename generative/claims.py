@@ -232,14 +232,14 @@ def draw(summary: dict, args: argparse.Namespace) -> None:
 
     picture, claim = args.out / f"claim_{args.claim}.png", args.claim
     if claim in ("steps", "likelihood"):
-        key, label = {
-            "steps": ("test_frechet", "Fréchet distance"),
-            "likelihood": ("test_bits", "bits a dimension"),
+        key, x, y = {
+            "steps": ("test_frechet", "steps of DDIM", "Fréchet distance"),
+            "likelihood": ("test_bits", "noise, deviation", "bits a dimension"),
         }[claim]
         numbers = [float(word) for arm in summary for word in arm.split() if word[0].isdigit()]
         points = [metrics[key]["values"] for metrics in summary.values()]
         series = {next(iter(ARMS[claim])): dict(zip(numbers, points, strict=True))}
-        return spread(series, picture, x=claim, y=label, log=claim == "steps")
+        return spread(series, picture, x=x, y=y, log=claim == "steps")
     keys = ["test_frechet"] if claim == "table" else SHOWN[claim]
     bars(
         {key: {arm: m[key]["values"] for arm, m in summary.items() if key in m} for key in keys},
