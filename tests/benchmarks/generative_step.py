@@ -4,9 +4,8 @@
     python tests/benchmarks/generative_step.py --only dcgan --size 64 --batch-size 16
 
 Both sides have the same weights, data and Adam, and take turns in one process. `equal` is both in
-fp32, contiguous; `default` is ours as the scripts run (precision auto, their memory format,
-DDPM's fused Adam).
-Printed is the ratio of medians, theirs over ours, with its quartiles round by round.
+fp32, contiguous; `default` is ours as the scripts run (precision auto, their memory format, DDPM's
+fused Adam). Printed is the ratio of medians, theirs over ours, with its quartiles round by round.
 
 ddpm: a step of `ddpm` (CIFAR-10's U-Net, 32 pixels; --small: a quarter of its widths) against
 `UNet2DModel` of the same configuration. dcgan: both players' updates, against the script that most
