@@ -1,14 +1,44 @@
-"""Fixtures for all tests. Runs write below a temporary folder: each test works in its own."""
+"""Fixtures for all tests. Runs write below a temporary folder: each test works in its own.
+
+Order and processes change nothing: every fixture and every test draws from the same seed.
+"""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # one thread a worker, and a child; torch reads it on import
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same on machines with a GPU
+
 import pytest
+import torch
+
+from common import device
 
 ROOT = Path(__file__).resolve().parents[1]
 MILESTONES = sorted(path.parent.name for path in ROOT.glob("*/model.py"))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # for child processes
+device.multiplies_bf16 = lambda kind: False  # precision "auto" is fp32 on every processor
+WORKER_BYTES = 2 << 30  # what a worker may take: the largest test holds about so much
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """As many workers as cores, fewer where memory is scarce."""
+    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(len(usable(0)), memory // WORKER_BYTES))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup():
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call():
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +67,12 @@ def refused(capsys):
 
 def run_python(*args, **kwargs):
     """Runs a Python command to its end; returns the completed process with its output."""
-    import subprocess
+    command = [sys.executable, *map(str, args)]
+    hangs = 1800  # seconds: on a machine that is busy with other things a minute is nothing
+    return subprocess.run(command, capture_output=True, text=True, timeout=hangs, **kwargs)
 
-    return subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs
-    )
+
+def torchrun(*args, **kwargs):
+    """Runs a script in two processes, on a port of its own."""
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return run_python(*two, *args, **kwargs)

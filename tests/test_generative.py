@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import count
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -25,10 +26,6 @@ PARAMETERS = {
     "ddpm": 35_746_307,
     "ddpm_small": 1_576_084,
 }
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters())
 
 
 def test_parameters():

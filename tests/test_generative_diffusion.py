@@ -4,21 +4,13 @@ import math
 
 import pytest
 import torch
+from helpers import count, perturb
 from torch.distributions import Normal, kl_divergence
 
 from generative.denoiser import UNet
 from generative.diffusion import DDPM, ddpm, ddpm_small, gaussian_kl
 
 diffusers = pytest.importorskip("diffusers")
-
-
-def perturb(model):
-    """Random norms, biases and zero-initialised layers, so that none hides a wrong wire."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return model
 
 
 def theirs(width, multiples, attention, depth, groups, dropout, channels=3, size=32):
@@ -70,7 +62,7 @@ def test_the_papers_network_has_the_released_names_and_sizes():
         ours, reference = ddpm().unet, theirs(128, (1, 2, 2, 2), (1,), 2, 32, 0.1)
     shapes = {name: p.shape for name, p in ours.state_dict().items()}
     assert shapes == {name: p.shape for name, p in reference.state_dict().items()}
-    assert sum(p.numel() for p in ours.parameters()) == 35_746_307
+    assert count(ours) == 35_746_307
 
 
 def test_blocks_begin_as_the_identity():

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run_python
+from conftest import torchrun
+from helpers import count, weights
 from PIL import Image
 
 from common.data.points import load_moons
@@ -60,8 +61,8 @@ def test_models_are_the_papers_with_paper_and_smaller_without():
     facts = {"channels": 3, "classes": ["a", "b"]}
     for argv, want in ((["--paper"], 13_837_620), ([], None)):
         args = train.parse_args(["--model", "realnvp", *argv])
-        count = sum(p.numel() for p in build(args, facts).parameters())
-        assert count == want or (want is None and count < 1_000_000)
+        found = count(build(args, facts))
+        assert found == want or (want is None and found < 1_000_000)
 
 
 def test_step_sizes():
@@ -201,7 +202,7 @@ def test_accumulated_equals_the_large_batch(model, monkeypatch):
     for accumulate in ("1", "4"):
         argv = ["--max-steps", "3", "--accumulate", accumulate, "--run-dir", accumulate]
         run(model, *argv, "--lr", "1e-5")
-    one, four = (torch.load(f"{name}/last.pt")["model"] for name in ("1", "4"))
+    one, four = (weights(name) for name in ("1", "4"))
     for key in one:
         if not key.startswith("code_"):
             assert torch.allclose(one[key], four[key], atol=2e-6), key
@@ -290,7 +291,7 @@ def test_fine_tuning_starts_from_a_checkpoint(refused):
     run(
         "dcgan", "--max-steps", "1", "--lr", "1e-30", "--weights", "first/last.pt", "--run-dir", "b"
     )
-    one, two = (torch.load(f"{name}/last.pt")["model"] for name in ("first", "b"))
+    one, two = (weights(name) for name in ("first", "b"))
     learnt = [key for key in one if "running" not in key and "tracked" not in key]
     assert all(torch.equal(one[key], two[key]) for key in learnt)
     argv = ["--weights", "first/last.pt", "--quiet"]
@@ -398,12 +399,12 @@ def test_samples_are_measured_and_shown():
 
 def test_all_processes_measure_with_one_classifier(monkeypatch):
     args = train.parse_args([*TINY, "--model", "vae"])
-    dev, weights = Device(args), []
+    dev, heads = Device(args), []
     test = load(args, dev)[2]
     for dev.rank in (0, 1):
         monkeypatch.setattr(evaluate, "CACHE", Path(f"cache-{dev.rank}"))
-        weights.append(evaluate.classifier(test, args, dev).head.weight)
-    assert torch.equal(*weights)
+        heads.append(evaluate.classifier(test, args, dev).head.weight)
+    assert torch.equal(*heads)
 
 
 def test_copies_are_found():
@@ -504,11 +505,10 @@ def test_claims_run_resume_and_summarise(claim, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_two_processes_train():
-    argv = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for model in ("dcgan", "ddpm_small"):
         script = Path(train.__file__)
         extra = ["--model", model, "--width", "8", "--max-steps", "3", "--limit", "64"]
-        done = run_python(*argv, script, *extra, "--samples", "8", "--run-dir", model)
+        done = torchrun(script, *extra, "--samples", "8", "--run-dir", model)
         assert done.returncode == 0, done.stderr
         assert Path(model, "samples.png").exists()
 

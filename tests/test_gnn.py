@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, run_python
+from conftest import ROOT, torchrun
+from helpers import count, perturb, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.data.graphs import load_graphs
@@ -48,15 +49,8 @@ def features(num_nodes, channels, full=True, seed=0):
     return x if full else x * (torch.rand(x.shape, generator=generator) < 0.1)
 
 
-def perturb(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    for p in model.parameters():
-        p.data.copy_(torch.randn(p.shape, generator=generator, dtype=DOUBLE) / 2)
-    return model.double()
-
-
 def test_parameters():
-    counts = {name: sum(p.numel() for p in make().parameters()) for name, make in MODELS.items()}
+    counts = {name: count(make()) for name, make in MODELS.items()}
     first, second, head = (2 * 1433 * 128 + 128), (2 * 128 * 128 + 128), 128 * 7 + 7
     assert counts == {"gcn": 23_063, "gat": 92_373, "sage": first + second + head}
 
@@ -104,7 +98,7 @@ def test_layers_equal_pygs(name, graph):
     num_nodes, edge_index = GRAPHS[graph]
     for channels, full in ((7, True), (100, True), (100, False)):
         theirs, ours = (make(channels) for make in layers()[name])
-        perturb(theirs)
+        perturb(theirs.double())
         ours.double().load_state_dict(theirs.state_dict())
         x = features(num_nodes, channels, full)
         assert (sparse(x) is None) == (full or channels < 64)
@@ -140,7 +134,7 @@ def reference(name, channels, classes):
 def test_models_equal_pygs(name, graph):
     num_nodes, edge_index = GRAPHS[graph]
     for full in (True, False):
-        theirs = perturb(reference(name, 80, 4)).eval()
+        theirs = perturb(reference(name, 80, 4).double()).eval()
         ours = MODELS[name](80, 4).double().eval()
         ours.load_state_dict(theirs.state_dict())
         same(ours, theirs, features(num_nodes, 80, full).requires_grad_(full), edge_index)
@@ -148,7 +142,7 @@ def test_models_equal_pygs(name, graph):
 
 def test_models_equal_pygs_in_float32():
     for name in MODELS:
-        theirs = perturb(reference(name, 80, 4)).float().eval()
+        theirs = perturb(reference(name, 80, 4)).eval()
         ours = MODELS[name](80, 4).eval()
         ours.load_state_dict(theirs.state_dict())
         num_nodes, edge_index = GRAPHS["ordinary"]
@@ -176,7 +170,7 @@ def dense(edge_index, num_nodes):
 def test_rules_by_matrices(rule):
     num_nodes, edge_index = GRAPHS["ordinary"]
     edge_index = torch.cat([edge_index, edge_index.flip(0)], 1)
-    conv = perturb(GraphConvolution(6, 3, rule))
+    conv = perturb(GraphConvolution(6, 3, rule).double())
     x, a = features(num_nodes, 6), dense(edge_index, num_nodes)
     eye = torch.eye(num_nodes, dtype=DOUBLE)
 
@@ -200,7 +194,7 @@ def test_rules_by_matrices(rule):
 
 def test_attention_by_brute_force():
     num_nodes, edge_index = GRAPHS["repeated"]
-    conv = perturb(AttentionLayer(4, 3, 2))
+    conv = perturb(AttentionLayer(4, 3, 2).double())
     conv.recording = True
     x = features(num_nodes, 4)
     out, h = conv(x, edge_index), (x @ conv.lin.weight.t()).view(-1, 2, 3)
@@ -220,7 +214,7 @@ def test_attention_by_brute_force():
 
 def test_constant_attention_is_the_mean():
     num_nodes, edge_index = GRAPHS["ordinary"]
-    conv = perturb(AttentionLayer(4, 3, 2, constant=True))
+    conv = perturb(AttentionLayer(4, 3, 2, constant=True).double())
     x, edges = features(num_nodes, 4), with_loops(edge_index, num_nodes)
     h = x @ conv.lin.weight.t()
     for i in (0, 3, num_nodes - 1):
@@ -244,7 +238,7 @@ def test_sages_embeddings_have_length_one():
 @pytest.mark.parametrize("name", MODELS)
 def test_permuting_the_nodes_permutes_the_output(name, full):
     num_nodes, edge_index = GRAPHS["ordinary"]
-    model, x = perturb(MODELS[name](70, 4)).eval(), features(num_nodes, 70, full)
+    model, x = perturb(MODELS[name](70, 4).double()).eval(), features(num_nodes, 70, full)
     order = torch.randperm(num_nodes, generator=torch.Generator().manual_seed(0))
     place = order.argsort()
     shuffled = place[edge_index][:, torch.randperm(edge_index.shape[1])]
@@ -265,7 +259,7 @@ def test_sparse_dropout_is_the_same_distribution():
 
 def test_changed_tensors_are_seen():
     num_nodes, edge_index = GRAPHS["ordinary"]
-    model, x = perturb(MODELS["gcn"](80, 4)).eval(), features(num_nodes, 80, full=False)
+    model, x = perturb(MODELS["gcn"](80, 4).double()).eval(), features(num_nodes, 80, full=False)
     edge_index = edge_index.clone()
     before = model(x, edge_index)
     x *= 2
@@ -308,12 +302,14 @@ def test_residuals_join_layers_of_equal_width():
     num_nodes, edge_index = GRAPHS["ordinary"]
     x = features(num_nodes, 6)
     plain, residual = (
-        perturb(MODELS["gcn"](6, 3, hidden=(4, 4), residual=r)).eval() for r in (False, True)
+        perturb(MODELS["gcn"](6, 3, hidden=(4, 4), residual=r).double()).eval()
+        for r in (False, True)
     )
+    residual.load_state_dict(plain.state_dict())
     first = torch.relu(plain.convs[0](x, edge_index))
     wanted = torch.relu(plain.convs[1](first, edge_index)) + first
     torch.testing.assert_close(residual.embed(x, edge_index), wanted)
-    gat = perturb(MODELS["gat"](6, 3, residual=True)).eval()
+    gat = perturb(MODELS["gat"](6, 3, residual=True).double()).eval()
     assert gat(x, edge_index).shape == (num_nodes, 3)
 
 
@@ -369,12 +365,12 @@ def test_sampled_edges_are_edges():
     assert nodes[:4].tolist() == seeds.tolist()
     assert len(nodes.unique()) == len(nodes)
     assert inner[1] == 4
-    for (edges, num_targets), count in ((inner, 6), (outer, 3)):
+    for (edges, num_targets), most in ((inner, 6), (outer, 3)):
         found = [(nodes[j].item(), nodes[i].item()) for j, i in edges.t().tolist()]
         assert set(found) <= there
         assert len(set(found)) == len(found)  # without replacement
         counts = torch.bincount(edges[1], minlength=num_targets)
-        assert (counts == degree[nodes[:num_targets]].clamp(max=count)).all()
+        assert (counts == degree[nodes[:num_targets]].clamp(max=most)).all()
 
 
 def test_draws_are_uniform():
@@ -410,7 +406,7 @@ def test_nodes_draw_independently_and_repeatably():
 
 def test_zero_stands_for_all():
     num_nodes, edge_index = 30, random_graph(30, 200, seed=3)
-    model = perturb(MODELS["sage"](6, 3)).eval()
+    model = perturb(MODELS["sage"](6, 3).double()).eval()
     x, seeds = features(num_nodes, 6), torch.tensor([4, 20, 29])
     nodes, blocks = Neighbours(edge_index, num_nodes).sample(seeds, (0, 0), 0)
     torch.testing.assert_close(model(x[nodes], blocks), model(x, edge_index)[seeds])
@@ -473,10 +469,6 @@ def test_unsupervised_loss_by_brute_force():
 # ---------------------------------------------------------------------- scripts
 
 
-def weights(folder):
-    return torch.load(Path(folder, "last.pt"))["model"]
-
-
 def test_accumulation_equals_the_large_batch(tables):
     shared = ["--model", "sage", "--data", f"graph:{tables}", "--epochs", "3", "--dropout", "0"]
     for name, k in (("one", "1"), ("two", "2")):
@@ -520,8 +512,7 @@ def train_all(kind, *flags):
 
 def test_two_processes_equal_one(tables):
     train_all("one")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = run_python(*torchrun, ROOT / "tests" / "test_gnn.py", tables.parent)
+    done = torchrun(ROOT / "tests" / "test_gnn.py", tables.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in SHARED:
         for kind in ("two", "sharded"):

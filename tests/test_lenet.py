@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import count, make_tree, weights
 from PIL import Image
 from torch import nn
 
@@ -26,10 +27,6 @@ from lenet.model import (
     squash,
 )
 from lenet.sdlm import SDLM, output_sample
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def test_parameters_of_every_layer():
@@ -293,8 +290,8 @@ def test_optimisers_step_by_their_equations_and_train(name, refused):
 def test_penalties_are_of_the_weights_alone(refused):
     model = lenet5_modern()
     value = train.penalty(model, 0.1, 0.3)
-    weights = torch.cat([layer.weight.detach().flatten() for layer in model.children()])
-    expected = 0.1 * weights.abs().sum() + 0.3 / 2 * weights.square().sum()
+    values = torch.cat([layer.weight.detach().flatten() for layer in model.children()])
+    expected = 0.1 * values.abs().sum() + 0.3 / 2 * values.square().sum()
     torch.testing.assert_close(value.detach(), expected)
     value.backward()
     w = model.f6.weight
@@ -305,7 +302,7 @@ def test_penalties_are_of_the_weights_alone(refused):
     for flag in ("--seed", "--l1", "--l2"):  # the first changes nothing
         argv = ["--quiet", "--limit", "64", "--epochs", "2", "--val", "0", "--run-dir", flag[2:]]
         train.main([*argv, flag, "0" if flag == "--seed" else "1.0"])
-        state = torch.load(f"{flag[2:]}/last.pt")["model"]
+        state = weights(flag[2:])
         sizes[flag] = sum(v.abs().sum() for k, v in state.items() if k.endswith("weight"))
     assert max(sizes["--l1"], sizes["--l2"]) < sizes["--seed"]
     assert "whole parameters" in refused(train.main, ["--fsdp", "--l1", "0.1"])
@@ -349,17 +346,11 @@ def test_a_poisoned_loss_stops_lenet5(refused, monkeypatch):
 def test_other_paths_of_the_loop(flags):
     metrics = train.main(["--quiet", "--limit", "64", "--epochs", "1", "--run-dir", "run", *flags])
     assert all(math.isfinite(value) for value in metrics.values())
-    weights = torch.load("run/last.pt")["model"]
-    assert all(torch.isfinite(t).all() for t in weights.values())
+    assert all(torch.isfinite(t).all() for t in weights("run").values())
 
 
 def test_more_classes_than_digits():
-    for label in "abcdefghijkl":
-        folder = Path("tree", label)
-        folder.mkdir(parents=True)
-        for i in range(4):
-            pixels = np.random.default_rng(i).integers(0, 255, (30, 20)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{i}.png")
+    make_tree(classes="abcdefghijkl", count=4, sizes=[(30, 20)])
     train.main(["--quiet", "--data", "folder:tree", "--epochs", "1", "--val", "0"])
     assert train.main(["--quiet", "--evaluate", "runs/lenet/lenet5-folder-tree/last.pt"])
     assert (Path("runs/lenet/evaluate-lenet5-folder-tree") / "confusion.png").exists()

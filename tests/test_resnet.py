@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers import count, perturb
 from torch import nn
 
 from resnet import claims, sample, train
@@ -40,20 +41,7 @@ PARAMETERS |= {f"resnet{n}_v1_5": PARAMETERS[f"resnet{n}"] for n in (50, 101, 15
 
 def test_parameters():
     with torch.device("meta"):
-        counts = {
-            name: sum(p.numel() for p in make().parameters()) for name, make in MODELS.items()
-        }
-    assert counts == PARAMETERS
-
-
-def perturb(model):
-    """Norms and biases at random, so that none of them hides a wrong wire."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in model.state_dict().items():
-        if tensor.dim() == 1:
-            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
-            tensor.copy_(noise + 0.5 if "var" in name or "weight" in name else noise - 0.5)
-    return model
+        assert {name: count(make()) for name, make in MODELS.items()} == PARAMETERS
 
 
 @pytest.mark.parametrize(
@@ -236,9 +224,10 @@ def test_images_too_small(refused):
     assert "--size" in refused(train.main, ["--size", "4"])
 
 
-def test_samples(capsys):
-    train.main(["--limit", "64", "--max-steps", "1", "--quiet"])
-    assert 0 <= sample.main([])["right"] <= 40
+def test_samples(capsys, monkeypatch):
+    monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 64, "test": 30})
+    metrics = train.main(["--val", "0", "--epochs", "3", "--lr", "0.02", "--quiet"])
+    assert sample.main([])["right"] == round(30 * metrics["test_accuracy"])
     from PIL import Image
 
     Image.new("RGB", (50, 40), "red").save("red.png")

@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 from conftest import MILESTONES
+from helpers import count
 
 LIMIT = 7 << 28  # bytes for parameters, gradients, moments: with activations 2 GiB
 
@@ -28,7 +29,7 @@ def test_one_step(folder, name):
     factory = importlib.import_module(f"{folder}.model").MODELS[name]
     with torch.device("meta"):
         try:
-            size = sum(p.numel() for p in factory().parameters())
+            size = count(factory())
         except NotImplementedError:  # initialisations that need numbers
             size = 0
     if 16 * size > LIMIT:

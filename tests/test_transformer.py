@@ -1,16 +1,21 @@
-"""The Transformer: sizes, parity with torch's layers, properties, decoding, and that it learns."""
+"""The Transformer: sizes, parity with torch's layers, properties, decoding, and that it learns.
+
+Usage: torchrun --nproc-per-node 2 tests/test_transformer.py FOLDER trains the same way there.
+"""
 
 import itertools
 import json
 import math
-import subprocess
+import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import sacrebleu
 import torch
 import torch.nn.functional as F
+from conftest import torchrun
+from helpers import count, perturb, weights
 from torch import nn
 
 from common.data import pairs
@@ -37,16 +42,6 @@ def small(**settings):
     return perturb(Transformer(ALPHABET, **(sizes | settings)).double().eval())
 
 
-def perturb(model):
-    """Norms and biases at random, so that none of them hides a wrong wire."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() == 1:
-                p.add_(torch.rand(p.shape, generator=generator, dtype=p.dtype) - 0.5)
-    return model
-
-
 def sentences(lengths, seed=0):
     """Random tokens (B, T), padded."""
     generator = torch.Generator().manual_seed(seed)
@@ -56,14 +51,9 @@ def sentences(lengths, seed=0):
 
 def test_parameters():
     with torch.device("meta"):
-        counts = {
-            name: sum(p.numel() for p in make(vocab_size=37_000).parameters())
-            for name, make in MODELS.items()
-        }
-        default = sum(p.numel() for p in transformer_small().parameters())
-    assert counts["transformer_base"] == 63_082_496
-    assert counts["transformer_big"] == 214_245_376
-    assert default == 2_619_392
+        assert count(MODELS["transformer_base"](vocab_size=37_000)) == 63_082_496
+        assert count(MODELS["transformer_big"](vocab_size=37_000)) == 214_245_376
+        assert count(transformer_small()) == 2_619_392
 
 
 # ---------------------------------------------------------------------- the paper's equations
@@ -444,19 +434,15 @@ def test_sampling_follows_the_softmax():
         assert cold == generate(model, source[:50], cached=False, extra=0)
 
 
-def test_the_cache_is_three_times_faster(monkeypatch):
-    """At 64 tokens, with the script's model."""
-    torch.manual_seed(0)
-    model, source = transformer_small(1000).eval(), torch.randint(4, 1000, (16, 14))
-    monkeypatch.setattr(decoding, "END", -1)  # nobody stops before 64 tokens
-    times = {True: [], False: []}
-    for _ in range(3):
-        for cached, values in times.items():
-            start = time.perf_counter()
-            found = generate(model, source, cached=cached)
-            values.append(time.perf_counter() - start)
-    assert {len(target) for target in found} == {64}
-    assert min(times[False]) > 3 * min(times[True])
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_cache_spares_the_decoder_what_it_has_seen(cached, monkeypatch):
+    """One position a step, in place of all positions so far."""
+    model, seen = small(), []
+    monkeypatch.setattr(decoding, "END", -1)  # nobody stops before 9 tokens
+    model.decoder[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    found = generate(model, SOURCES, cached=cached, extra=9, most=9)
+    assert {len(target) for target in found} == {9}
+    assert seen == ([1] * 9 if cached else list(range(1, 10)))
 
 
 # ---------------------------------------------------------------------- training
@@ -520,10 +506,6 @@ def few(monkeypatch):
 FAST = ["--quiet", "--limit", "400", "--val", "20", "--vocab-size", "60", "--num-layers", "1"]
 
 
-def weights(folder):
-    return torch.load(f"{folder}/last.pt")["model"]
-
-
 def same(a, b, **tolerance):
     for key in a:
         torch.testing.assert_close(a[key], b[key], **tolerance)
@@ -540,21 +522,16 @@ def test_accumulation_equals_the_large_batch(few):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_two_processes_equal_one():
-    script = Path(train.__file__)
-    flags = [*FAST, "--max-steps", "2", "--precision", "fp32", "--dropout", "0", "--clip", "1"]
-    flags += ["--batch-size", "300"]
-    train.main([*flags, "--run-dir", "one"])
-    for name, more in (("two", []), ("shards", ["--fsdp"])):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        port = ["--standalone"]
-        done = subprocess.run(
-            [*command, *port, script, *flags, *more, "--run-dir", name],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
+KINDS = {"two": [], "shards": ["--fsdp"]}
+ALIKE = [*FAST, "--max-steps", "2", "--precision", "fp32", "--dropout", "0", "--clip", "1"]
+ALIKE += ["--batch-size", "300"]
+
+
+def test_two_processes_equal_one(few):
+    train.main([*ALIKE, "--run-dir", "one"])
+    done = torchrun(__file__, Path.cwd())
+    assert done.returncode == 0, done.stderr
+    for name in KINDS:
         same(weights("one"), weights(name), rtol=0, atol=5e-5)
         rows = [
             json.loads(Path(f, "metrics.jsonl").read_text().splitlines()[-1]) for f in ("one", name)
@@ -562,7 +539,7 @@ def test_two_processes_equal_one():
         assert rows[0]["test_exact"] == rows[1]["test_exact"]
         assert rows[0]["test_loss"] == pytest.approx(rows[1]["test_loss"], rel=1e-4)
         texts = [Path(f, "translations.txt").read_text() for f in ("one", name)]
-        assert texts[0].count("\n") == texts[1].count("\n") == 500
+        assert texts[0].count("\n") == texts[1].count("\n") == 40
 
 
 def test_resuming_is_exact(few):
@@ -628,17 +605,28 @@ def write_pairs(count=60, folder=""):
     return "pairs:a.txt,b.txt"
 
 
-def test_pairs_evaluate_and_samples(capsys):
-    data = write_pairs()
-    flags = ["--data", data, "--num-layers", "1", "--vocab-size", "40", "--epochs", "2"]
-    metrics = train.main([*flags, "--run-dir", "run", "--batch-size", "100", "--average", "1"])
-    assert 0 <= metrics["test_bleu"] <= 1
+def test_pairs_evaluate_and_samples(capsys, monkeypatch):
+    references, evaluate = {}, train.evaluate
+
+    def note(model, pairs, *rest):
+        references[pairs.part] = list(pairs.lines[1])
+        return evaluate(model, pairs, *rest)
+
+    monkeypatch.setattr(train, "evaluate", note)
+    data = write_pairs(count=300)
+    flags = ["--data", data, "--num-layers", "1", "--vocab-size", "40", "--epochs", "6"]
+    flags += ["--warmup", "60", "--batch-size", "100", "--average", "1"]
+    metrics = train.main([*flags, "--run-dir", "run"])
+    answers = Path("run/translations.txt").read_text("utf-8").splitlines()
+    wanted = sacrebleu.corpus_bleu(answers, [references["test"]]).score / 100
+    assert metrics["test_bleu"] == pytest.approx(wanted)
+    assert wanted > 0
     out = capsys.readouterr().out
     assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in out
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert {"train_loss", "val_loss", "val_bleu"} <= rows[0].keys()
     again = train.main(["--evaluate", "run/last.pt", "--quiet"])
-    assert again["test_bleu"] == metrics["test_bleu"]
+    assert again["test_bleu"] == pytest.approx(wanted)
 
     argv = ["--checkpoint", "run/last.pt"]
     found = sample.main([*argv, "zwei drei", "ein Ωmega", "--out", "out"])
@@ -652,10 +640,11 @@ def test_pairs_evaluate_and_samples(capsys):
     lines = Path("file/translations.txt").read_text("utf-8").split("\n")
     assert len(lines) == 4
     assert lines[1] == ""
-    assert len(sample.main([*argv, "--out", "test"])) >= 1  # of the test part
-    assert sample.main([*argv, "ein", "--temperature", "1", "--seed", "3", "--out", "t"])
-    assert sample.main([*argv, "ein", "--beam", "1", "--out", "g"])
-    assert sample.main([*argv, "ein " * 500, "--out", "long"])
+    tested = sample.main([*argv, "--out", "test"])  # of the test part
+    assert {" ".join(source.split()[::-1]) for source in tested} <= set(references["test"])
+    for more in (["--temperature", "1", "--seed", "3"], ["--beam", "1"]):
+        assert list(sample.main([*argv, "ein", *more, "--out", more[0][2:]])) == ["ein"]
+    sample.main([*argv, "ein " * 500, "--out", "long"])
     assert "1 sentences were longer than 128 tokens" in capsys.readouterr().err
 
 
@@ -720,3 +709,10 @@ def test_claims_run_resume_and_summarise(claim, few, monkeypatch, capsys):
 @pytest.mark.slow
 def test_quick_reaches_the_readmes_number():
     assert train.main(["--quiet"])["test_exact"] >= 0.95
+
+
+if __name__ == "__main__":
+    os.chdir(sys.argv[1])
+    pairs.TEST_DATES = 40
+    for name, flags in KINDS.items():
+        train.main([*ALIKE, *flags, "--run-dir", name])

@@ -5,12 +5,11 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
+from helpers import count, make_tree, perturb, weights
 from torch import nn
 
 from vgg import claims, sample, train
@@ -58,26 +57,16 @@ def build(name, **changes):
         vgg.VGG = original
 
 
-def perturb(model):
-    """Norms and biases away from 0 and 1, so that a forgotten one shows."""
-    for name, value in model.state_dict().items():
-        if value.dim() == 1:
-            noise = torch.rand(value.shape, dtype=value.dtype)
-            value.copy_(0.5 + noise if "var" in name or "weight" in name else noise - 0.5)
-    return model
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters(name):
     with torch.device("meta"):
-        count = sum(p.numel() for p in MODELS[name]().parameters())
-    assert count == PARAMETERS[name]
+        assert count(MODELS[name]()) == PARAMETERS[name]
     stated = re.findall(r"([\d,]+) parameters", MODELS[name].__doc__)
-    assert stated in ([f"{count:,}"], [])
+    assert stated in ([f"{PARAMETERS[name]:,}"], [])
 
 
-def test_the_counts_of_the_issue_follow_from_table_1():
-    def count(layers):
+def test_the_counts_follow_from_table_1():
+    def parameters(layers):
         total, channels = 0, 3
         for size, width in re.findall(r"(\d)-(\d+)", layers):
             total += int(width) * (channels * int(size) ** 2 + 1)
@@ -86,7 +75,7 @@ def test_the_counts_of_the_issue_follow_from_table_1():
             total += outputs * (inputs + 1)
         return total
 
-    assert {name: count(layers) for name, layers in TABLE_1.items()} == {
+    assert {name: parameters(layers) for name, layers in TABLE_1.items()} == {
         name: PARAMETERS[name] for name in TABLE_1
     }
 
@@ -317,13 +306,7 @@ def test_overfits_one_batch(name):
 @pytest.fixture
 def tree():
     """A folder of small photographs, wide and tall, some of them grey: two classes of twelve."""
-    random = np.random.default_rng(0)
-    for label, tone in (("dark", 60), ("light", 190)):
-        Path("tree", label).mkdir(parents=True)
-        for number in range(12):
-            sides = [(50, 44, 3), (40, 61, 3), (40, 40)][number % 3]
-            pixels = random.integers(0, 65, sides) + tone
-            Image.fromarray(pixels.astype(np.uint8)).save(f"tree/{label}/{number}.png")
+    make_tree(classes=("dark", "light"), count=12, sizes=[(50, 44, 3), (40, 61, 3), (40, 40)])
     return ["--quiet", "--data", "folder:tree", "--model", "vgg11_bn_small", "--size", "32"]
 
 
@@ -344,7 +327,7 @@ def test_every_path_of_the_loop(tree, flags):
     metrics = train.main([*tree, *SHORT, "--run-dir", "run", *flags])
     assert {"train_loss", "train_accuracy", "test_loss", "test_accuracy"} == metrics.keys()
     assert all(map(math.isfinite, metrics.values()))
-    assert all(t.isfinite().all() for t in torch.load("run/last.pt")["model"].values())
+    assert all(t.isfinite().all() for t in weights("run").values())
     assert Path("run/confusion.png").exists()
 
 
@@ -354,7 +337,7 @@ def test_resumed_equals_uninterrupted(tree):
     train.main([*flags, "--run-dir", "a"])
     train.main([*flags, "--run-dir", "b", "--max-steps", "3"])  # inside the second epoch
     train.main(["--quiet", "--resume", "--run-dir", "b"])
-    a, b = (torch.load(f"{folder}/last.pt")["model"] for folder in "ab")
+    a, b = (weights(folder) for folder in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -508,7 +491,7 @@ def test_all_that_torchvision_has_weights_for():
 
 def test_sample(tree, capsys, refused):
     assert "train.py" in refused(sample.main, [])
-    train.main([*tree, *SHORT, "--run-dir", "run"])
+    metrics = train.main([*tree, *SHORT, "--run-dir", "run"])
     checkpoint = ["--checkpoint", "run/last.pt"]
     found = sample.main([*checkpoint, "tree/dark", "tree/light/0.png", "--out", "out"])
     assert len(found) == 13
@@ -517,7 +500,8 @@ def test_sample(tree, capsys, refused):
         assert sum(share for _, share in answers) == pytest.approx(1, abs=1e-3)
     assert "grey" in capsys.readouterr().out
     assert Path("out/predictions.jpg").exists()
-    assert 0 <= sample.main([*checkpoint, "--out", "grid"])["right"] <= 5
+    shown = sample.main([*checkpoint, "--out", "grid"])
+    assert shown["right"] == round(5 * metrics["test_accuracy"])
     assert Path("grid/predictions.jpg").exists()
     assert "nothing.png" in refused(sample.main, [*checkpoint, "nothing.png"])
 
