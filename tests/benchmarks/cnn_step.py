@@ -20,7 +20,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
@@ -28,6 +27,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 import torch
 import torch.nn.functional as F
 import torchvision
+from timing import interleave, ratio
 from torch import nn
 
 from alexnet.model import MODELS as ALEXNET
@@ -89,26 +89,6 @@ def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> C
             torch.cuda.synchronize()
 
     return step
-
-
-def interleave(sides: list[Callable], rounds: int, warm_up: int = 2) -> list[list[float]]:
-    """Seconds of each side, round by round; the first rounds only warm up."""
-    times = [[] for _ in sides]
-    for round_ in range(rounds + warm_up):
-        order = list(zip(sides, times, strict=True))
-        for side, values in order[:: 1 if round_ % 2 else -1]:  # neither side is always the first
-            start = time.perf_counter()
-            side()
-            if round_ >= warm_up:
-                values.append(time.perf_counter() - start)
-    return times
-
-
-def ratio(ours: list[float], theirs: list[float]) -> str:
-    """Theirs over ours: of the medians, and the quartiles of the rounds."""
-    pairs = sorted(b / a for a, b in zip(ours, theirs, strict=True))
-    low, high = pairs[len(pairs) // 4], pairs[-1 - len(pairs) // 4]
-    return f"{statistics.median(theirs) / statistics.median(ours):.2f} ({low:.2f} to {high:.2f})"
 
 
 def peak(name: str, ours: bool, args: argparse.Namespace) -> float:

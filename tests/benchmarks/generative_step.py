@@ -20,8 +20,8 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import torch
 import torch.nn.functional as F
-from cnn_step import interleave, ratio
 from diffusers import UNet2DModel
+from timing import interleave, ratio
 from torch import nn
 
 from common.device import Device

@@ -21,7 +21,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import torch
 import torch.nn.functional as F
-from cnn_step import interleave, ratio
+from timing import interleave, ratio
 from torch import Tensor, nn
 
 from common.device import peak_memory

@@ -12,12 +12,12 @@ candidates (14 x 14 cells, 5 predictors) of 20 classes, nearly all of them over 
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import torch
+from timing import interleave, ratio
 from torch import Tensor
 
 from common.detection import suppress
@@ -78,25 +78,10 @@ def scene(batch: int, grid: int, num_classes: int, num_objects: int) -> tuple[Te
     return output, boxes, torch.randint(num_classes, (batch, num_objects))
 
 
-def interleave(sides: list[Callable], rounds: int) -> list[list[float]]:
-    """Seconds of each side, round by round; the first round only warms up."""
-    times = [[] for _ in sides]
-    for number in range(rounds + 1):
-        order = list(zip(sides, times, strict=True))
-        for side, values in order[:: 1 if number % 2 else -1]:
-            begin = time.perf_counter()
-            side()
-            if number:
-                values.append(time.perf_counter() - begin)
-    return times
-
-
 def report(name: str, ours: list[float], theirs: list[float]) -> None:
     """One line with both medians and their ratio."""
-    pairs = sorted(b / a for a, b in zip(ours, theirs, strict=True))
-    low, high = pairs[len(pairs) // 4], pairs[-1 - len(pairs) // 4]
     a, b = statistics.median(ours), statistics.median(theirs)
-    print(f"{name:<44} {1e3 * a:9.2f} ms {1e3 * b:9.2f} ms  {b / a:7.1f} ({low:.1f} to {high:.1f})")
+    print(f"{name:<44} {1e3 * a:9.2f} ms {1e3 * b:9.2f} ms  {ratio(ours, theirs)}")
 
 
 def main() -> None:

@@ -1,0 +1,25 @@
+"""Two sides that take turns in one process, and the ratio of their times; for the benchmarks."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def interleave(sides: list[Callable], rounds: int, warm_up: int = 2) -> list[list[float]]:
+    """Seconds of each side, round by round; the first rounds only warm up."""
+    times = [[] for _ in sides]
+    for number in range(rounds + warm_up):
+        order = list(zip(sides, times, strict=True))
+        for side, values in order[:: 1 if number % 2 else -1]:  # neither side is always the first
+            start = time.perf_counter()
+            side()
+            if number >= warm_up:
+                values.append(time.perf_counter() - start)
+    return times
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """Theirs over ours: of the medians, and the quartiles of the rounds."""
+    pairs = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    low, high = pairs[len(pairs) // 4], pairs[-1 - len(pairs) // 4]
+    return f"{statistics.median(theirs) / statistics.median(ours):.2f} ({low:.2f} to {high:.2f})"
