@@ -1,6 +1,6 @@
 """What changes with the machine: flags, device, run folders, plots and data sets.
 
-Scripts call this package; it never calls back, and it knows nothing of any model.
+Scripts call this package; it never calls back, and it knows no model of any milestone.
 """
 
 import difflib
@@ -33,3 +33,8 @@ def seed_of(*key: int | str) -> int:
     """A 63-bit seed from a key such as (seed, epoch, step); near keys give unrelated seeds."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number of things in words: "1 image", "2 images", "3 classes"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -1,30 +1,63 @@
-"""What the scripts of image classifiers share: images that fit, the user's files, predictions."""
+"""What the scripts of image classifiers share: counting, images that fit, the user's files."""
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from common import cli, fail
-from common.data.files import SUFFIXES, UNREADABLE, ImageFiles
-from common.data.images import ImageSet, load_images
+from common import cli, counted, fail
+from common.data.files import ImageFiles, find_images, look_at
+from common.data.images import ImageSet, Streamed, load_images
 from common.device import Device
-from common.run import progress
+from common.folder import make_folder, open_run
+from common.run import progress_bar
+
+
+class Tally:
+    """Sums of losses and a confusion matrix over a part of a data set, and over all processes."""
+
+    def __init__(self, images: ImageSet, dev: Device):
+        self.part, self.count, self.dev = images.part, len(images), dev
+        self.classes = images.facts["classes"]
+        self.loss = torch.zeros((), device=dev.device)
+        self.counts = torch.zeros(len(self.classes) ** 2, device=dev.device)
+
+    def add(self, loss: Tensor, answers: Tensor, labels: Tensor) -> None:
+        """Of a batch the sum of the losses, the answers (B,) and the true classes (B,)."""
+        self.loss += loss
+        size = len(self.classes)
+        self.counts += torch.bincount(labels * size + answers, minlength=size**2)
+
+    def metrics(self, picture: Path | None = None) -> dict[str, float]:
+        """Mean loss and accuracy; `picture` is for the confusion matrix."""
+        loss, counts = self.dev.sum(self.loss), self.dev.sum(self.counts)
+        counts = counts.view(len(self.classes), -1)
+        if picture and self.dev.main:
+            from common.plot import confusion_matrix
+
+            confusion_matrix(counts, self.classes, picture)
+        return {
+            f"{self.part}_loss": float(loss / self.count),
+            f"{self.part}_accuracy": float(counts.trace() / counts.sum()),
+        }
 
 
 def check_images(
-    model: nn.Module, args: argparse.Namespace, dev: Device, size: int, channels: int = 3
+    model: nn.Module,
+    args: argparse.Namespace,
+    dev: Device,
+    count: int,
+    size: int,
+    channels: int = 3,
 ) -> None:
     """Ends in one line unless a batch of images of `size` pixels passes `model`.
 
-    Runs it on shapes alone, without numbers, as one part of a training step would.
+    Runs it on shapes alone, without numbers, as one part of a step over a set of `count` would.
     """
-    batch = min(args.batch_size, getattr(args, "limit", None) or args.batch_size)
-    batch = max(1, batch // (dev.world * dev.accumulate))
+    batch = max(1, min(args.batch_size, count) // (dev.world * dev.accumulate))
     meta = {name: torch.empty_like(t, device="meta") for name, t in model.state_dict().items()}
     images = torch.empty(batch, channels, size, size, device="meta")
     try:
@@ -32,19 +65,10 @@ def check_images(
             torch.func.functional_call(model, meta, images)
     except (RuntimeError, ValueError) as error:
         if "more than 1 value per channel" in str(error):
-            fail(f"batch norm can't train on one image of {size} pixels: raise --batch-size")
+            parts = f"{counted(count, 'training image')}, in parts of {batch}"
+            fail(f"batch norm can't train on one image of {size} pixels ({parts}): raise "
+                 "--batch-size or --size, lower --accumulate, or take more images")  # fmt: skip
         fail(f"images of {size}x{size} pixels are too small for {args.model}: raise --size")
-
-
-def find_images(inputs: list[Path]) -> list[Path]:
-    """The files named, and those in the folders named."""
-    files = []
-    for path in inputs:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if path.is_dir() and not inside:
-            fail(f"{path} holds no images")
-        files += inside if path.is_dir() else [path]
-    return files
 
 
 def names_for(files: list[Path]) -> list[str]:
@@ -58,37 +82,53 @@ def names_for(files: list[Path]) -> list[str]:
 
 def open_model(
     args: argparse.Namespace, milestone: str, models: dict, build: Callable | None = None
-) -> tuple[nn.Module, argparse.Namespace, dict, Device]:
-    """The trained model of a sample.py, the flags it was trained with, its data's facts, a device.
+) -> tuple[nn.Module, cli.Flags, dict, Device, Path]:
+    """The trained model of a sample.py, the flags of its training, facts of its data, a device,
+    and the folder for what is made.
 
     `build(flags, num_classes)` makes the network where the factory needs more than the classes.
+    Averaged weights, if the checkpoint has some under `ema`, are taken in place of the last ones.
     """
-    checkpoint, flags, dev = cli.open_run(args, milestone, models)
+    checkpoint, flags, dev, out = open_run(args, milestone, models)
     facts = checkpoint["dataset"]
     num_classes = len(facts["classes"])
     model = build(flags, num_classes) if build else models[flags.model](num_classes=num_classes)
-    model.load_state_dict(checkpoint["model"])
-    print(f"{flags.model} trained on {flags.data}, from {args.checkpoint}")
-    return model.to(dev.device).eval(), flags, facts, dev
+    model.load_state_dict(checkpoint["model"] | checkpoint.get("ema", {}))
+    return model.to(dev.device).eval(), flags, facts, dev, out
 
 
 def load_parts(
     flags: argparse.Namespace, dev: Device, facts: dict
 ) -> tuple[ImageSet, ImageSet | None, ImageSet]:
     """The parts of the data that a model was trained on, cut as in evaluation."""
-    mean, std = facts["mean"], facts["std"]
-    side = facts.get("side") or old_side(flags.size) * flags.data.startswith("folder:")
-    return load_images(flags, dev, flags.size, mean=mean, std=std, whole=side)
+    return load_images(
+        flags, dev, flags.size, mean=facts["mean"], std=facts["std"], side=facts["side"]
+    )
 
 
-def load_test(flags: argparse.Namespace, dev: Device, facts: dict) -> ImageSet:
-    """The test part of the data that a model was trained on, as it was evaluated."""
-    return load_parts(flags, dev, facts)[2]
+def sample(
+    milestone: str,
+    doc: str,
+    models: dict,
+    build: Callable | None = None,
+    argv: list[str] | None = None,
+    more: Callable | None = None,
+) -> dict:
+    """The main of a classifier's sample.py: classifies the inputs, or shows test predictions.
 
-
-def old_side(size: int) -> int:
-    """The square that images are cut from, for checkpoints whose facts don't tell: 8/7 of size."""
-    return -(-size * 8 // 7)
+    `more(model, parts, dev, out)` shows what else there is without inputs. Returns what was found.
+    """
+    parser = cli.sample_parser(milestone, doc)
+    parser.add_argument("inputs", nargs="*", type=Path, help="image files, or folders of them")
+    args = parser.parse_args(argv)
+    files = find_images(args.inputs)
+    model, flags, facts, dev, out = open_model(args, milestone, models, build)
+    if files:
+        return classify(files, model, facts, flags.size, dev, out)
+    parts = load_parts(flags, dev, facts)
+    make_folder(out)
+    found = {"right": show_predictions(model, parts[2], dev, out)}
+    return found | (more(model, parts, dev, out) if more else {})
 
 
 @torch.inference_mode()
@@ -103,14 +143,11 @@ def classify(
     """
     from common.plot import image_grid
 
-    colours = [is_grey(path) for path in files]
-    side = facts.get("side") or old_side(size)
-    images = ImageFiles([str(path) for path in files], side)
+    images = ImageFiles([str(path) for path in files], facts["side"], top=facts.get("top"))
     blank = torch.zeros(len(files), dtype=torch.int64)
-    images = ImageSet("test", images, blank, facts, dev, size)
+    images = ImageSet("test", Streamed(images, 0, dev), blank, facts, dev, size)
     found, shown = {}, []
-    batches = progress(torch.arange(len(files)).split(32), dev, "reading", len(files))
-    for part in batches:
+    for part in progress_bar(torch.arange(len(files)).split(32), dev, "reading", -(-len(files) // 32)):
         pixels, _ = images.examples(part)
         with dev.autocast():
             probabilities = model(pixels).float().softmax(1)
@@ -118,12 +155,13 @@ def classify(
         for i, share, place in zip(part.tolist(), shares.tolist(), places.tolist(), strict=True):
             names = [facts["classes"][k] for k in place]
             found[str(files[i])] = list(zip(names, share, strict=True))
-            grey = " (grey: made RGB)" if colours[i] else ""
-            answers = ", ".join(f"{n} {p:.1%}" for n, p in found[str(files[i])])
-            print(f"{files[i]}{grey}: {answers}")
         shown += colour(pixels, facts) if len(shown) < 100 else []
     titles = [f"{answers[0][0]} ({answers[0][1]:.0%})" for answers in found.values()]
+    make_folder(out)
     image_grid(shown[:100], out / "predictions.jpg", titles[:100], columns=8, size=1.3)
+    for path, answers in zip(files, found.values(), strict=True):
+        grey = " (grey: made RGB)" if look_at([path])[0] else ""
+        print(f"{path}{grey}: {', '.join(f'{n} {p:.1%}' for n, p in answers)}")
     print(f"wrote {out / 'predictions.jpg'}{', of the first 100' if len(files) > 100 else ''}")
     return found
 
@@ -144,19 +182,11 @@ def show_predictions(
         classes[a] if a == t else f"{classes[t]}→{classes[a]}"
         for a, t in zip(answers.tolist(), labels.tolist(), strict=True)
     ]
-    heading = f"{right} of {len(order)} test images are recognised; others: truth → answer"
+    of = counted(len(order), "test image")
+    heading = f"{right} of {of} recognised; others: truth → answer"
     image_grid(colour(images, test.facts), out / "predictions.jpg", titles, 8, 1.2, heading)
     print(f"{heading}; wrote {out / 'predictions.jpg'}")
     return right
-
-
-def is_grey(path: Path) -> bool:
-    """Whether a file has no colour; one that can't be read ends in one line."""
-    try:
-        with Image.open(path) as image:
-            return image.mode in ("1", "L", "LA", "I", "F", "I;16")
-    except UNREADABLE as error:
-        fail(f"{path} is not a readable image ({error})")
 
 
 def colour(images: Tensor, facts: dict) -> list[Tensor]:

@@ -1,37 +1,41 @@
 """The command line that all scripts share: one wording, one place.
 
-    parser = cli.Parser("lenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
-    parser.add_argument("--distort", action="store_true", help="...")
+    parser = cli.Parser("lenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
+    parser.add_switch("--distort", help="distort the training images")
     args = parser.parse_args(argv)
 
 A flag's value is what was typed, else what the run being resumed or evaluated has stored, else
-the recipe's (QUICK, or PAPER with --paper), else the default. Nothing heavier than torch is
-imported before the flags are parsed, so that --help answers at once.
+the recipe's (QUICK, or PAPER with --paper, and what `recipe` says of model and data), else the
+default. Once parsed, flags don't change. Nothing heavier than torch is imported before that, so
+that --help answers at once.
 """
 
 import argparse
 import contextlib
 import functools
-import itertools
-import json
 import math
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common import fail, unknown
 from common.checkpoint import read_checkpoint
-from common.device import DTYPES, Device
+from common.device import DTYPES
+from common.folder import as_spelt_now, find_run, holds_run, read_flags
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps", "fsdp")
+GROUPS = ("data", "training", "this paper's own", "machine", "run")
 
 
-def whole(low: int) -> Callable[[str], int]:
-    """A parser of whole numbers of at least `low` (and of 63 bits)."""
+def integer(low: int) -> Callable[[str], int]:
+    """A parser of integers of at least `low` (and of 63 bits)."""
 
     def parse(text: str) -> int:
         if text.strip().lstrip("+-").isdecimal() and low <= int(text) < 2**63:
@@ -60,12 +64,44 @@ def not_negative(text: str) -> float:
         raise argparse.ArgumentTypeError(f"needs zero or a number above it, not {text!r}") from None
 
 
+def share(text: str) -> float:
+    """Parses a number from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"needs a number from 0 to below 1, not {text!r}")
+    return value
+
+
+class Flags(argparse.Namespace):
+    """The flags of a command, which can't be changed; `but` makes a copy with other values."""
+
+    def __init__(self, **values: Any):
+        vars(self).update(values)
+
+    def __setattr__(self, name: str, value: Any):
+        raise AttributeError(f"flags don't change after parsing: {name}")
+
+    def but(self, **values: Any) -> "Flags":
+        """A copy in which some flags have other values."""
+        return Flags(**vars(self) | values)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, with the nearest valid name."""
 
-    def __init__(self, prog: str, doc: str):
+    current: "OneLineParser | None" = None  # the last one made, for `command`
+    when_full = "take fewer or smaller inputs"  # what helps when memory runs out
+
+    def __init__(self, prog: str, doc: str = "", **settings: Any):
         form = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=prog, description=doc, formatter_class=form, allow_abbrev=False)
+        usage = f"{prog} [flags]"
+        super().__init__(
+            prog, usage, doc, formatter_class=form, allow_abbrev=False, **settings
+        )
+        OneLineParser.current = self
 
     def error(self, message: str):
         fail(message.removeprefix("argument "))
@@ -76,13 +112,19 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class Parser(OneLineParser):
-    """The shared flags of DESIGN.md section 3, with defaults from two recipes.
+    """The flags that every train.py has, with defaults from its recipes.
 
     `milestone` is the folder's name; `models` and `data` are the known names, where a data set
-    such as `folder:PATH` stands for all names that begin with `folder:`. `unused` maps a shared
-    flag that has no meaning for this script (`"--accumulate"`) to the reason, which is given to
-    whoever uses it. A recipe with `steps` in place of `epochs` gets `--steps`. What a checkpoint
-    settles for good is `fixed`: to type another value beside --resume or --evaluate is refused.
+    such as `folder:PATH` stands for all names that begin with `folder:`. `quick` and `paper` are
+    the two recipes; one with `steps` in place of `epochs` gets `--steps`.
+
+    `recipe(model, data, paper, **given)` returns two dictionaries: defaults for this model and
+    data on top of the recipe's, and the flags that mean nothing here (`"batch_size"`) with the
+    reason. `data` is None where nobody chose it; `given` holds all other flags that were typed or
+    stored. Flags that mean nothing are left out of --help, and refused if they are typed.
+
+    What a checkpoint settles for good is `fixed`: to type another value beside --resume or
+    --evaluate is refused.
     """
 
     def __init__(
@@ -93,149 +135,197 @@ class Parser(OneLineParser):
         paper: dict,
         models: Iterable[str],
         data: Iterable[str],
-        unused: dict[str, str] | None = None,
+        recipe: Callable[..., tuple[dict, dict[str, str]]] | None = None,
         fixed: Iterable[str] = (),
     ):
+        super().__init__(f"python {milestone}/train.py", doc, add_help=False)
         self.fixed = ["model", "data", *fixed]
         self.milestone, self.quick, self.paper = milestone, quick, paper
-        self.data, self.unused, self.defaults = list(data), unused or {}, {}
-        super().__init__(f"python {milestone}/train.py", doc)
-        add = self.add_argument
-        length = "--steps" if "steps" in quick else "--epochs"
-        add("--paper", action="store_true", help="take every default from the paper's recipe")
-        add("--model", choices=list(models), help="which network")
-        add("--data", help=f"which data: {', '.join(self.data)}")
-        add("--data-dir", default="data", help="where downloaded data sets lie")
-        add("--limit", type=whole(1), help="keep a seeded sample of N training examples")
-        add("--val", type=whole(0), default=0, help="cut N examples off for validation")
-        add(length, type=whole(1), help=f"how many {length[2:]} to train")
-        add("--batch-size", type=whole(1), help="examples (of text: tokens) of a step, in all")
-        add("--lr", type=positive, help="peak learning rate")
-        add("--seed", type=whole(0), default=0, help="of weights, order, augmentation and splits")
-        add("--device", choices=DEVICES, default="auto", help="where to compute")
+        self.data, self.defaults, self.nothing = list(data), {}, {}
+        self.recipes = [recipe] if recipe else []
+        self.groups = {name: self.add_argument_group(name) for name in GROUPS}
+        add, switch = self.add_argument, self.add_switch
+        models, length = list(models), "--steps" if "steps" in quick else "--epochs"
+        add("--model", choices=models, metavar="NAME", group="data", default=quick["model"],
+            help=f"which network: {', '.join(models)}")  # fmt: skip
+        add("--data", metavar="NAME", group="data", help=f"one of {', '.join(self.data)}")
+        add("--data-dir", metavar="DIR", default="data", group="data",
+            help="where data sets lie, or are downloaded to")  # fmt: skip
+        add("--limit", type=integer(1), metavar="N", none="all", group="data",
+            help="keep a seeded sample of N training examples (all are validated and tested)")  # fmt: skip
+        add("--val", type=integer(0), metavar="N", default=0, group="data",
+            help="cut N examples off for validation (at most a tenth, unless typed)")  # fmt: skip
+        group = "training"
+        switch("--paper", group=group, help="take every default from the paper's recipe")
+        add(length, type=integer(1), metavar="N", group=group, help=f"how many {length[2:]}")
+        add("--batch-size", type=integer(1), metavar="N", group=group,
+            help="examples (of text: tokens) of a step, in all")  # fmt: skip
+        add("--lr", type=positive, metavar="RATE", group=group, help="peak learning rate")
+        add("--clip", type=positive, metavar="NORM", none="no", group=group,
+            help="clip the norm of the gradients")  # fmt: skip
+        add("--patience", type=integer(1), metavar="N", none="no", group=group,
+            help="stop after N epochs without progress on validation, keep the best weights")  # fmt: skip
+        add("--seed", type=integer(0), metavar="N", default=0, group=group,
+            help="of weights, order, augmentation and splits")  # fmt: skip
+        group = "machine"
+        add("--device", choices=DEVICES, default="auto", group=group, help="where to compute")
         kinds = ["auto", *DTYPES]
-        add("--precision", choices=kinds, default="auto", help="of the maths")
-        add("--compile", action="store_true", help="compile the model with torch.compile")
-        add("--accumulate", type=whole(1), default=1, help="cut each step into K micro-batches")
-        add("--clip", type=positive, help="clip the norm of the gradients")
-        add("--patience", type=whole(1), help="stop after N epochs without progress on validation")
-        add("--fsdp", action="store_true", help="under torchrun: shard parameters over processes")
-        add("--run-dir", help="the run's folder; else a new one below runs/")
-        add("--resume", action="store_true", help="continue --run-dir, or else the newest run")
-        add("--evaluate", metavar="CHECKPOINT", help="train nothing, measure this checkpoint")
-        add("--max-steps", type=whole(1), help="end after N optimiser steps, schedules unchanged")
-        add("--save-minutes", type=positive, default=10.0, help="between saves inside an epoch")
-        add("--quiet", action="store_true", help="print the result only")
-        add("--tensorboard", action="store_true", help="also log for TensorBoard")
+        add("--precision", choices=kinds, default="auto", group=group,
+            help="of the maths; auto: bf16 where the hardware multiplies it")  # fmt: skip
+        add("--accumulate", type=integer(1), metavar="K", default=1, group=group,
+            help="cut each step into K parts, one after another")  # fmt: skip
+        switch("--compile", group=group, help="compile the model with torch.compile")
+        switch("--fsdp", group=group, help="under torchrun: shard parameters over processes")
+        group = "run"
+        add("--run-dir", metavar="DIR", none="a new one below runs/", group=group,
+            help="the run's folder")  # fmt: skip
+        switch("--resume", group=group, help="continue --run-dir, or else the newest run")
+        add("--evaluate", metavar="CHECKPOINT", none="no", group=group,
+            help="train nothing, measure this checkpoint")  # fmt: skip
+        add("--max-steps", type=integer(1), metavar="N", none="no", group=group,
+            help="end after N optimiser steps, schedules unchanged")  # fmt: skip
+        add("--save-minutes", type=positive, metavar="M", default=10.0, group=group,
+            help="between saves inside an epoch")  # fmt: skip
+        switch("--quiet", group=group, help="print the result only")
+        switch("--tensorboard", group=group, help="also log for TensorBoard")
+        self.groups["run"].add_argument("-h", "--help", action="store_true", dest="help",
+            default=argparse.SUPPRESS, help="show these flags, with the values that will run")  # fmt: skip
 
-    def add_argument(self, *names, default=None, help="", **kwargs):
-        """As in argparse; the default is kept aside, as a recipe may change it, and shown."""
-        if "--help" in names:
-            return super().add_argument(*names, default=argparse.SUPPRESS, help=help, **kwargs)
-        if kwargs.get("action") == "store_true":
-            default = False
-        action = super().add_argument(*names, default=argparse.SUPPRESS, help=help, **kwargs)
+    def add_argument(
+        self, *names, default=None, group: str = GROUPS[2], none: str = "none", **kwargs
+    ) -> argparse.Action:
+        """As in argparse, in a `group` of --help; `none` says there what None means.
+
+        The default is kept aside, as a recipe may change it.
+        """
+        add = self.groups[group].add_argument
+        action = add(*names, default=argparse.SUPPRESS, **kwargs)
+        action.none = none
         self.defaults[action.dest] = default
-        quick, paper = (r.get(action.dest, default) for r in (self.quick, self.paper))
-        shown = f"{quick}" if quick == paper else f"{quick}; paper: {paper}"
-        if names[0] in self.unused:
-            action.help = f"not used: {self.unused[names[0]]}"
-        else:
-            action.help = f"{help} (default: {shown})".replace("%", "%%")
         return action
 
-    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
-        """The flags; `args.milestone` and `args.run_dir` (a Path or None) come with them,
-        and the names of those that were `typed`, and of those typed or stored (`chosen`).
+    def add_switch(self, name: str, default: bool | None = False, **kwargs) -> argparse.Action:
+        """A flag of yes or no, spelt `--flip` and `--no-flip`."""
+        kind = argparse.BooleanOptionalAction
+        return self.add_argument(name, action=kind, default=default, **kwargs)
+
+    def parse_args(self, argv: list[str] | None = None) -> Flags:
+        """The flags; with them come `milestone`, `run_dir` (a Path or None), the names of those
+        that were `typed`, of those typed or stored (`chosen`), and what is `stored` in the
+        checkpoint that the command goes on with ({} if there is none).
 
         Raises SystemExit(2) after one line on stderr for anything that can't be.
         """
+        argv = sys.argv[1:] if argv is None else list(argv)
         given, strange = self.parse_known_args(argv)
         typed = vars(given)
+        wanted = typed.pop("help", False)
         if strange:
             fail(unknown("flag", strange[0], [f"--{d.replace('_', '-')}" for d in self.defaults]))
-        for flag, reason in self.unused.items():
-            if flag[2:].replace("-", "_") in typed:
-                fail(f"{flag} has no meaning here: {reason}")
-        source, stored = self.stored(typed)
-        milestone = stored.get("milestone", self.milestone)
+        source, stored, flags = self.find(typed)
+        milestone = flags.get("milestone", self.milestone)
         if milestone != self.milestone:
             fail(f"{source} is of {milestone}, not of {self.milestone}: use {milestone}/train.py")
-        for key in self.fixed:
-            changed = key in typed and typed[key] != stored.get(key, typed[key])
-            if changed and not (key == "data" and "evaluate" in typed):
-                name = stored[key]
-                fail(f"{source} holds {key} {name!r}, not {typed[key]!r}: start a new run for that")
-        paper = typed.get("paper", stored.get("paper"))
-        recipe = self.paper if paper else self.quick
-        kept = {k: v for k, v in stored.items() if k in self.defaults and k not in NEVER_STORED}
-        args = argparse.Namespace(**{**self.defaults, **recipe, **kept, **typed})
-        args.milestone, args.typed = self.milestone, sorted(typed)
-        args.chosen = sorted({*typed, *kept})  # the rest are defaults
-        args.run_dir = (
-            Path(source) if args.resume and source else args.run_dir and Path(args.run_dir)
-        )
-        self.check(args)
-        return args
+        self.refuse_changes(typed, flags, source)
+        kept = {k: v for k, v in flags.items() if k in self.defaults and k not in NEVER_STORED}
+        values = self.ask(kept | typed) | kept | typed
+        if wanted:
+            self.print_values(values)
+        self.check(values, typed)
+        folder = source if values["resume"] and source else values["run_dir"]
+        values["run_dir"] = Path(folder) if folder else None
+        chosen = sorted({*typed, *kept})  # the rest are defaults
+        more = dict(milestone=self.milestone, typed=sorted(typed), chosen=chosen, stored=stored)
+        return Flags(**values, **more)
 
-    def stored(self, typed: dict) -> tuple[str | None, dict]:
-        """The run folder or checkpoint that this command goes on with, and its flags."""
+    def find(self, typed: dict) -> tuple[str | None, dict, dict]:
+        """The run folder or checkpoint that this command goes on with, its content, its flags."""
         if "evaluate" in typed:
-            if "resume" in typed:
+            if typed.get("resume"):
                 fail("--evaluate trains nothing, so there is nothing to --resume")
-            return typed["evaluate"], read_checkpoint(typed["evaluate"])["config"]["flags"]
-        if "resume" not in typed:
-            return None, {}
-        folder = Path(typed["run_dir"]) if "run_dir" in typed else newest_run(self.milestone)
-        if folder and (folder / "last.pt").exists():
-            return str(folder), read_checkpoint(folder / "last.pt")["config"]["flags"]
-        try:
-            return str(folder), json.loads((folder / "config.json").read_text())["flags"]
-        except (TypeError, OSError, ValueError, KeyError):  # nothing to go on with: from zero
-            return folder and str(folder), {}
+            source, stored = typed["evaluate"], read_checkpoint(typed["evaluate"])
+        elif not typed.get("resume"):
+            return None, {}, {}
+        else:
+            folder = Path(typed["run_dir"]) if "run_dir" in typed else find_run(self.milestone)
+            source = folder and str(folder)
+            if not folder or not (folder / "last.pt").exists():  # from zero
+                return source, {}, as_spelt_now(read_flags(folder)) if folder else {}
+            stored = read_checkpoint(folder / "last.pt")
+        return source, stored, as_spelt_now(stored["config"]["flags"])
 
-    def check(self, args: argparse.Namespace) -> None:
+    def refuse_changes(self, typed: dict, flags: dict, source: str | None) -> None:
+        """Fails if something was typed that the checkpoint has settled."""
+        for key in self.fixed:
+            changed = key in typed and typed[key] != flags.get(key, typed[key])
+            if changed and not (key == "data" and "evaluate" in typed):
+                name = flags[key]
+                fail(f"{source} holds {key} {name!r}, not {typed[key]!r}: start a new run for that")
+
+    def ask(self, given: dict) -> dict:
+        """The defaults for the model and data that are `given`; notes what means nothing there."""
+        paper = given.get("paper", False)
+        defaults = {**self.defaults, **(self.paper if paper else self.quick), "paper": paper}
+        model, data = given.get("model", defaults["model"]), given.get("data")
+        rest = {k: v for k, v in given.items() if k not in ("model", "data", "paper")}
+        self.nothing = {}
+        for recipe in self.recipes:
+            own, nothing = recipe(model, data, paper, **rest)
+            defaults |= own
+            self.nothing |= nothing
+            data = data or defaults["data"]  # as the first recipe, the script's own, says
+        return defaults
+
+    def check(self, values: dict, typed: dict) -> None:
         """Fails on values that don't fit together, before anything is loaded or written."""
         kinds = [name.split(":")[0] + ":" for name in self.data if ":" in name]
-        if args.data not in self.data and not any(
-            args.data.startswith(kind) and args.data != kind for kind in kinds
-        ):
-            fail(unknown("data set", args.data, self.data))
-        if args.patience and not args.val:
+        data = values["data"]
+        if data not in self.data and not any(data.startswith(k) and data != k for k in kinds):
+            fail(unknown("data set", data, self.data))
+        for flag, reason in self.nothing.items():
+            if flag in typed and typed[flag] != self.defaults[flag]:
+                fail(f"--{flag.replace('_', '-')} has no meaning here: {reason}")
+        if values["patience"] and not values["val"]:
             fail("--patience needs a validation part to watch: give --val N too")
-        if args.run_dir and not args.resume and holds_run(args.run_dir):
-            fail(f"{args.run_dir} holds a run already: add --resume, or choose another --run-dir")
+        folder = values["run_dir"]
+        if folder and not values["resume"] and holds_run(Path(folder)):
+            fail(f"{folder} holds a run already: add --resume, or choose another --run-dir")
 
+    @property
+    def when_full(self) -> str:  # noqa: D102
+        parts = "" if "accumulate" in self.nothing else ", or raise --accumulate"
+        return f"lower --batch-size{parts}" if "batch_size" not in self.nothing else (
+            "take a smaller --model or data set")  # fmt: skip
 
-def holds_run(folder: Path) -> bool:
-    """Whether a new run would overwrite something there."""
-    rows, config = folder / "metrics.jsonl", folder / "config.json"
-    foreign = config.exists() and '"flags"' not in config.read_text(errors="replace")
-    return foreign or (folder / "last.pt").exists() or (rows.exists() and rows.stat().st_size > 0)
+    def print_values(self, values: dict) -> None:
+        """Prints the flags that mean something here, with the values that would run, and exits."""
+        for action in self._actions:
+            if action.dest in self.nothing:
+                action.help = argparse.SUPPRESS
+            elif action.dest in values:
+                shown = self.shown(action, values[action.dest])
+                action.help = f"{action.help} (default: {shown})".replace("%", "%%")
+        self.print_help()
+        self.exit()
 
-
-def newest_run(milestone: str, names: Iterable[str] = ("last.pt", "config.json")) -> Path | None:
-    """The training run below runs/ whose `names` were written to last, or None."""
-    files = [file for name in names for file in Path("runs", milestone).glob(f"*/{name}")]
-    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            config = json.loads((file.parent / "config.json").read_text())
-            if not config["flags"]["evaluate"]:
-                return file.parent
-    return None
+    @staticmethod
+    def shown(action: argparse.Action, value: Any) -> str:
+        """A value as --help shows it."""
+        if value is None:
+            return action.none
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def sample_parser(milestone: str, doc: str) -> OneLineParser:
-    """The flags that every sample.py has; `open_checkpoint` completes them."""
+    """The flags that every sample.py has; `common.folder.open_run` completes them."""
     parser = OneLineParser(f"python {milestone}/sample.py", doc)
     add = parser.add_argument
     add("--checkpoint", help="a checkpoint of train.py (default: of the newest run)")
-    add(
-        "--out",
-        type=Path,
-        help="folder for what is made (default: a new one beside the checkpoint)",
-    )
-    add("--data-dir", help="where downloaded data sets lie (default: as in training)")
+    text = "folder for what is made (default: a new one beside the checkpoint)"
+    add("--out", type=Path, metavar="DIR", help=text)
+    add("--data-dir", metavar="DIR", help="where data sets lie (default: as in training)")
     add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
     return parser
 
@@ -243,60 +333,67 @@ def sample_parser(milestone: str, doc: str) -> OneLineParser:
 def claims_parser(milestone: str, doc: str, claims: Iterable[str]) -> OneLineParser:
     """The flags that every claims.py has."""
     parser = OneLineParser(f"python {milestone}/claims.py", doc)
-    add = parser.add_argument
+    add, text = parser.add_argument, "one run each (default: 0 1 2)"
     add("claim", choices=list(claims), help="which claim to put to the test")
-    add(
-        "--seeds", type=whole(0), nargs="+", default=[0, 1, 2], help="one run each (default: 0 1 2)"
-    )
-    add("--data-dir", default="data", help="where downloaded data sets lie (default: data)")
+    add("--seeds", type=integer(0), nargs="+", default=[0, 1, 2], metavar="N", help=text)
+    add("--data-dir", metavar="DIR", default="data", help="where data sets lie (default: data)")
     add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
-    add("--out", type=Path, default=Path(milestone, "samples"), help="folder for JSON and picture")
+    out, text = Path(milestone, "samples"), "folder for JSON and picture (default: samples)"
+    add("--out", type=Path, default=out, metavar="DIR", help=text)
     return parser
 
 
-def open_checkpoint(args: argparse.Namespace, milestone: str, models: Iterable[str]) -> dict:
-    """The checkpoint that a sample.py is to use; completes `args.checkpoint` and `args.out`."""
-    newest = newest_run(milestone, ["last.pt"])
-    if not args.checkpoint and not newest:
-        fail(f"no run is in runs/{milestone}: train one, python {milestone}/train.py")
-    args.checkpoint = Path(args.checkpoint or newest / "last.pt")
-    content = read_checkpoint(args.checkpoint)
-    flags = content["config"]["flags"]
-    name = flags.get("model", "")
-    if name not in models or flags.get("milestone") != milestone:
-        fail(f"{args.checkpoint} holds the model {name!r}; here are {', '.join(models)}")
-    if not args.out:
-        beside = args.checkpoint.parent
-        names = itertools.chain(["samples"], (f"samples-{n}" for n in itertools.count(2)))
-        args.out = next(beside / name for name in names if not (beside / name).exists())
-    return content
+class Output:
+    """A stream that goes on when nobody reads it any more: a run ends with its checkpoint.
 
+    What the reader's encoding lacks is printed as a question mark.
+    """
 
-def open_run(
-    args: argparse.Namespace, milestone: str, models: Iterable[str]
-) -> tuple[dict, argparse.Namespace, Device]:
-    """The checkpoint that a sample.py is to use, the flags it was trained with, and a device."""
-    checkpoint = open_checkpoint(args, milestone, models)
-    flags = argparse.Namespace(**checkpoint["config"]["flags"])
-    flags.device, flags.quiet, flags.fsdp, flags.typed = args.device, True, False, []
-    flags.data_dir, flags.accumulate = args.data_dir or flags.data_dir, 1
-    return checkpoint, flags, Device(flags)
+    def __init__(self, stream: Any):
+        self.stream = stream
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.reconfigure(errors="replace")
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
-def make_folder(path: Path) -> None:
-    """Makes the folder for results, before any work is done for them."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"--out {path}: {error.strerror}")
+    def write(self, text: str) -> int:
+        """Writes, or from the first failure on does nothing."""
+        with self.steadied():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, or from the first failure on does nothing."""
+        with self.steadied():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def steadied(self):
+        """Lets what can't be written go to nowhere, here and when Python flushes at its end."""
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if self.stream is not sys.__stderr__:
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    reason = error.strerror or error
+                    print(f"note: what is printed goes nowhere from here: {reason}", file=sys.stderr)
 
 
 def command(main: Callable) -> Callable:
-    """Decorates a script's main: full memory and Ctrl-C end in one line, not in a traceback."""
+    """Decorates a script's main: full memory and Ctrl-C end in one line, not in a traceback,
+    and output that nobody takes ends nothing."""
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None):
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (
+            stream if stream is None or isinstance(stream, Output) else Output(stream)
+            for stream in streams
+        )
         try:
             return main(argv)
         except KeyboardInterrupt:
@@ -306,8 +403,12 @@ def command(main: Callable) -> Callable:
             full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
             if not full and "can't allocate memory" not in str(error):
                 raise
-            fail("memory ran out: lower --batch-size, or raise --accumulate")
+            parser = OneLineParser.current
+            fail(f"memory ran out: {parser.when_full if parser else OneLineParser.when_full}")
         finally:
+            if sys.stdout:
+                sys.stdout.flush()
+            sys.stdout, sys.stderr = streams
             if threading.current_thread() is threading.main_thread():
                 for number, handler in handlers.items():
                     signal.signal(number, handler)

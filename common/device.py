@@ -15,7 +15,6 @@ import atexit
 import contextlib
 import ctypes
 import os
-import resource
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -202,6 +201,10 @@ def peak_memory(kind: str = "cpu") -> float:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**10
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
@@ -211,7 +214,7 @@ def keep_memory() -> None:
     By itself glibc gives large tensors back at once, and fetches their pages anew in the next
     step: 30% of the processor's time in transformer_small's, 7% in ResNet-20's, on one core.
     """
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no such library: Windows
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks, too, come from the heap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes free at its end

@@ -1,4 +1,4 @@
-"""Pictures of results. Nothing opens a window; each function writes one PNG."""
+"""Pictures of results. Nothing opens a window; each function writes one file."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as PNG, making its folder."""
+    """Writes a figure, as PNG or by the ending of its name, making its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 

@@ -1,4 +1,4 @@
-"""A training run: its folder, checkpoints, resuming, stopping, and what is printed of it.
+"""A training run: checkpoints, resuming, stopping, and what is printed of it.
 
     run = Run(args, dev, model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
     for epoch in run.epochs():
@@ -15,15 +15,13 @@ rests on torch's random numbers alone, so don't draw from `random` or NumPy in a
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
 import os
-import platform
-import re
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -34,21 +32,26 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from common import fail, seed_of
-from common.checkpoint import read_checkpoint, restore, state_of, write_checkpoint
+from common.checkpoint import load_state, read_checkpoint, state_of, write_checkpoint
 from common.device import Device
+from common.folder import as_line, config, new_run, read_rows, write_text
 
 CHECK_STEPS = 50  # how often the flag of a non-finite loss is read: reading waits for the device
 AGREE_STEPS = 10  # how often several processes agree on stopping and saving
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+SIZE_FLAGS = ("batch_size", "limit", "val")  # that change how many steps an epoch has
 
 
-def progress(items: Iterable, dev: Device, what: str, total: int, done: int = 0) -> Iterator:
+def progress_bar(
+    items: Iterable, dev: Device, what: str, total: int, done: int = 0
+) -> Iterator:
     """Passes `items` on, with a bar that shows rate and remaining time (plain lines in a file)."""
     shown = dev.main and not dev.quiet and total > 1  # epochs of one step follow one another fast
-    if not shown or sys.stderr.isatty():
+    if not shown or not sys.stderr or sys.stderr.isatty():
         yield from tqdm(items, what, total, leave=False, initial=done, disable=not shown)
         return
     start = last = time.monotonic()
@@ -60,6 +63,45 @@ def progress(items: Iterable, dev: Device, what: str, total: int, done: int = 0)
             left = f", {left / rate:.0f} s left" if left else ""
             line = f"{what}: {done + count}/{total}, {rate:.1f}/s{left}"
             print(line, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass
+class Best:
+    """The best epoch so far, by the metric `name`; `better` is max or min."""
+
+    name: str
+    better: Callable
+    value: float | None = None
+    stale: int = 0  # epochs since
+    improved: bool = False  # by the epoch that was logged last
+    waiting: dict | None = None  # contents of best.pt that aren't written yet
+
+    def see(self, metrics: dict[str, float], whole: bool) -> None:
+        """Compares an epoch; one that --max-steps cut short only where there is no other."""
+        if self.name not in metrics or not (whole or self.value is None):
+            return
+        found = metrics[self.name]
+        if self.value is None or self.better(self.value, found) != self.value:
+            self.improved, self.stale = True, 0
+            self.value = found if whole else None
+        else:
+            self.stale += 1
+
+
+class Signals:
+    """Ctrl-C and SIGTERM, noted for the end of the step; a later second one ends at once."""
+
+    def __init__(self):
+        self.number, self.when = 0, 0.0
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.note)
+
+    def note(self, number: int, _frame: Any) -> None:
+        """The handler."""
+        if self.number and time.monotonic() - self.when > 2:  # torchrun sends two together
+            os._exit(128 + number)
+        self.number, self.when = self.number or number, time.monotonic()
 
 
 class Run:
@@ -75,38 +117,39 @@ class Run:
         monitor: tuple[str, Callable] = ("val_accuracy", max),
         **parts: Any,
     ):
-        self.args, self.dev, self.parts, self.monitor = args, dev, parts, monitor
-        self.epoch = self.position = self.step = self.stale = 0  # position: steps into the epoch
-        self.best, self.improved, self.unsaved_best = None, False, None
-        self.sums, self.rows, self.rng, self.signal, self.signalled = {}, [], None, 0, 0.0
+        self.args, self.dev, self.parts, self.best = args, dev, parts, Best(*monitor)
+        self.epoch = self.position = self.step = 0  # position: steps into the epoch
+        self.epoch_is_whole = False  # the one that was trained last
+        self.steps = 0  # of an epoch, as far as is known
+        self.sums, self.rows, self.rng, self.ended = {}, [], None, None
         self.seconds, self.begun, self.saved = 0.0, time.monotonic(), time.monotonic()
-        self.num_epochs = getattr(args, "epochs", None) or sys.maxsize
-        self.num_steps = min(args.max_steps or sys.maxsize, getattr(args, "steps", sys.maxsize))
         self.config = config(args, dev)
         self.names = {}
         for key, part in parts.items():
             if isinstance(part, nn.Module):
                 prefix = "" if key == "model" else f"{key}."
                 self.names.update({p: prefix + n for n, p in part.named_parameters()})
-        last = args.run_dir / "last.pt" if args.run_dir and args.resume else None
+        stored = args.stored
         if args.evaluate:
-            state = read_checkpoint(args.evaluate)
-            self.restore(args.evaluate, state, only=(nn.Module, dict))
-            self.epoch, self.step = state["epoch"], state["step"]
-        elif last and last.exists():
-            self.resume(last)
+            self.restore(args.evaluate, stored, only=(nn.Module, dict))
+            self.epoch, self.step = stored["epoch"], stored["step"]
+        elif stored:
+            self.resume(args.run_dir / "last.pt", stored)
+        stored.clear()  # as large as the model and its moments
         self.folder = self.make_folder()
-        self.log_tensorboard = tensorboard(self.folder) if args.tensorboard and dev.main else None
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self.on_signal)
+        self.tensorboard = tensorboard(self.folder) if args.tensorboard and dev.main else None
+        self.signals = Signals()
         done = f", going on at epoch {self.epoch + 1}, step {self.step}" if self.step else ""
         dev.say(f"{args.model} on {args.data}, {dev}, {dev.precision}, in {self.folder}{done}")
 
     # ------------------------------------------------------------------ the loop
 
-    def epochs(self) -> Iterator[int]:
-        """The epochs still to be trained; then, with --patience, puts the best weights back."""
+    def epochs(self, ended: Callable[[], bool] | None = None) -> Iterator[int]:
+        """The epochs still to be trained; then, with --patience, puts the best weights back.
+
+        `ended` is asked after each whether that was the last, as by a rule of the paper's.
+        """
+        self.ended = ended
         if self.rng is not None:
             self.set_rng(self.rng)
         while not self.over():
@@ -117,42 +160,68 @@ class Run:
 
     def over(self) -> bool:
         """Whether there is nothing left to train."""
+        epochs = getattr(self.args, "epochs", None) or sys.maxsize
         patience = self.args.patience or sys.maxsize
-        done = self.epoch >= self.num_epochs or self.step >= self.num_steps
-        return done or self.stale >= patience
+        done = self.epoch >= epochs or self.step >= self.last_step()
+        return done or self.best.stale >= patience or bool(self.ended and self.ended())
+
+    def last_step(self) -> int:
+        """The step that ends the run, if the epochs don't before."""
+        return min(self.args.max_steps or sys.maxsize, getattr(self.args, "steps", sys.maxsize))
+
+    @property
+    def epoch_begins(self) -> bool:
+        """Whether nothing of the epoch is trained yet: a run may go on inside one."""
+        return self.position == 0
 
     def progress(self, batches: Iterable) -> Iterator:
         """Passes on the rest of the epoch's parts; minds signals and saves between the steps.
 
-        `batches` has a length in steps; one with `seek(epoch, step)` starts there by itself.
+        `batches` has a length in steps and `seek(epoch, step)`, or is a plain list of parts.
         """
         per_step, steps = self.dev.accumulate, len(batches)
-        if self.position == 0:
+        if self.epoch_begins:
             self.sums = {}
         steps = steps if hasattr(batches, "seek") else steps // per_step
-        self.position = min(self.position, steps)  # resumed with a shorter epoch
+        self.count_anew(steps)
         if hasattr(batches, "seek"):
             batches.seek(self.epoch, self.position)
         else:
             batches = itertools.islice(batches, self.position * per_step, None)
         parts = iter(batches)
-        what = f"epoch {self.epoch + 1}"
-        for _ in progress(range(self.position, steps), self.dev, what, steps, self.position):
-            if self.step >= self.num_steps:
+        of = f"/{self.args.epochs}" if "epochs" in self.args else ""
+        what = f"epoch {self.epoch + 1}{of}"
+        for _ in progress_bar(range(self.position, steps), self.dev, what, steps, self.position):
+            if self.step >= self.last_step():
                 break
             self.dev.steps = self.step
             yield from itertools.islice(parts, per_step)
             self.step, self.position = self.step + 1, self.position + 1
             self.between_steps()
         self.check_finite()
-        if self.position == steps:
+        self.epoch_is_whole = self.position == steps
+        if self.epoch_is_whole:
             self.epoch, self.position = self.epoch + 1, 0
+
+    def count_anew(self, steps: int) -> None:
+        """Notes the steps of an epoch; after --resume with another --batch-size, --limit or --val
+        brings position and schedule to the same share of it."""
+        if self.steps < 0:  # resumed so; the old number is kept as -steps
+            self.position = self.position * steps // -self.steps
+            for schedule in self.parts.values():
+                if isinstance(schedule, LambdaLR):
+                    schedule.last_epoch = self.epoch * steps + self.position
+                    pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                    rates = [base * share(schedule.last_epoch) for base, share in pairs]
+                    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+                        group["lr"] = rate
+        self.position, self.steps = min(self.position, steps), steps
 
     def between_steps(self) -> None:
         """After a step: stops on a signal, saves every --save-minutes, checks the loss."""
         if self.dev.world == 1 or self.step % AGREE_STEPS == 0:
             due = time.monotonic() - self.saved > 60 * self.args.save_minutes
-            number, due = map(int, self.dev.agree(self.signal, due))
+            number, due = map(int, self.dev.agree(self.signals.number, due))
             if number or due:
                 self.write(self.state())
             if number:
@@ -179,14 +248,7 @@ class Run:
         optimizers = (part for part in self.parts.values() if isinstance(part, Optimizer))
         rate = max((g["lr"] for part in optimizers for g in part.param_groups), default=0.0)
         self.write_row({"epoch": epoch + 1, "step": self.step, **metrics, "lr": rate})
-        name, better = self.monitor
-        whole = self.position == 0  # an epoch that --max-steps cut short is not compared
-        if name in metrics and (whole or self.best is None):
-            if self.best is None or better(self.best, metrics[name]) != self.best:
-                self.improved, self.stale = True, 0
-                self.best = metrics[name] if whole else None
-            else:
-                self.stale += 1
+        self.best.see(metrics, self.epoch_is_whole)
 
     def save(self, every: float = 0.0) -> None:
         """Writes best.pt if this epoch was the best, and last.pt; leaves if a signal came.
@@ -194,11 +256,11 @@ class Run:
         For epochs of milliseconds: `every` is how many seconds to let pass between saves.
         """
         late = time.monotonic() - self.saved >= every
-        number, late = map(int, self.dev.agree(self.signal, late))
+        number, late = map(int, self.dev.agree(self.signals.number, late))
         now = late or number or self.over()
-        state = self.state() if self.improved or now else None
-        self.unsaved_best = state if self.improved else self.unsaved_best
-        self.improved = False
+        state = self.state() if self.best.improved or now else None
+        self.best.waiting = state if self.best.improved else self.best.waiting
+        self.best.improved = False
         if now:
             self.write(state)
         if number and not self.over():
@@ -213,19 +275,13 @@ class Run:
         if self.dev.main:
             place = f"{self.dev.precision}, {self.dev}, {seconds:.0f} s, {self.folder}"
             print(f"{show(metrics)}  ({place})", flush=True)
-        if self.log_tensorboard:
-            self.log_tensorboard.close()
-        if self.signal:
-            raise SystemExit(128 + self.signal)
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.signals.number:
+            raise SystemExit(128 + self.signals.number)
         return metrics
 
     # ------------------------------------------------------------------ stopping
-
-    def on_signal(self, number: int, _frame: Any) -> None:
-        """Notes the signal for the end of the step; a later second one ends at once."""
-        if self.signal and time.monotonic() - self.signalled > 2:  # torchrun sends two together
-            os._exit(128 + number)
-        self.signal, self.signalled = self.signal or number, time.monotonic()
 
     def leave(self, number: int) -> NoReturn:
         """Ends after signal `number`, with everything saved."""
@@ -249,8 +305,10 @@ class Run:
             return
         last = self.folder / "last.pt"
         good = f"the last good checkpoint is {last}" if last.exists() else "none was saved before"
-        rate = f"a smaller --lr than {self.args.lr:g}" if "lr" in self.args else "other settings"
-        fail(f"the loss stopped being finite at step {bad}: try {rate}, or --clip 1; {good}")
+        optimizers = (part for part in self.parts.values() if isinstance(part, Optimizer))
+        rate = max((g["lr"] for part in optimizers for g in part.param_groups), default=0.0)
+        fail(f"the loss stopped being finite at step {bad}, at a learning rate of {rate:.3g}: try "
+             f"a smaller --lr, or --clip 1; {good}")  # fmt: skip
 
     # ------------------------------------------------------------------ files
 
@@ -270,20 +328,21 @@ class Run:
             "sums": {k: self.dev.sum(pair.clone()).cpu() for k, pair in self.sums.items()},
             "epoch": self.epoch,
             "position": self.position,
+            "steps": self.steps,
             "step": self.step,
-            "best": self.best,
-            "stale": self.stale,
+            "best": self.best.value,
+            "stale": self.best.stale,
             "seconds": self.seconds + time.monotonic() - self.begun,
             "config": self.config,
         }
 
     def write(self, state: dict) -> None:
         """Writes last.pt, and before it best.pt if a better one waits."""
-        if self.dev.main and self.unsaved_best:
-            write_checkpoint(self.folder / "best.pt", self.unsaved_best)
+        if self.dev.main and self.best.waiting:
+            write_checkpoint(self.folder / "best.pt", self.best.waiting)
         if self.dev.main:
             write_checkpoint(self.folder / "last.pt", state)
-        self.unsaved_best, self.saved = None, time.monotonic()
+        self.best.waiting, self.saved = None, time.monotonic()
 
     def restore(
         self, path: str | Path, state: dict, only: Any = object, lr_scale: float = 1.0
@@ -295,28 +354,29 @@ class Run:
         for key, part in self.parts.items():
             try:
                 if isinstance(part, only):
-                    restore(part, state[key], self.names, lr_scale)
+                    load_state(part, state[key], self.names, lr_scale)
             except (KeyError, RuntimeError, ValueError, TypeError) as error:
                 reason = str(error).strip().splitlines()[-1].strip()
                 fail(f"{path} doesn't fit {self.args.model}: its {key} differs ({reason})")
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path, state: dict) -> None:
         """Puts everything where the checkpoint has it; typed flags keep their new values."""
-        state = read_checkpoint(path)
         flags = state["config"]["flags"]
         scale = self.args.lr / flags["lr"] if flags.get("lr") else 1.0
         self.restore(path, state, lr_scale=scale)
         for key, scaler in state["scaler"].items():
             if scaler and self.dev.precision == "fp16":
                 self.dev.scaler(self.parts[key]).load_state_dict(scaler)
-        for key in ("epoch", "step", "best", "stale", "seconds"):
+        for key in ("epoch", "position", "step", "seconds"):
             setattr(self, key, state[key])
-        old, new = flags.get("batch_size"), getattr(self.args, "batch_size", None)
-        self.position = state["position"] * old // new if old and new else state["position"]
+        self.best.value, self.best.stale = state["best"], state["stale"]
+        if any(flags.get(key) != getattr(self.args, key, None) for key in SIZE_FLAGS):
+            whole = (self.step - self.position) // self.epoch if self.epoch else 0
+            self.steps = -state.get("steps", whole)  # of the old size, see `count_anew`
         here = 1.0 if self.dev.main else 0.0  # the sums are those of all processes
         self.sums = {k: pair.to(self.dev.device) * here for k, pair in state["sums"].items()}
         self.rng = state["rng"]
-        rows = self.read_rows(path.parent / "metrics.jsonl")
+        rows = read_rows(path.parent)
         self.rows = [r for r in rows if r.get("epoch", 0) <= self.epoch and not r.get("final")]
 
     def set_rng(self, states: list[dict]) -> None:
@@ -336,37 +396,30 @@ class Run:
         folder = self.args.run_dir
         try:
             if self.dev.main:
-                folder = folder or new_folder(self.args)
+                folder = folder or new_run(self.args)
                 folder.mkdir(parents=True, exist_ok=True)
-                text = json.dumps(self.config, indent=1) + "\n"
-                write_text(folder / "config.json", text)
+                write_text(folder / "config.json", json.dumps(self.config, indent=1) + "\n")
                 write_text(folder / "metrics.jsonl", "".join(map(as_line, self.rows)))
         except OSError as error:
             fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
         return self.dev.gather(folder)[0]
 
-    @staticmethod
-    def read_rows(path: Path) -> list[dict]:
-        """The rows of metrics.jsonl; a line that a kill cut short is left out."""
-        rows = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
-
     def write_row(self, row: dict) -> None:
+        """A row of metrics.jsonl, and of the terminal and TensorBoard."""
         self.rows.append(row)
         if not self.dev.main:
             return
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(as_line(row))
+        try:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(as_line(row))
+        except OSError as error:
+            fail(f"can't write {self.folder / 'metrics.jsonl'}: {error.strerror}")
         metrics = {k: v for k, v in row.items() if k not in ("epoch", "step", "final")}
         if not row.get("final"):
-            self.dev.say(f"epoch {row['epoch']:3d}  step {row['step']}  {show(metrics)}")
-        for key, value in metrics.items() if self.log_tensorboard else ():
-            self.log_tensorboard.add_scalar(key, value, row["step"])
+            of = f"/{self.args.epochs}" if "epochs" in self.args else ""
+            self.dev.say(f"epoch {row['epoch']:3d}{of}  step {row['step']}  {show(metrics)}")
+        for key, value in metrics.items() if self.tensorboard else ():
+            self.tensorboard.add_scalar(key, value, row["step"])
 
     def draw(self) -> None:
         """Writes curves.png."""
@@ -377,59 +430,9 @@ class Run:
             curves(rows, self.folder / "curves.png")
 
 
-def config(args: argparse.Namespace, dev: Device) -> dict:
-    """What made a run: every flag, versions, commit, device."""
-    flags = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    device = {"device": str(dev), "precision": dev.precision}
-    return {"flags": flags, "versions": versions, "commit": git_commit(), **device}
-
-
 def show(metrics: dict[str, float]) -> str:
     """The metrics in one line."""
     return "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
-
-
-def as_line(row: dict) -> str:
-    """A row of metrics.jsonl."""
-    return json.dumps(row) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a small file whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def new_folder(args: argparse.Namespace) -> Path:
-    """A folder of its own below runs/: <model>-<data>, with -2, -3, … if that is there already."""
-    kind, _, path = args.data.partition(":")
-    data = re.sub(r"[^\w.-]+", "-", f"{kind}-{Path(path).resolve().name}" if path else kind)
-    name = f"{'evaluate-' if args.evaluate else ''}{args.model}-{data}"
-    for number in itertools.count(1):
-        folder = Path("runs", args.milestone, name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if not folder.parent.is_dir():
-                raise
-
-
-def git_commit() -> str | None:
-    """The commit of this repository, with a + if there are changes on top; None without git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
-        )
-        return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def tensorboard(folder: Path) -> Any:

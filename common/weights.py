@@ -1,4 +1,4 @@
-"""Published weights to start from: torchvision's, or a file of the user's.
+"""Weights to start from: torchvision's published ones, or a file of the user's.
 
 add_weight_flags(parser)                                       # --weights imagenet|FILE, --freeze
 start_from(model, args, dev, train.facts, ("fc",), PUBLISHED)  # before dev.wrap
@@ -13,23 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import fail
-from common.checkpoint import read_tensors
+from common import cli, fail
+from common.checkpoint import read_weights
 from common.device import Device
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # torchvision's inputs
 
 
-def add_weight_flags(parser: argparse.ArgumentParser, published: bool = True) -> None:
+def add_weight_flags(parser: cli.Parser, published: bool = True) -> None:
     """The flags of scripts that can start from weights of a file, or from `published` ones."""
     theirs = "torchvision's published weights, or from " if published else ""
-    parser.add_argument(
-        "--weights",
-        metavar="imagenet|FILE" if published else "FILE",
-        help=f"start from {theirs}a state_dict or checkpoint; "
-        "another number of classes gets a new last layer",
-    )
-    parser.add_argument("--freeze", action="store_true", help="train only the last layer")
+    text = f"start from {theirs}a state_dict or checkpoint; other classes get a new last layer"
+    metavar = "imagenet|FILE" if published else "FILE"
+    parser.add_argument("--weights", metavar=metavar, none="no", group="training", help=text)
+    parser.add_switch("--freeze", group="training", help="train only the last layer")
 
 
 def check_weights(args: argparse.Namespace, published: Mapping[str, str]) -> None:
@@ -56,22 +53,23 @@ def start_from(
 ) -> None:
     """Loads `args.weights`, if any, into `model`, and freezes all but its heads on `--freeze`.
 
-    `facts` are those of the data: they get the mean and deviation that the weights were trained
-    with, `inputs` for torchvision's, or those that a checkpoint of ours names.
+    `facts` are those of the data. They get the mean and deviation that the weights were trained
+    with, if it is known: `inputs` for torchvision's, or those that a checkpoint of ours names.
 
     `heads` are the names of the layers that depend on the number of classes; where the file's
     have another shape, they keep their new weights. `published` maps models to torchvision's
     names, for those whose weights it has. Layers named in `optional` may be missing from the file.
     """
-    resumed = args.resume and args.run_dir and (args.run_dir / "last.pt").exists()
-    if args.weights and not args.evaluate and not resumed:
+    if args.weights and not args.evaluate and not args.stored:  # which has the weights
         if args.weights == "imagenet":
-            state = download(args.model, published)
+            state, known = download(args.model, published), inputs
         else:
-            state, known = read_state(Path(args.weights))
-            inputs = known or inputs
-        facts.update({key: list(inputs[key]) for key in ("mean", "std")})
-        load(model, state, args, dev, heads, optional)
+            state, known = read_weights(Path(args.weights))
+        note = load(model, state, args, heads, optional)
+        if known:
+            facts.update({key: list(known[key]) for key in ("mean", "std")})
+        whose = "those they were trained with" if known else "those of the data"
+        dev.say(f"weights of {args.weights}{note}; mean and deviation are {whose}")
     if args.freeze:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(tuple(f"{head}." for head in heads)))
@@ -89,24 +87,14 @@ def download(name: str, published: Mapping[str, str]) -> dict[str, Tensor]:
         fail(f"{file} is not in {cache} and can't be downloaded ({error}): copy it there")
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict | None]:
-    """The weights in a state_dict's file or a checkpoint of ours, and the facts of its data."""
-    content = read_tensors(path)
-    state = content.get("model", content) if isinstance(content, dict) else {}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        fail(f"{path} holds no weights: neither a state_dict nor a checkpoint of train.py")
-    return state, content.get("dataset") if "model" in content else None
-
-
 def load(
     model: nn.Module,
     state: Mapping[str, Tensor],
     args: argparse.Namespace,
-    dev: Device,
     heads: tuple[str, ...],
     optional: tuple[str, ...] = (),
-) -> None:
-    """Loads `state` whole, or all but heads of another number of classes.
+) -> str:
+    """Loads `state` whole, or all but heads of another number of classes; says which these are.
 
     Layers named in `optional` may be missing on either side.
     """
@@ -125,8 +113,7 @@ def load(
         fail(f"{args.weights} doesn't fit {args.model}: {wrong[0]} is {shapes}")
     model.load_state_dict({key: own[key] if key in swapped else state[key] for key in own})
     names = dict.fromkeys(key.rpartition(".")[0] for key in swapped)
-    note = f"; {', '.join(names)} new, for {args.data}'s classes" if names else ""
-    dev.say(f"weights of {args.weights}{note}")
+    return f"; {', '.join(names)} new, for {args.data}'s classes" if names else ""
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:

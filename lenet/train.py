@@ -8,7 +8,6 @@
 Measured on one core of a Zen 5 server; the errors are means of three seeds (see the README).
 """
 
-import argparse
 import math
 from functools import partial
 from pathlib import Path
@@ -18,17 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import cli, fail, seed_of
-from common.data.augment import random_affine
+from common.classify import Tally
 from common.data.batches import Draw
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_images
 from common.device import Device
 from common.run import Run
+from common.schedule import warmup_and_cosine
 from lenet.model import MODELS, eq9_loss
 from lenet.sdlm import SDLM
 
 # fmt: off
-QUICK = dict(model="lenet5", data="digits", epochs=40, val=137, batch_size=32, lr=2e-3, optimizer="adamw")  # noqa: E501
-PAPER = dict(model="lenet5", data="mnist",  epochs=20, val=0,   batch_size=32, lr=2e-3, optimizer="adamw")  # noqa: E501
+QUICK = dict(model="lenet5", data="digits", epochs=40, val=137, batch_size=32, lr=2e-3)
+PAPER = dict(model="lenet5", data="mnist",  epochs=20, val=0,   batch_size=32, lr=2e-3)
 # fmt: on
 OPTIMIZERS = {  # beside the paper's own, sdlm; a learning rate for each is in the README
     "sgd": torch.optim.SGD,
@@ -39,25 +39,58 @@ OPTIMIZERS = {  # beside the paper's own, sdlm; a learning rate for each is in t
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
+    """A tenth of larger sets than the digits is for validation, at most 5,000 images."""
+    return {} if paper or data in (None, "digits") else {"val": 5000}, {}
+
+
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("lenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
+    parser = cli.Parser("lenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
     add_image_flags(parser)
-    parser.add_argument("--optimizer", choices=[*OPTIMIZERS, "sdlm"], help="sdlm is the paper's")
-    parser.add_argument("--l1", type=cli.not_negative, default=0.0, help="penalty on |weight|")
-    parser.add_argument("--l2", type=cli.not_negative, default=0.0, help="on half of weight^2")
-    parser.add_argument("--distort", action="store_true", help="distort the training images")
+    add, optimizers = parser.add_argument, [*OPTIMIZERS, "sdlm"]
+    add("--optimizer", choices=optimizers, default="adamw", help="which; sdlm is the paper's")
+    add("--l1", type=cli.not_negative, metavar="L", default=0.0, help="penalty on |weight|")
+    add("--l2", type=cli.not_negative, metavar="L", default=0.0, help="on half of weight^2")
+    parser.add_switch("--distort", help="distort the training images")
     return parser.parse_args(argv)
+
+
+def random_affine(
+    images: Tensor,
+    draw: Draw,
+    degrees: float = 0.0,
+    translate: float = 0.0,
+    scale: float = 0.0,
+    squeeze: float = 0.0,
+    shear: float = 0.0,
+) -> Tensor:
+    """Small planar distortions, bilinear, zeros outside; returns float in the range it came in.
+
+    Each amount is the half-width of a uniform distribution: `degrees` of rotation, `translate` in
+    pixels, `scale` and `squeeze` (wider and flatter, or narrower and taller) as relative size,
+    `shear` as the horizontal shift per unit of height.
+    """
+    angle, right, down, size, wide, slant = draw.uniform(-1, 1, 6).unbind(1)
+    angle, size, wide = angle * math.radians(degrees), 1 + size * scale, 1 + wide * squeeze
+    # The matrix maps places of the output to places of the input: hence the inverse sizes.
+    across, along = 1 / (size * wide), wide / size
+    cos, sin, slant = angle.cos(), angle.sin(), slant * shear
+    height, width = images.shape[2:]
+    row_x = torch.stack(
+        [across * cos, across * (slant * cos - sin), right * translate * 2 / width], 1
+    )
+    row_y = torch.stack(
+        [along * sin, along * (slant * sin + cos), down * translate * 2 / height], 1
+    )
+    matrices = torch.stack([row_x, row_y], 1)  # (B, 2, 3)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images.to(grid.dtype), grid, align_corners=False)
 
 
 def distort(images: Tensor, draw: Draw) -> Tensor:
     """Shifts, scaling, squeezing and shearing (Sec. III-B); the paper gives no amounts."""
     return random_affine(images, draw, translate=2, scale=0.15, squeeze=0.1, shear=0.3)
-
-
-def warmup_and_cosine(done: float) -> float:
-    """Share of the peak learning rate when a share `done` of the training is over."""
-    return min(done / 0.1, (1 + math.cos(math.pi * (done - 0.1) / 0.9)) / 2)
 
 
 def paper_steps(done: float) -> float:
@@ -84,24 +117,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix."""
     model.eval()
-    num_classes = len(images.facts["classes"])
-    loss = torch.zeros((), device=dev.device)
-    counts = torch.zeros(num_classes**2, device=dev.device)
+    tally = Tally(images, dev)
     for x, labels in images.batches(1000):
         with dev.autocast():
             logits = model(x)
-            loss += criterion(logits, labels, name) * len(labels)
-        counts += torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2)
-    loss, counts = dev.sum(loss), dev.sum(counts).view(num_classes, num_classes)
-    if picture and dev.main:
-        from common.plot import confusion_matrix
-
-        confusion_matrix(counts, images.facts["classes"], picture)
-    accuracy = counts.trace() / counts.sum()
-    return {
-        f"{images.part}_loss": float(loss / len(images)),
-        f"{images.part}_accuracy": float(accuracy),
-    }
+            loss = criterion(logits, labels, name) * len(labels)
+        tally.add(loss, logits.argmax(1), labels)
+    return tally.metrics(picture)
 
 
 @cli.command
@@ -136,7 +158,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     augment = distort if args.distort else None
     for epoch in run.epochs():
         model.train()
-        if args.optimizer == "sdlm" and run.position == 0:  # 500 images a pass (Sec. III-B)
+        if args.optimizer == "sdlm" and run.epoch_begins:  # 500 images a pass (Sec. III-B)
             random = torch.Generator().manual_seed(seed_of("curvature", args.seed, epoch))
             some = torch.randperm(len(train), generator=random)[:500]
             optimizer.estimate(model, train.examples(some)[0], random)

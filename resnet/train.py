@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import cli, fail
-from common.classify import check_images
+from common import cli
+from common.classify import Tally, check_images
 from common.data.augment import random_colour, random_crop, random_flip, scaled_window
 from common.data.batches import Draw
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, colour_covariance, load_images
@@ -27,52 +27,47 @@ from common.run import Run
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 from resnet.model import MODELS, ResNet
 
+CIFAR = [name for name, factory in MODELS.items() if getattr(factory, "args", ())]  # of 32 pixels
+PUBLISHED = {  # by torchvision, under these names
+    name: name.removesuffix("_v1_5")
+    for name in MODELS
+    if name not in CIFAR and name[6:] not in ("50", "101", "152")
+}
 # fmt: off
 QUICK = dict(model="resnet20",  data="shapes",  epochs=4,   val=500, batch_size=64,  lr=0.1)
-PAPER = dict(model="resnet110", data="cifar10", epochs=164, val=0,   batch_size=128, lr=0.1)
-IMAGENET = dict(data="folder:data/imagenet", epochs=120, batch_size=256)  # --paper with 18+ layers
+PAPER = dict(model="resnet110", data="cifar10", epochs=164, val=0,   batch_size=128, lr=0.1)  # 4.2
+IMAGENET = dict(data="folder:data/imagenet", epochs=120, batch_size=256)  # Sec. 3.4: 18+ layers
 # fmt: on
-LARGE = [name for name, factory in MODELS.items() if not getattr(factory, "args", ())]
-PUBLISHED = {
-    name: name.removesuffix("_v1_5") for name in LARGE if name[6:] not in ("50", "101", "152")
-}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
+    """Sec. 4.2 is for CIFAR's networks, Sec. 3.4 for ImageNet's."""
+    if model in CIFAR:
+        return dict(size=32, width=16, warmup=400 * (model == "resnet110")), {}
+    own = IMAGENET if paper else {}
+    photos = (data or own.get("data", "")).startswith("folder:")
+    reason = f"{model} has the widths of Table 1"
+    return own | dict(size=224 if photos else 64, warmup=0), {"width": reason}
+
+
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("resnet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
+    parser = cli.Parser("resnet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
     add_image_flags(parser)
     add_weight_flags(parser)
-    parser.add_argument(
-        "--size",
-        type=cli.whole(8),
-        help="pixels the network sees: 32 for CIFAR's nets, for others 224 of folders and else 64",
-    )
-    parser.add_argument(
-        "--warmup", type=cli.whole(0), help="steps at a tenth of the rate: 400 for resnet110, or 0"
-    )
-    parser.add_argument(
-        "--width", type=cli.whole(1), help="channels of the first stage of CIFAR's nets (paper: 16)"
-    )
-    parser.add_argument(
-        "--augment", choices=["yes", "no"], default="yes", help="train on changed images"
-    )
+    add = parser.add_argument
+    add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")
+    add("--warmup", type=cli.integer(0), metavar="N", help="steps at a tenth of the rate, first")
+    add("--width", type=cli.integer(1), metavar="C", help="channels of the first stage")
+    parser.add_switch("--augment", default=True, help="train on changed images")
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
-    if args.paper and args.model in LARGE:  # the paper's other recipe (Sec. 3.4)
-        vars(args).update({k: v for k, v in IMAGENET.items() if k not in args.chosen})
-    if args.width and args.model in LARGE:
-        fail(f"--width is for CIFAR's networks: {args.model} has the widths of Table 1")
-    large = 224 if args.data.startswith("folder:") else 64
-    args.size = args.size or (large if args.model in LARGE else 32)
-    if args.warmup is None:  # Sec. 4.2
-        args.warmup = 400 if args.model == "resnet110" else 0
     return args
 
 
 def build(args: argparse.Namespace, num_classes: int) -> ResNet:
     """The network that the flags ask for."""
-    width = {"width": args.width} if args.width else {}
+    width = {"width": args.width} if args.model in CIFAR and args.width else {}
     return MODELS[args.model](num_classes=num_classes, **width)
 
 
@@ -94,23 +89,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix."""
     model.eval()
-    num_classes = len(images.facts["classes"])
-    loss = torch.zeros((), device=dev.device)
-    counts = torch.zeros(num_classes**2, device=dev.device)
+    tally = Tally(images, dev)
     for x, labels in images.batches(250):
         with dev.autocast():
             logits = model(x)
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-        counts += torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2)
-    loss, counts = dev.sum(loss), dev.sum(counts).view(num_classes, num_classes)
-    if picture and dev.main:
-        from common.plot import confusion_matrix
-
-        confusion_matrix(counts, images.facts["classes"], picture)
-    return {
-        f"{images.part}_loss": float(loss / len(images)),
-        f"{images.part}_accuracy": float(counts.trace() / counts.sum()),
-    }
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        tally.add(loss, logits.argmax(1), labels)
+    return tally.metrics(picture)
 
 
 @cli.command
@@ -121,10 +106,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # The shorter side scaled to 256 to 480 pixels, 224 of them cut out (Sec. 3.4).
     low, high = args.size * 8 // 7, args.size * 15 // 7
     window = partial(scaled_window, size=args.size, low=low, high=high)
-    window = window if args.augment == "yes" else None
+    window = window if args.augment else None
     train, val, test = load_images(args, dev, args.size, window=window)
     model = build(args, len(train.facts["classes"]))
-    check_images(model, args, dev, args.size)
+    check_images(model, args, dev, len(train), args.size)
     start_from(model, args, dev, train.facts, ("fc",), PUBLISHED)
     net = dev.wrap(model)
     optimizer = torch.optim.SGD(
@@ -140,7 +125,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     augment = crop_and_flip
     if args.data.startswith("folder:"):  # windows are mirrored already; the colours of Sec. 3.4
         augment = partial(random_colour, covariance=colour_covariance(train))
-    augment = augment if args.augment == "yes" else None
+    augment = augment if args.augment else None
     for epoch in run.epochs():
         model.train()
         keep_frozen(model)

@@ -1,9 +1,9 @@
 """Augmentation of a whole batch at once, each example with its own randomness.
 
-Functions named `random_...` take images (B, C, H, W), uint8 or float of any range, and a `Draw`.
-Those named `..._window` say which part of an image is trained on: from `numbers` (B, 5), uniform
-in [0, 1), and the images' heights and widths (B,) they make windows (B, 5), which hold left, top,
-width and height in pixels, and 1 where the window is mirrored.
+Functions named `random_...` take images (B, C, H, W) and a `Draw`: crops and flips of any range,
+colours of pixels from 0 to 255. Those named `..._window` say which part of an image is trained on:
+from `numbers` (B, 5), uniform in [0, 1), and the images' heights and widths (B,) they make windows
+(B, 5), which hold left, top, width and height in pixels, and 1 where the window is mirrored.
 """
 
 import math
@@ -44,57 +44,6 @@ def random_colour(images: Tensor, draw: Draw, covariance: Tensor, spread: float 
     return images.float() + 255 * shift.float().to(images.device)[:, :, None, None]
 
 
-def random_affine(
-    images: Tensor,
-    draw: Draw,
-    degrees: float = 0.0,
-    translate: float = 0.0,
-    scale: float = 0.0,
-    squeeze: float = 0.0,
-    shear: float = 0.0,
-) -> Tensor:
-    """Small planar distortions, bilinear, zeros outside; returns float in the range it came in.
-
-    Each amount is the half-width of a uniform distribution: `degrees` of rotation, `translate` in
-    pixels, `scale` and `squeeze` (wider and flatter, or narrower and taller) as relative size,
-    `shear` as the horizontal shift per unit of height.
-    """
-    angle, right, down, size, wide, slant = draw.uniform(-1, 1, 6).unbind(1)
-    angle, size, wide = angle * math.radians(degrees), 1 + size * scale, 1 + wide * squeeze
-    # The matrix maps places of the output to places of the input: hence the inverse sizes.
-    across, along = 1 / (size * wide), wide / size
-    cos, sin, slant = angle.cos(), angle.sin(), slant * shear
-    height, width = images.shape[2:]
-    row_x = torch.stack(
-        [across * cos, across * (slant * cos - sin), right * translate * 2 / width], 1
-    )
-    row_y = torch.stack(
-        [along * sin, along * (slant * sin + cos), down * translate * 2 / height], 1
-    )
-    matrices = torch.stack([row_x, row_y], 1)  # (B, 2, 3)
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images.to(grid.dtype), grid, align_corners=False)
-
-
-def resized_window(
-    numbers: Tensor,
-    height: Tensor,
-    width: Tensor,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: float = 4 / 3,
-) -> Tensor:
-    """A window with a share of the image's `area`, its sides at most 1:`ratio` (Inception's).
-
-    What would reach beyond the image is narrowed to it.
-    """
-    share, aspect, x, y, side = numbers.unbind(1)
-    pixels = (area[0] + share * (area[1] - area[0])) * height * width
-    aspect = torch.exp((2 * aspect - 1) * math.log(ratio))  # log-uniform, as many wide as tall
-    across = (pixels * aspect).sqrt().minimum(width)
-    down = (pixels / aspect).sqrt().minimum(height)
-    return torch.stack([x * (width - across), y * (height - down), across, down, side.round()], 1)
-
-
 def scaled_window(
     numbers: Tensor, height: Tensor, width: Tensor, size: int, low: int, high: int
 ) -> Tensor:
@@ -121,4 +70,13 @@ def cut_windows(images: Tensor, windows: Tensor, size: int) -> Tensor:
     rows = [flip * across / width, zero, x, zero, down / height, y]
     matrices = torch.stack(rows, 1).view(-1, 2, 3)
     grid = F.affine_grid(matrices, [len(images), 1, size, size], align_corners=False)
-    return F.grid_sample(images.to(grid.dtype), grid, padding_mode="border", align_corners=False)
+    return sample_clamped(images.to(grid.dtype), grid)
+
+
+def sample_clamped(images: Tensor, grid: Tensor) -> Tensor:
+    """F.grid_sample, bilinear, where what is outside shows the border's pixels."""
+    if images.device.type == "mps":  # has no such padding: the border's centres are the limit
+        size = torch.tensor([images.shape[3], images.shape[2]], device=grid.device)
+        grid = torch.minimum(torch.maximum(grid, 1 / size - 1), 1 - 1 / size)
+        return F.grid_sample(images, grid, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from common import fail, seed_of
+from common import counted, fail, seed_of
 from common.device import Device
-from common.run import progress
+from common.run import progress_bar
 
 
 class Batches:
@@ -30,7 +30,9 @@ class Batches:
         self.epoch = self.first = 0
         self.pieces = dev.world * (dev.accumulate if shuffle else 1)  # of a step
         if size < self.pieces:
-            fail(f"{size} examples can't be shared by {self.pieces} processes and micro-batches")
+            have = counted(size, "example")
+            fail(f"{have} can't be shared by {self.pieces} processes and micro-batches: start "
+                 "fewer, or take more data")  # fmt: skip
         if shuffle and batch_size % self.pieces:
             fail(
                 f"--batch-size {batch_size} can't be cut into {dev.world} processes x "
@@ -69,7 +71,7 @@ class Batches:
         batches = iter(self.fetch(parts, draws, self.epoch))
         if self.shuffle:  # the run shows the progress of training
             return batches
-        return progress(batches, dev, "evaluating", len(parts))
+        return progress_bar(batches, dev, "evaluating", len(parts))
 
 
 class Draw:
@@ -92,9 +94,12 @@ class Draw:
         return (torch.cat(parts)[self.rows] * (high - low) + low).to(self.device)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers: (B, *shape), float64 (by Box and Muller, 1958)."""
-        u, v = self.uniform(0, 1, 2, *shape).double().unbind(1)
-        return (-2 * torch.log(1 - u)).sqrt() * torch.cos(2 * math.pi * v)
+        """Standard normal numbers: (B, *shape), float64 but on MPS (by Box and Muller, 1958)."""
+        drawn = self.uniform(0, 1, 2, *shape)
+        u, v = drawn.cpu().double().unbind(1)
+        numbers = (-2 * torch.log(1 - u)).sqrt() * torch.cos(2 * math.pi * v)
+        kind = torch.float32 if drawn.device.type == "mps" else torch.float64
+        return numbers.to(drawn.device, kind)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Whole numbers from low to high, both included: (B, *shape), int64."""

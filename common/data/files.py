@@ -1,6 +1,7 @@
-"""Image files: opened whatever their mode, cut to size, and read by worker processes."""
+"""Image files: found, opened whatever their mode, cut to size, and read by worker processes."""
 
 import signal
+import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,16 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from common import fail
+from common import counted, fail
 from common.device import Device
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+SUFFIXES |= {".pgm", ".ppm"}
+PAGED = {".gif", ".tif", ".tiff"}  # may hold several images
+DEEP = ("I", "F")  # modes of more than 8 bits, beside I;16
+TOPS = (255, 1023, 4095, 16383, 65535)  # white of 8, 10, 12, 14 and 16 bits
+LOOKED_AT = 256  # files of a large set whose headers are looked at
 
 
 class ImageFiles(torch.utils.data.Dataset):
@@ -23,7 +29,7 @@ class ImageFiles(torch.utils.data.Dataset):
 
     `files[i]` is the middle of an image, cut to a square of `size` pixels, with `pad` black ones
     around. `files[i, numbers]` is what `window` cuts from it (see `common.data.augment`), scaled
-    to `cut` pixels.
+    to `cut` pixels. `top` is what white is in images of more than 8 bits.
     """
 
     def __init__(
@@ -34,9 +40,10 @@ class ImageFiles(torch.utils.data.Dataset):
         pad: int = 0,
         window: Callable | None = None,
         cut: int = 0,
+        top: float | None = None,
     ):
         self.paths, self.size, self.channels, self.pad = list(paths), size, channels, pad
-        self.window, self.cut = window, cut
+        self.window, self.cut, self.top = window, cut, top
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -44,7 +51,8 @@ class ImageFiles(torch.utils.data.Dataset):
     def __getitem__(self, key: int | tuple[int, list[float]]) -> Tensor | str:
         index, numbers = key if isinstance(key, tuple) else (key, None)
         try:
-            image = open_image(self.paths[index]).convert("L" if self.channels == 1 else "RGB")
+            image = open_image(self.paths[index], self.top)
+            image = image.convert("L" if self.channels == 1 else "RGB")
         except UNREADABLE as error:
             return f"{self.paths[index]} is not a readable image ({error})"
         if numbers is None:
@@ -59,36 +67,118 @@ class ImageFiles(torch.utils.data.Dataset):
         pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1)
         return F.pad(pixels.permute(2, 0, 1), [self.pad] * 4)
 
-    def subset(self, indices: Tensor) -> "ImageFiles":
+    def take(self, indices: Tensor) -> "ImageFiles":
         """Those at `indices`, with the same settings."""
         paths = [self.paths[i] for i in indices.tolist()]
-        return ImageFiles(paths, self.size, self.channels, self.pad, self.window, self.cut)
-
-    def count_grey(self, most: int = 256) -> tuple[int, int]:
-        """How many of how many files, looked at by their headers alone, are without colour."""
-        looked_at, grey = self.paths[:: max(1, len(self) // most)][:most], 0
-        for path in looked_at:
-            try:
-                with Image.open(path) as image:
-                    grey += image.mode in ("1", "L", "LA", "La", "I", "F", "I;16")
-            except UNREADABLE:
-                continue  # reading it will complain
-        return grey, len(looked_at)
+        settings = self.size, self.channels, self.pad, self.window, self.cut, self.top
+        return type(self)(paths, *settings)
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """An image file as 8-bit L or RGB, turned upright; 16 bits are scaled to 8.
+def find_images(inputs: Iterable[Path]) -> list[Path]:
+    """The files named, and those in the folders named, linked ones too; hidden ones are left."""
+    files = []
+    for path in inputs:
+        inside = images_below(path) if path.is_dir() else [path]
+        if not inside:
+            fail(f"{path} holds no images")
+        files += inside
+    return files
+
+
+def images_below(folder: Path, seen: frozenset[Path] = frozenset()) -> list[Path]:
+    """The image files in a folder and in those below it, in order; no folder twice."""
+    if (here := folder.resolve()) in seen:
+        return []  # a link that leads back
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = [p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()]
+    for path in paths:
+        files += images_below(path, seen | {here}) if path.is_dir() else []
+    return files
+
+
+def look_at(paths: Sequence[str | Path]) -> tuple[int, int, float | None, int]:
+    """Of image files, by the headers of some: how many are grey, of how many looked at, what is
+    white in those of more than 8 bits (None: there are none), and how many have further pages.
+
+    Files that can't be read are left to complain when they are.
+    """
+    some, grey, deep = paths[:: max(1, len(paths) // LOOKED_AT)], 0, []
+    for path in some:
+        try:
+            with Image.open(path) as image:
+                grey += image.mode in ("1", "L", "LA", "La", *DEEP) or is_deep(image)
+                deep += [path] if is_deep(image) else []
+        except UNREADABLE:
+            continue
+    paged = 0
+    for path in (p for p in paths if Path(p).suffix.lower() in PAGED):
+        try:
+            with Image.open(path) as image:
+                paged += getattr(image, "n_frames", 1) > 1
+        except UNREADABLE:
+            continue
+    return grey, len(some), white_of(deep) if deep else None, paged
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image has more than 8 bits a channel."""
+    return image.mode in DEEP or image.mode.startswith("I;16")
+
+
+def white_of(paths: Sequence[str | Path]) -> float:
+    """What is white in images of more than 8 bits: one scale for all, by the largest value."""
+    largest, whole = 0.0, True
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+                whole &= image.mode != "F"
+        except UNREADABLE:
+            continue
+        largest = max(largest, float(values.max()))
+    return next((t for t in ((1, *TOPS) if not whole else TOPS) if largest <= t), largest)
+
+
+def notes_on(paths: Sequence[str | Path], channels: int = 0) -> tuple[list[str], float | None]:
+    """What to say of a set's files, and what is white in those of more than 8 bits.
+
+    With `channels` 3 it is said that grey images are made RGB.
+    """
+    grey, looked_at, top, paged = look_at(paths)
+    notes = []
+    if grey and channels == 3:
+        some = "the" if grey == looked_at else f"{grey} of {looked_at}"
+        notes.append(f"{some} images are grey: made RGB with three equal channels")
+    if top is not None:
+        notes.append(f"images of more than 8 bits: {top:g} is white in all of them")
+    if paged:
+        has = "has" if paged == 1 else "have"
+        notes.append(f"{counted(paged, 'file')} {has} further pages: the first is read")
+    return notes, top
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF data say, or as it is stored where these are damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (ArithmeticError, ValueError, TypeError, KeyError, SyntaxError, struct.error):
+        return image
+
+
+def open_image(path: str | Path, top: float | None = None) -> Image.Image:
+    """An image file as 8-bit L or RGB, turned upright; of more bits `top` (else its own) is white.
 
     Transparent places become white, or black where all that is opaque is light.
     """
     with warnings.catch_warnings():  # of large images: they are read all the same
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.open(path)
+        image.load()
+        image = upright(image)
+    if is_deep(image):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        tops = ([1] if image.mode == "F" else []) + [255, 65535, values.max()]
-        top = next(top for top in tops if values.max() <= top)
-        return Image.fromarray((values.clip(0) / top * 255).round().astype(np.uint8))
+        top = top or white_of([path]) or 1
+        return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         pixels = np.asarray(image, dtype=np.float64)

@@ -16,18 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import fail
-from common.cli import whole
+from common import cli
 from common.data import sources
 from common.data.augment import cut_windows
 from common.data.batches import Batches, Draw
-from common.data.files import ImageFiles, luminance, read_files
+from common.data.files import ImageFiles, luminance, notes_on, read_files
 from common.data.shapes import ShapeImages
-from common.data.sources import Pixels, cut_parts, split
+from common.data.sources import Pixels, named, open_source, say_parts, split
 from common.device import Device
-from common.run import progress
+from common.run import progress_bar
 
-SOURCES = {
+READERS = {
     "shapes": sources.shapes,
     "digits": sources.digits,
     **dict.fromkeys(sources.IDX_SETS, sources.idx_set),
@@ -35,23 +34,91 @@ SOURCES = {
     "cifar100": sources.cifar,
     "folder": sources.folder,
 }
-IMAGE_SETS = [name if name != "folder" else "folder:PATH" for name in SOURCES]
+IMAGE_SETS = [name if name != "folder" else "folder:PATH" for name in READERS]
 STREAM_BYTES = 2 << 30  # of pixels: larger folders are streamed
 
 
-def add_image_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of scripts that use `load_images`."""
-    parser.add_argument(
-        "--stream",
-        choices=["auto", "yes", "no"],
-        default="auto",
-        help="read folder images as they are needed, or all at once (auto: from 2 GiB of pixels)",
-    )
+def add_image_flags(parser: cli.Parser) -> None:
+    """The flags of scripts whose images may lie in files."""
+    text = "read image files as they are needed, or all at once"
+    parser.add_switch("--stream", default=None, none="from 2 GiB of pixels", group="data", help=text)
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    text, kind = "processes that read image files", cli.integer(0)
     cores = min(8, len(usable))
-    parser.add_argument(
-        "--workers", type=whole(0), default=cores, help="processes that read image files"
-    )
+    parser.add_argument("--workers", type=kind, default=cores, metavar="N", group="data", help=text)
+
+    def in_memory(_model: str, data: str, _paper: bool, **_given) -> tuple[dict, dict]:
+        reason = f"{data} always lies in memory; it is for files of your own"
+        return {}, {} if ":" in data else dict.fromkeys(("stream", "workers"), reason)
+
+    parser.recipes.append(in_memory)
+
+
+class Held:
+    """Images in memory, uint8 (N, C, H, W): on the device where they fit."""
+
+    def __init__(self, pixels: Tensor, dev: Device):
+        self.pixels, self.dev = pixels, dev
+        if dev.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info()
+            fits = pixels.numel() < free / 4
+            self.pixels = pixels.to(dev.device) if fits else pixels.pin_memory()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def take(self, indices: Tensor) -> "Held":
+        """Those at `indices`."""
+        return Held(self.pixels[indices.to(self.pixels.device)], self.dev)
+
+    def draws(self, parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterable[Draw]:
+        """Random numbers of parts: those of their steps."""
+        return draws
+
+    def read(
+        self, parts: Iterable[Tensor], windows: Iterable[Draw] | None, cut: Callable | None = None
+    ) -> Iterator[Tensor]:
+        """The images of parts, on the device; with `windows` what is drawn there, by `cut`."""
+        for part in parts:
+            images = self.pixels[part.to(self.pixels.device)]
+            images = images.to(self.dev.device, non_blocking=True)
+            yield cut(images, next(windows)) if windows else images
+
+
+class Streamed:
+    """Images in files, which worker processes read as they are needed."""
+
+    def __init__(self, files: ImageFiles, workers: int, dev: Device):
+        self.files, self.workers, self.dev = files, workers, dev
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def take(self, indices: Tensor) -> "Streamed":
+        """Those at `indices`."""
+        return Streamed(self.files.take(indices), self.workers, self.dev)
+
+    def draws(self, parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterator[Draw]:
+        """Random numbers of parts: each example has its own seed, as each is read on its own."""
+        for part in parts:
+            keys = [("example", self.dev.seed, epoch, i) for i in part.tolist()]
+            yield Draw(keys, len(keys), slice(None), self.dev.device)
+
+    def read(
+        self, parts: Iterable[Tensor], windows: Iterable[Draw] | None, cut: Callable | None = None
+    ) -> Iterator[Tensor]:
+        """The images of parts, on the device; with `windows` what is drawn there, cut from files.
+
+        `cut` is for images in memory: files know what to cut.
+        """
+        keys = (
+            list(zip(part.tolist(), next(windows).uniform(0, 1, 5).tolist(), strict=True))
+            if windows
+            else part.tolist()
+            for part in parts
+        )
+        for images in read_files(self.files, keys, self.workers, self.dev):
+            yield images.to(self.dev.device, non_blocking=True)
 
 
 class ImageSet:
@@ -59,76 +126,64 @@ class ImageSet:
 
     `facts` holds the `classes`, the `side` of the square that evaluation cuts its middle from, and
     the `mean` and `std` of each channel (of the training part, pixels from 0 to 1) that batches are
-    normalised with; the three parts share it.
+    normalised with; the three parts share it. Networks see `size` pixels (0: all there are), of
+    the training part those in a `window` if there is one.
     """
 
     def __init__(
         self,
         part: str,
-        pixels: Tensor | ImageFiles,
+        images: Held | Streamed,
         labels: Tensor,
         facts: dict,
         dev: Device,
         size: int = 0,
         window: Callable | None = None,
     ):
-        self.part, self.pixels, self.facts, self.dev = part, pixels, facts, dev
-        self.labels, self.workers = labels.to(dev.device), 0
-        self.size, self.window = size, window
-        if isinstance(pixels, Tensor) and dev.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info()
-            self.pixels = (
-                pixels.to(dev.device) if pixels.numel() < free / 4 else pixels.pin_memory()
-            )
+        self.part, self.images, self.facts, self.dev = part, images, facts, dev
+        self.labels, self.size, self.window = labels.to(dev.device), size, window
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.images)
+
+    def take(self, indices: Tensor) -> "ImageSet":
+        """The examples at `indices`."""
+        labels = self.labels[indices.to(self.labels.device)]
+        rest = self.facts, self.dev, self.size, self.window
+        return ImageSet(self.part, self.images.take(indices), labels, *rest)
 
     def batches(
         self,
         batch_size: int,
         augment: Callable | None = None,
         shuffle: bool | None = None,
-        whole: bool = False,
+        margin: bool = False,
     ) -> Batches:
         """Batches of images (B, C, H, W), float and normalised, and labels (B,), on the device.
 
         `augment(images, draw)` gets uint8 pixels and may return floats from 0 to 255. Only the
         training part is shuffled, unless `shuffle` says otherwise. Without `shuffle` images are
-        cut from the middle, or `whole`.
+        cut from the middle, or come with the `margin` around it.
         """
         shuffle = self.part == "train" if shuffle is None else shuffle
 
         def fetch(parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterator:
             window = self.window if shuffle else None
-            if isinstance(self.pixels, ImageFiles):  # large sets: each example has its own seed
-                draws, ahead = itertools.tee(self.own_draw(part, epoch) for part in parts)
-                keys = (
-                    list(zip(part.tolist(), draw.uniform(0, 1, 5).tolist(), strict=True))
-                    if window
-                    else part.tolist()
-                    for part, draw in zip(parts, ahead, strict=True)
-                )
-                pixels = read_files(self.pixels, keys, self.workers, self.dev)
-            else:
-                pixels = (self.pixels[part.to(self.pixels.device)] for part in parts)
-            for part, images, draw in zip(parts, pixels, draws, strict=True):
-                images = images.to(self.dev.device, non_blocking=True)
-                if window and isinstance(self.pixels, Tensor):
-                    side = torch.full((len(images),), images.shape[3], device=self.dev.device)
-                    windows = window(draw.uniform(0, 1, 5), side, side)
-                    images = cut_windows(images, windows, self.size)
-                elif not window and not whole:
-                    images = self.middle(images)
+            draws, ahead = self.images.draws(parts, draws, epoch), None
+            if window:
+                draws, ahead = itertools.tee(draws)
+            read = self.images.read(parts, ahead, self.cut)
+            for part, images, draw in zip(parts, read, draws, strict=True):
+                images = images if window or margin else self.middle(images)
                 images = augment(images, draw) if augment else images
                 yield self.normalise(images), self.labels[part]
 
         return Batches(len(self), batch_size, self.dev, shuffle, fetch)
 
-    def own_draw(self, part: Tensor, epoch: int) -> Draw:
-        """Random numbers of a part's examples, each with its own seed."""
-        keys = [("example", self.dev.seed, epoch, i) for i in part.tolist()]
-        return Draw(keys, len(keys), slice(None), self.dev.device)
+    def cut(self, images: Tensor, draw: Draw) -> Tensor:
+        """What the window shows of images in memory, float."""
+        side = torch.full((len(images),), images.shape[3], device=images.device)
+        return cut_windows(images, self.window(draw.uniform(0, 1, 5), side, side), self.size)
 
     def middle(self, images: Tensor) -> Tensor:
         """The middle of images that are larger than the network's."""
@@ -138,12 +193,7 @@ class ImageSet:
 
     def examples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The middle of the chosen images (N, C, H, W), normalised, and their labels (N,)."""
-        if isinstance(self.pixels, ImageFiles):
-            parts = (part.tolist() for part in indices.split(64))
-            pixels = torch.cat(list(read_files(self.pixels, parts, self.workers, self.dev)))
-        else:
-            pixels = self.pixels[indices.to(self.pixels.device)]
-        pixels = self.middle(pixels.to(self.dev.device))
+        pixels = self.middle(torch.cat(list(self.images.read(indices.split(64), None))))
         return self.normalise(pixels), self.labels[indices.to(self.dev.device)]
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -162,7 +212,7 @@ def load_images(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     window: Callable | None = None,
-    whole: int = 0,
+    side: int = 0,
 ) -> tuple[ImageSet, ImageSet | None, ImageSet]:
     """The training, validation (None without --val) and test part of `--data`.
 
@@ -170,73 +220,59 @@ def load_images(
     with `pad` black pixels around. `mean` and `std` default to those of the training part.
 
     `window` (see `common.data.augment`) is for folders: what it cuts of an image is trained on.
-    Streamed images are cut from the file, others from the square of `whole` pixels (by default
+    Streamed images are cut from the file, others from the square of `side` pixels (by default
     8/7 of `size`) that is kept in memory; evaluation takes the middle of that square.
     """
-    kind = args.data.partition(":")[0]
-    for flag in {"stream", "workers"} & set(args.typed):
-        if kind != "folder":
-            fail(f"--{flag} is for folder:PATH: {args.data} always lies in memory")
-    source = SOURCES[kind](args)
-    if source.val and args.val and "val" in args.typed:
-        fail(f"--val {args.val}: {args.data} has a val/ of its own; --val 0 does without")
-    parts = {"train": source.train, "test": source.test, "val": source.val}
-    parts = cut_parts(args, parts, lambda part: len(part[1]), take)
-    notes = [source.note, grey_note(source.train[0], channels)]
-    window = window if kind == "folder" else None
-    side = (whole or -(-size * 8 // 7)) if window else max(whole, size)
+    source = open_source(args, dev, READERS)
+    window = window if args.data.startswith("folder:") else None
+    side = (side or -(-size * 8 // 7)) if window else max(side, size)
     facts = {"classes": source.classes, "side": side}
-    pixel_bytes = channels * (side + 2 * pad) ** 2 * sum(len(p[1]) for p in parts.values())
-    stream = args.stream == "yes" or (args.stream == "auto" and pixel_bytes > STREAM_BYTES)
+    notes, pixels = [source.note], source.parts["train"].pixels
+    if isinstance(pixels, ImageFiles):
+        paths = [path for part in source.parts.values() for path in part.pixels.paths]
+        more, facts["top"] = notes_on(paths, channels)
+        notes += more
+    elif isinstance(pixels, Tensor) and pixels.shape[1] == 1 and channels == 3:
+        notes.append("the images are grey: made RGB with three equal channels")
+    pixel_bytes = channels * (side + 2 * pad) ** 2 * sum(map(len, source.parts.values()))
+    stream = pixel_bytes > STREAM_BYTES if args.stream is None else args.stream
     sets = {}
-    for part, content in parts.items():
-        pixels = prepare(content[0], side, channels, pad, stream, args.workers, dev)
-        if isinstance(pixels, ImageFiles):
-            pixels.window, pixels.cut = window, size
-        out, cut = size + 2 * pad, window if part == "train" else None
-        sets[part] = ImageSet(part, pixels, content[1], facts, dev, out, cut)
-        sets[part].workers = args.workers
+    for part, content in source.parts.items():
+        images = content.pixels
+        if isinstance(images, ImageFiles):
+            settings = (side, channels, pad, window, size, facts["top"])
+            images = read_or_stream(ImageFiles(images.paths, *settings), stream, args.workers, dev)
+        else:
+            images = Held(drawn(images, side, channels, pad, dev), dev)
+        cut = window if part == "train" else None
+        sets[part] = ImageSet(part, images, content.labels, facts, dev, size + 2 * pad, cut)
     facts["mean"], facts["std"] = (mean, std) if mean and std else statistics(sets["train"])
-    counts = ", ".join(f"{len(sets[p]):,} {p}" for p in ("train", "val", "test") if p in sets)
-    place = "streamed" if isinstance(sets["train"].pixels, ImageFiles) else "in memory"
-    note = "".join(f" ({note})" for note in notes if note)
-    dev.say(f"{args.data}: {counts} images, {len(source.classes)} classes, {place}{note}")
+    place = "streamed" if isinstance(sets["train"].images, Streamed) else "in memory"
+    notes = "; ".join(filter(None, notes))
+    say_parts(args, dev, sets, "images", named(source.classes), place + (notes and f" ({notes})"))
     return sets["train"], sets.get("val"), sets["test"]
 
 
-def grey_note(pixels: Pixels, channels: int) -> str:
-    """What to say of images without colour where colour is expected."""
-    grey, looked_at = 0, 1
-    if channels == 3 and isinstance(pixels, ImageFiles):
-        grey, looked_at = pixels.count_grey()
-    elif channels == 3 and isinstance(pixels, Tensor):
-        grey = int(pixels.shape[1] == 1)
-    some = "the" if grey == looked_at else f"{grey} of {looked_at}"
-    return f"{some} images are grey: made RGB with three equal channels" if grey else ""
+def read_or_stream(files: ImageFiles, stream: bool, workers: int, dev: Device) -> Held | Streamed:
+    """Image files, all read now, or to be read as they are needed."""
+    if stream:
+        return Streamed(files, workers, dev)
+    parts = [part.tolist() for part in torch.arange(len(files)).split(64)]
+    read = read_files(files, parts, workers, dev)
+    return Held(torch.cat(list(progress_bar(read, dev, "reading images", len(parts)))), dev)
 
 
-def take(part: tuple, indices: Tensor) -> tuple:
-    """The chosen examples of (pixels, labels)."""
-    pixels, labels = part
-    chosen = pixels[indices] if isinstance(pixels, Tensor) else pixels.subset(indices)
-    return chosen, labels[indices]
-
-
-def prepare(
-    pixels: Pixels, size: int, channels: int, pad: int, stream: bool, workers: int, dev: Device
-) -> Tensor | ImageFiles:
-    """Brings pixels to one size and number of channels, in chunks so that memory stays bounded."""
-    if isinstance(pixels, ImageFiles):
-        files = ImageFiles(pixels.paths, size, channels, pad)
-        if stream:
-            return files
-        parts = [part.tolist() for part in torch.arange(len(files)).split(64)]
-        read = read_files(files, parts, workers, dev)
-        return torch.cat(list(progress(read, dev, "reading images", len(parts))))
+def drawn(pixels: Pixels, size: int, channels: int, pad: int, dev: Device) -> Tensor:
+    """Scenes drawn, or pixels, as uint8 (N, channels, size + 2 pad, size + 2 pad)."""
     if isinstance(pixels, ShapeImages):
         total = -(-len(pixels) // 100)
-        drawn = progress(pixels.draw(size, 100), dev, "drawing scenes", total)
-        pixels = torch.cat(list(drawn))
+        scenes = progress_bar(pixels.draw(size, 100), dev, "drawing scenes", total)
+        pixels = torch.cat(list(scenes))
+    return fit(pixels, size, channels, pad)
+
+
+def fit(pixels: Tensor, size: int, channels: int, pad: int = 0) -> Tensor:
+    """Pixels uint8 brought to one size and number of channels, in chunks that memory can bear."""
     done = []
     for chunk in pixels.split(4096):
         if chunk.shape[1] != channels:
@@ -265,12 +301,12 @@ def colour_covariance(images: ImageSet) -> Tensor:
 
 def moments(images: ImageSet) -> tuple[Tensor, Tensor]:
     """Mean (C,) and covariance (C, C) of a set's pixels from 0 to 1, float64."""
-    pixels = images.pixels
-    if isinstance(pixels, ImageFiles):
-        some = split(len(pixels), min(1.0, 2048 / len(pixels)), "statistics")[1]
-        parts = (part.tolist() for part in some.split(64))
-        pixels = torch.cat(list(read_files(pixels, parts, images.workers, images.dev)))
-    return moments_of(chunk.movedim(1, 0).flatten(1) for chunk in pixels.split(1024))
+    if isinstance(images.images, Held):
+        chunks = images.images.pixels.split(1024)
+    else:
+        some = split(len(images), min(1.0, 2048 / len(images)), "statistics")[1]
+        chunks = torch.cat(list(images.images.read(some.split(64), None))).split(1024)
+    return moments_of(chunk.movedim(1, 0).flatten(1) for chunk in chunks)
 
 
 def moments_of(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

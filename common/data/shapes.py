@@ -63,7 +63,7 @@ class ShapeImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def subset(self, places: Tensor) -> "ShapeImages":
+    def take(self, places: Tensor) -> "ShapeImages":
         """Those at `places`."""
         return ShapeImages([self.indices[i] for i in places.tolist()], self.seed)
 

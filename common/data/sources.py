@@ -1,16 +1,16 @@
-"""Reading image sets from where they are: scikit-learn, torchvision's downloads, folders.
+"""Data sets as they are found: what all readers return, and readers of labelled images.
 
-Each reader returns a `Source`. Pixels are uint8 (N, C, H, W), `ImageFiles` still on disk,
-or `ShapeImages` still to be drawn.
-Mistakes end in one line that names the file.
+A loader is its readers, functions of the flags that return a `Source`, and `open_source`, which
+cuts validation part and sample. Mistakes end in one line that names the file.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import math
+import os
 import urllib.error
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import fail, seed_of
+from common import counted, fail, seed_of
 from common.data import shapes as world
-from common.data.files import ImageFiles
+from common.data.files import SUFFIXES, ImageFiles, images_below
 from common.data.shapes import ShapeImages
+from common.device import Device
 
 IDX_FILES = [
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 ]
 IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+PART_NAMES = {  # of folders, in any case
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+SHOWN = 12  # class names in the line that says what was read
 
-
-Pixels = Tensor | ImageFiles | ShapeImages
+Pixels = Tensor | ImageFiles | ShapeImages  # Tensor: uint8 (N, C, H, W)
 
 
 @dataclasses.dataclass
 class Source:
-    """The parts of a data set as they are on disk: (pixels, labels), and what to say of them."""
+    """A data set as it is on disk.
+
+    The parts are called train, test and perhaps val; each has a length and `take(indices)`, which
+    makes a smaller one. `facts` is what else is known of it.
+    """
 
     classes: list[str]
-    train: tuple[Pixels, Tensor]
-    test: tuple[Pixels, Tensor]
-    val: tuple[Pixels, Tensor] | None = None
+    parts: dict[str, Any]
     note: str = ""
+    facts: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Labelled:
+    """Images and a class for each."""
+
+    pixels: Pixels
+    labels: Tensor  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> "Labelled":
+        """Those at `indices`."""
+        whole = isinstance(self.pixels, Tensor)
+        pixels = self.pixels[indices] if whole else self.pixels.take(indices)
+        return Labelled(pixels, self.labels[indices])
 
 
 def split(size: int, share: float, *key: int | str) -> tuple[Tensor, Tensor]:
@@ -50,41 +76,73 @@ def split(size: int, share: float, *key: int | str) -> tuple[Tensor, Tensor]:
     return order[cut:].sort().values, order[:cut].sort().values
 
 
-def cut_parts(
+def open_source(
     args: argparse.Namespace,
-    parts: dict[str, Any],
-    size: Callable = len,
-    take: Callable | None = None,
-) -> dict[str, Any]:
-    """The parts "train" and "test", and with --val "val": the set's own, or cut off by the seed.
+    dev: Device,
+    readers: Mapping[str, Callable[[argparse.Namespace], Source]],
+    shared: bool = True,
+) -> Source:
+    """The source that --data names, with its parts as they are used.
 
-    --limit keeps so many of the training part. `take(part, indices)` makes a smaller part, by
-    default its `take` method; `size(part)` counts its examples.
+    With --val a validation part is there: the set's own, or one cut off by the seed; --limit
+    keeps so many of the training part. `shared` parts are shared out to processes, and have to be
+    as large as there are of these.
     """
-    take = take or (lambda part, indices: part.take(indices))
-    parts = {name: part for name, part in parts.items() if part and (name != "val" or args.val)}
-    count = size(parts["train"])
-    if args.val and "val" not in parts:
-        if "val" not in args.chosen:  # a default made for larger sets
-            args.val = min(args.val, max(1, count // 10))
-        if args.val >= count:
-            fail(f"--val {args.val} leaves nothing of {count} training examples: lower it")
-        rest, held_out = split(count, args.val / count, "val", args.seed)
-        parts["val"], parts["train"] = take(parts["train"], held_out), take(parts["train"], rest)
-        count -= len(held_out)
+    source = readers[args.data.partition(":")[0]](args)
+    parts = {name: part for name, part in source.parts.items() if part is not None}
+    count = len(parts["train"])
+    if "val" in parts:
+        own = len(parts["val"])
+        if "val" in args.typed and args.val not in (0, own):
+            fail(f"--val {args.val}: {args.data} has a validation part of its own, of {own}: "
+                 f"--val {own} takes it, --val 0 does without")  # fmt: skip
+        if not args.val:
+            del parts["val"]
+    elif args.val:
+        cut = args.val if "val" in args.chosen else min(args.val, max(1, count // 10))
+        if cut >= count and "val" in args.chosen:
+            fail(f"--val {args.val} leaves nothing of {counted(count, 'training example')}: "
+                 "lower it")  # fmt: skip
+        if cut >= count:
+            source.note = "; ".join(filter(None, [source.note, "too small for a validation part"]))
+        else:
+            rest, held_out = split(count, cut / count, "val", args.seed)
+            parts["val"], parts["train"] = parts["train"].take(held_out), parts["train"].take(rest)
+            count -= len(held_out)
     if args.limit and args.limit < count:
         few = split(count, args.limit / count, "limit", args.seed)[1]
-        parts["train"] = take(parts["train"], few)
-    return {name: parts[name] for name in ("train", "val", "test") if name in parts}
+        parts["train"] = parts["train"].take(few)
+    for name, part in parts.items() if shared else ():
+        pieces = dev.world * (dev.accumulate if name == "train" else 1)
+        if len(part) < pieces:
+            fail(f"the {name} part of {args.data} has {counted(len(part), 'example')}, which "
+                 f"{pieces} processes and micro-batches can't share: start fewer, or take "
+                 f"{'another --val' if name == 'val' else 'more data'}")  # fmt: skip
+    source.parts = {name: parts[name] for name in ("train", "val", "test") if name in parts}
+    return source
+
+
+def say_parts(
+    args: argparse.Namespace, dev: Device, sets: Mapping[str, Any], what: str, *more: str
+) -> None:
+    """Prints one line on a data set: how much is in its parts, and what `more` there is to say."""
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in sets.items())
+    dev.say(f"{args.data}: {counts} {what}" + "".join(f", {text}" for text in more if text))
+
+
+def named(classes: Sequence[str]) -> str:
+    """The classes of a set in words: how many there are, and their names."""
+    shown = ", ".join(classes[:SHOWN]) + (", …" if len(classes) > SHOWN else "")
+    return f"{counted(len(classes), 'class', 'classes')} ({shown})"
 
 
 def shapes(args: argparse.Namespace) -> Source:
     """10,000 + 1,000 scenes of the world of shapes, drawn at the size that is asked for."""
-    parts = []
-    for seed, count in enumerate(world.NUM_SCENES.values()):
+    parts = {}
+    for seed, (part, count) in enumerate(world.NUM_SCENES.items()):
         indices = range(count)
-        parts.append((ShapeImages(indices, seed), world.labels_of(indices)))
-    return Source(world.CLASSES, *parts)
+        parts[part] = Labelled(ShapeImages(indices, seed), world.labels_of(indices))
+    return Source(world.CLASSES, parts)
 
 
 def digits(args: argparse.Namespace) -> Source:
@@ -93,11 +151,10 @@ def digits(args: argparse.Namespace) -> Source:
 
     raw = load_digits()
     pixels = torch.from_numpy((raw.images * 255 / 16).round().astype(np.uint8))[:, None]
-    labels = torch.from_numpy(raw.target)
-    train, test = split(len(labels), 0.2, 0)
+    everything = Labelled(pixels, torch.from_numpy(raw.target))
+    train, test = (everything.take(indices) for indices in split(len(everything), 0.2, 0))
     note = "a fifth of them is the test part; writers are shared between the parts"
-    classes = [str(digit) for digit in range(10)]
-    return Source(classes, (pixels[train], labels[train]), (pixels[test], labels[test]), note=note)
+    return Source([str(digit) for digit in range(10)], {"train": train, "test": test}, note)
 
 
 def download(
@@ -134,9 +191,12 @@ def idx_set(args: argparse.Namespace) -> Source:
         )
     for name in IDX_FILES:
         check_idx(raw / name)
-    train, test = (kind(args.data_dir, train=part) for part in (True, False))
+    parts = {}
+    for name in ("train", "test"):
+        part = kind(args.data_dir, train=name == "train")
+        parts[name] = Labelled(part.data[:, None], part.targets)
     classes = [str(digit) for digit in range(10)] if args.data == "mnist" else list(kind.classes)
-    return Source(classes, (train.data[:, None], train.targets), (test.data[:, None], test.targets))
+    return Source(classes, parts)
 
 
 def check_idx(path: Path) -> None:
@@ -160,69 +220,110 @@ def cifar(args: argparse.Namespace) -> Source:
     wanted = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
     missing = [name for name, _ in wanted if not (folder / name).exists()]
     here = [entry for entry in kind.train_list if (folder / entry[0]).exists()]
-    note = ""
-    if (
-        missing
-        and here
-        and not {name for name, _ in wanted} - {e[0] for e in kind.train_list} & set(missing)
-    ):
+    batches, note = {name for name, _ in kind.train_list}, ""
+    if missing and here and set(missing) <= batches:
         note = f"a part: {len(here)} of {len(kind.train_list)} training batches are in {folder}"
     elif missing:
         download(
             lambda: kind(args.data_dir, download=True), args.data_dir, kind.base_folder, missing
         )
         here = kind.train_list
-    part = type(kind.__name__, (kind,), {"train_list": here})  # torchvision checks just these
+    some = type(kind.__name__, (kind,), {"train_list": here})  # torchvision checks just these
     for name, md5 in (*here, *kind.test_list, wanted[-1]):
         if not torchvision.datasets.utils.check_integrity(folder / name, md5):
             fail(f"{folder / name} is damaged (its md5 is not {md5}): delete it and run again")
-    train, test = (part(args.data_dir, train=t) for t in (True, False))
-    arrays = [
-        (torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets))
-        for s in (train, test)
-    ]
-    return Source(list(train.classes), *arrays, note=note)
+    parts = {}
+    for name in ("train", "test"):
+        part = some(args.data_dir, train=name == "train")
+        pixels = torch.from_numpy(part.data).permute(0, 3, 1, 2)
+        parts[name] = Labelled(pixels, torch.tensor(part.targets))
+    return Source(list(part.classes), parts, note)
 
 
 def folder(args: argparse.Namespace) -> Source:
-    """The user's own ImageFolder tree: a folder a class, perhaps below train/, val/, test/."""
-    from torchvision.datasets import ImageFolder
+    """The user's own images, a folder a class, perhaps below train/, val/, test/ (see PART_NAMES).
 
+    Hidden folders are no classes; images are looked for at any depth.
+    """
     root = Path(args.data.partition(":")[2]).expanduser()
     if not root.is_dir():
         fail(
             f"--data folder:{root}: there is no such folder; name one with a folder of images for "
             "each class, or take --data shapes, which needs no files"
         )
+    found, notes = part_folders(root, args.data)
+    if "train" not in found:
+        found = {"train": root}
+    classes, everything = read_classes(found["train"], args.data)
+    parts = {"train": everything}
+    for name in ("val", "test"):
+        if name in found:
+            parts[name] = read_classes(found[name], args.data, classes)[1]
+    if "test" not in parts and "val" in parts:
+        notes.append(f"there is no test part, so {found['val'].name}/ is it")
+        parts["test"] = parts.pop("val")
+    if "test" not in parts:
+        if len(everything) < 2:
+            fail(f"--data {args.data} holds one image: that can't be split")
+        cuts = split(len(everything), 0.2, 0)
+        parts["train"], parts["test"] = (everything.take(indices) for indices in cuts)
+        notes.append("there is no test part, so a seeded fifth is it")
+    if len(classes) == 1:
+        notes.append("with one class there is nothing to tell apart: every answer is right")
+    return Source(classes, parts, "; ".join(notes))
 
-    def read(path: Path) -> tuple[list[str], ImageFiles, Tensor]:
-        try:
-            tree = ImageFolder(str(path))
-        except (OSError, RuntimeError) as error:
-            fail(f"--data folder:{root}: {error}")
-        paths, labels = zip(*tree.samples, strict=True)
-        return tree.classes, ImageFiles(paths), torch.tensor(labels)
 
-    def held_out(name: str) -> tuple[ImageFiles, Tensor]:
-        names, files, labels = read(root / name)
-        if strange := sorted(set(names) - set(classes)):
-            fail(
-                f"--data folder:{root}: {name}/ has the class {strange[0]!r}, which train/ has not"
-            )
-        return files, torch.tensor([classes.index(n) for n in names])[labels]
+def folders_in(root: Path) -> list[Path]:
+    """The folders in a folder, in order, without hidden ones and what archives leave behind."""
+    found = (path for path in root.iterdir() if path.is_dir())
+    return sorted(p for p in found if not p.name.startswith((".", "__MACOSX")))
 
-    parts = {name for name in ("train", "val", "test") if (root / name).is_dir()}
-    classes, files, labels = read(root / "train" if "train" in parts else root)
-    if "train" in parts and parts & {"val", "test"}:
-        val = held_out("val") if "val" in parts else None
-        if "test" in parts:
-            return Source(classes, (files, labels), held_out("test"), val)
-        return Source(
-            classes, (files, labels), val, note="there is no test/, so val/ is the test part"
-        )
-    if len(labels) < 2:
-        fail(f"--data folder:{root} holds one image: that can't be split")
-    train, test = split(len(labels), 0.2, 0)
-    note = "there is no test/, so a seeded fifth is the test part"
-    parts = [(files.subset(indices), labels[indices]) for indices in (train, test)]
-    return Source(classes, *parts, note=note)
+
+def part_folders(root: Path, data: str) -> tuple[dict[str, Path], list[str]]:
+    """The folders of `root` that are parts of a data set, and notes on what else is there.
+
+    A folder named as a part holds the folders of classes; one that holds images itself is a class
+    of that name.
+    """
+    parts: dict[str, Path] = {}
+    others = []
+    for path in folders_in(root):
+        part = PART_NAMES.get(path.name.lower())
+        if not part or not folders_in(path):
+            others.append(path)
+        elif part in parts:
+            fail(f"--data {data}: {parts[part].name}/ and {path.name}/ are both the {part} part")
+        else:
+            parts[part] = path
+    if parts and not others and "train" not in parts:
+        fail(f"--data {data}: there is {next(iter(parts.values())).name}/, but no train/ beside it")
+    if "train" not in parts:
+        return {}, []
+    left = [path.name for path in others if images_below(path)]
+    return parts, [f"{', '.join(left)} beside {parts['train'].name}/ is left out"] if left else []
+
+
+def read_classes(
+    root: Path, data: str, classes: list[str] | None = None
+) -> tuple[list[str], Labelled]:
+    """The images of a folder a class, and the classes: those given, or all that are there."""
+    found = {readable(path.name): images_below(path) for path in folders_in(root)}
+    if classes is None:
+        if not any(found.values()):
+            kinds = ", ".join(sorted(SUFFIXES))
+            fail(f"--data {data}: {root} holds no folder of images for each class ({kinds})")
+        if empty := [name for name, files in found.items() if not files]:
+            fail(f"--data {data}: {root / empty[0]} holds no images: remove it, or fill it")
+        classes = list(found)
+    if strange := [name for name, files in found.items() if files and name not in classes]:
+        fail(f"--data {data}: {root.name}/ has the class {strange[0]!r}, which train/ has not")
+    files = [(str(p), classes.index(name)) for name, some in found.items() for p in some]
+    if not files:
+        fail(f"--data {data}: {root} holds no images")
+    paths, labels = zip(*files, strict=True)
+    return classes, Labelled(ImageFiles(paths), torch.tensor(labels))
+
+
+def readable(name: str) -> str:
+    """A file's name as text, what isn't UTF-8 in it replaced."""
+    return os.fsencode(name).decode("utf-8", "replace")
