@@ -11,7 +11,7 @@ import pytest
 from conftest import MILESTONES, ROOT
 from test_layout import commands
 
-from tools import branches
+from tools import branches, milestones, readme
 
 
 def git(*args):
@@ -26,6 +26,7 @@ def clone(tmp_path, monkeypatch):
         pytest.skip("the tree is not in git")
     git("clone", "--quiet", ROOT, "clone")
     monkeypatch.chdir(tmp_path / "clone")
+    monkeypatch.setattr(branches, "ROOT", tmp_path / "clone")
     git("switch", "--quiet", "--detach")  # the original may be on a branch that the tool made
     for name in git("for-each-ref", "--format=%(refname:short)", "refs/heads").split():
         git("branch", "--quiet", "-D", name)
@@ -88,15 +89,17 @@ def test_links_commands_and_collection_on_every_branch(clone):
             text = page.read_text()
             assert not (later and re.search(rf"\b({later})\b", text)), page
             own = {branch.split("/")[1] for branch in made} if len(here) > 1 else set()
-            assert set(re.findall(r"milestone/(\d\d-\w+)", text)) <= own, page
+            assert set(re.findall(r"milestone/(\d+-\w+)", text)) <= own, page
             assert not re.search(r":\n+(#|\Z)|```\w+\n```", text), page  # nothing is left open
-        for readme in [folder / "README.md", *folder.glob("*/README.md")]:
-            links = re.findall(r"(?:\]\(|src=\"|href=\")([^)#\"]+)", readme.read_text())
+        for page in [folder / "README.md", *folder.glob("*/README.md")]:
+            links = re.findall(r"(?:\]\(|src=\"|href=\")([^)#\"]+)", page.read_text())
             for link in links:
                 if not re.match(r"https?:|runs/", link):
-                    assert (readme.parent / link).exists(), f"{readme}: {link}"
-            for script, _ in commands(readme):
-                assert (folder / script).is_file(), f"{readme}: {script}"
+                    assert (page.parent / link).exists(), f"{page}: {link}"
+            for script, _ in commands(page):
+                assert (folder / script).is_file(), f"{page}: {script}"
+        text, tables = (folder / "README.md").read_text(), (folder / "milestones.toml").read_text()
+        assert readme.update(text, milestones.parse(tables), folder) == text  # cut alike
     with ThreadPoolExecutor(2) as pool:
         for found in pool.map(lambda folder: pytest_in(folder, "--collect-only"), folders):
             assert re.search(r"\d+(/\d+)? tests collected", found)
@@ -122,30 +125,64 @@ def test_one_folder(clone):
 
 
 def test_what_is_refused(clone, refused, monkeypatch):
-    git("branch", "milestone/01-lenet")
+    git("branch", "milestone/1998-lenet")
     line = refused(branches.main, [])
-    assert "milestone/01-lenet is there and was not made by this tool" in line
-    assert "milestone/02" not in git("branch")  # all or none
-    git("branch", "-D", "milestone/01-lenet")
+    assert "milestone/1998-lenet is there and was not made by this tool" in line
+    assert "milestone/2012" not in git("branch")  # all or none
+    git("branch", "-D", "milestone/1998-lenet")
     assert "unknown milestone 'lenett': did you mean lenet?" in refused(
         branches.main, ["--only", "lenett"]
     )
     assert "unknown milestone ''" in refused(branches.main, ["--only", ""])
     assert "unrecognized" in refused(branches.main, ["--all"])
     branches.main([])
-    first = git("rev-parse", "milestone/01-lenet")
+    first = git("rev-parse", "milestone/1998-lenet")
     identity = ["-c", "user.name=someone", "-c", "user.email=someone@localhost"]
-    git("switch", "--quiet", "milestone/01-lenet")
+    git("switch", "--quiet", "milestone/1998-lenet")
     Path("README.md").write_text("mine")
     git(*identity, "commit", "--quiet", "--all", "--amend", "--no-edit")
     git("switch", "--quiet", "--detach", "-")
     assert "was not made by this tool" in refused(branches.main, [])  # someone has amended it
-    git("branch", "--force", "milestone/01-lenet", first)
-    git("switch", "--quiet", "milestone/01-lenet")
+    git("branch", "--force", "milestone/1998-lenet", first)
+    git("switch", "--quiet", "milestone/1998-lenet")
     Path("common/extra.py").write_text('"""New."""\n')
     git("add", ".")
     git(*identity, "commit", "--quiet", "-m", "mine")
     git("switch", "--quiet", "--detach")
     assert "was not made by this tool" in refused(branches.main, [])  # someone has gone on from it
-    monkeypatch.chdir(clone.parent)
+    monkeypatch.setattr(branches, "ROOT", clone / "tools")  # a museum inside another repository
+    assert f"is no repository of its own, but a part of {clone}" in refused(branches.main, [])
+    monkeypatch.setattr(branches, "ROOT", clone.parent)
     assert "not a git repository" in refused(branches.main, [])
+
+
+def test_the_users_own_repository_is_left_alone(clone, monkeypatch):
+    """Wherever the user stands, and whatever a hook has set: branches are made in the museum."""
+    git("init", "--quiet", clone.parent / "other")
+    monkeypatch.chdir(clone.parent / "other")
+    monkeypatch.setenv("GIT_DIR", str(clone.parent / "other" / ".git"))
+    name, commit = next(iter(branches.main([]).items()))
+    assert not git("for-each-ref")  # of the other
+    monkeypatch.delenv("GIT_DIR")
+    assert git("-C", clone, "rev-parse", name) == commit
+
+
+def test_an_earlier_milestone_renames_no_branch():
+    before = [{"year": 1998, "folder": "lenet"}, {"year": 2014, "folder": "vgg"}]
+    earlier = [{"year": 1986, "folder": "mlp"}, *before, {"year": 2014, "folder": "googlenet"}]
+    names = branches.names_of(before)
+    assert names == ["milestone/1998-lenet", "milestone/2014-vgg"]
+    assert [name for name in branches.names_of(earlier) if name in names] == names
+    assert len(set(branches.names_of(earlier))) == 4  # two of one year
+
+
+def test_what_is_left_of_a_page():
+    """A table, a transcript and a section that speak of others go, with their line of contents."""
+    gone = branches.foreign_words({"lenet"}, set())
+    parts = {"contents": "- [One](#one)\n- [Two](#two)\n", "ideas": "| a |\n| --- |\n| lenet/x |\n"}
+    marks = {name: f"<!-- {name}: made by tools/readme.py -->\n" for name in parts}
+    marked = {name: f"{marks[name]}{parts[name]}<!-- end -->\n" for name in parts}
+    page = f"{marked['contents']}\n## One\n\n{marked['ideas']}\n## Two\n\nIt prints 1.\n\n"
+    page += "```text\n$ python lenet/train.py\n\n1\n```\n"
+    cut = f"{marks['contents']}- [Two](#two)\n<!-- end -->\n\n## Two\n\nIt prints 1.\n"
+    assert branches.cut_readme(page, gone) == cut

@@ -1,4 +1,4 @@
-"""The layout of DESIGN.md 2 and 3: files, imports, docstrings, and commands that parse."""
+"""The layout of all folders: files, imports, docstrings, tables, and commands that parse."""
 
 import argparse
 import ast
@@ -10,25 +10,29 @@ import runpy
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 from conftest import MILESTONES, ROOT
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from tools import branches, milestones, readme
 
 WHOLE = "lenet" in MILESTONES  # else a tree cut to other folders
 READMES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in MILESTONES)]
-PAGES = [ROOT / "PRACTICE.md", ROOT / "SCALE.md"]
-ENTRIES = tomllib.loads((ROOT / "milestones.toml").read_text())["milestone"]
+PAGES = [ROOT / "PRACTICE.md", ROOT / "SCALE.md", ROOT / "CONTRIBUTING.md"]
+ENTRIES = milestones.entries()
 GONE = {  # a tree that someone has cut by hand lacks folders and their tests
     e["folder"]
     for e in ENTRIES
     if e["folder"] not in MILESTONES and not (ROOT / f"tests/test_{e['folder']}.py").exists()
 }
+
+
+def title(folder):
+    """What a README calls its model, as a pattern: a family has several names."""
+    head = re.match(r"# (.+?)(?: \(|\n)", (ROOT / folder / "README.md").read_text()).group(1)
+    return "|".join(map(re.escape, head.split(", ")))
 
 
 def name_of(path):
@@ -60,14 +64,22 @@ def test_files(folder):
 
 @pytest.mark.parametrize("folder", MILESTONES)
 def test_every_folder_has_its_entry(folder):
-    entry = next(e for e in ENTRIES if e["folder"] == folder)
-    assert {"folder", "year", "title", "authors", "paper", "predecessor"} == entry.keys()
+    (entry,) = (e for e in ENTRIES if e["folder"] == folder)
     assert [e["year"] for e in ENTRIES] == sorted(e["year"] for e in ENTRIES)
+    before = [e["folder"] for e in ENTRIES[: ENTRIES.index(entry)]]
+    assert entry["predecessor"] in ["", *before] or len(ENTRIES) == 1  # a tree cut to one
+    models = importlib.import_module(f"{folder}.model").MODELS
+    assert entry["small"] and {entry["headline"], *entry["small"]} <= models.keys()
+    assert (ROOT / folder / entry["picture"]).is_file()
+    assert re.match(r".+: .*[a-zA-Z]", entry["result"]), "names no metric"
+    texts = [entry[key] for key in ("advanced", "result", "alt")]
+    others = [title(other) for other in MILESTONES if other != folder]
+    assert not re.search(rf"\b({'|'.join(others) or '(?!)'})\b", " ".join(texts)), "cut with others"
 
 
 @pytest.mark.parametrize("folder", MILESTONES)
 def test_models_import_torch_and_the_standard_library_only(folder):
-    scripts = {"train", "sample", "claims", "evaluate", "options", "train_gan"}
+    scripts = {"train", "sample", "claims", "data", "evaluate", "options", "train_gan"}
     for path in sources(folder):
         if path.stem in scripts:
             continue
@@ -114,9 +126,9 @@ def test_script_contract(folder):
         assert name in train.__doc__ or name in (ROOT / folder / "README.md").read_text()
 
 
-def commands(readme):
+def commands(page):
     """The shell commands of a README: (script, arguments)."""
-    text = readme.read_text()
+    text = page.read_text()
     blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.S)
     inline = re.findall(r"`((?:python|torchrun) [^`\n]+)`", text)
     for block in [*blocks, *inline]:
@@ -135,6 +147,20 @@ def test_python_in_the_pages_runs_as_far_as_its_imports(page):
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names), block
+
+
+@pytest.mark.parametrize("page", READMES, ids=name_of)
+def test_examples_of_the_readme_print_what_they_say(page, capsys):
+    """Blocks of Python with a print, and what it prints beside it."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    examples = [block for block in blocks if "print(" in block]
+    assert examples or (page.parent == ROOT and not WHOLE), "no example"
+    for block in examples:
+        assert len(block.splitlines()) <= 3, block
+        promised = re.findall(r"print\(.*\)  # (.+)", block)
+        capsys.readouterr()
+        exec(block, {})
+        assert capsys.readouterr().out.splitlines() == promised != [], block
 
 
 def parse_alone(script, argv, monkeypatch):
@@ -163,9 +189,9 @@ def test_flags_of_torchrun_parse(page):
                 get_args_parser().parse_args(shlex.split(line, comments=True)[1:])
 
 
-@pytest.mark.parametrize("readme", [*READMES, *PAGES], ids=name_of)
-def test_commands_of_the_readme_parse(readme, monkeypatch, tmp_path):
-    found = list(commands(readme))
+@pytest.mark.parametrize("page", [*READMES, *PAGES], ids=name_of)
+def test_commands_of_the_readme_parse(page, monkeypatch, tmp_path):
+    found = list(commands(page))
     assert found or not WHOLE, "no commands"
     monkeypatch.chdir(tmp_path)
     for script, argv in found:
@@ -184,16 +210,16 @@ def test_commands_of_the_readme_parse(readme, monkeypatch, tmp_path):
             module.parse_args(argv)
 
 
-@pytest.mark.parametrize("readme", [*READMES, *PAGES], ids=name_of)
-def test_links_of_the_readme_lead_somewhere(readme):
-    text = readme.read_text()
+@pytest.mark.parametrize("page", [*READMES, *PAGES], ids=name_of)
+def test_links_of_the_readme_lead_somewhere(page):
+    text = page.read_text()
     links = re.findall(r"\]\(([^)#\s]+)|(?:src|href)=\"([^\"#]+)", text)
     links = [one or other for one, other in links]
     pictures = [link for link in links if link.endswith((".png", ".jpg"))]
-    assert pictures or readme in PAGES, "no picture"
+    assert pictures or page in PAGES, "no picture"
     for link in links:
         if not re.match(r"https?:", link) and Path(link).parts[0] not in ("runs", *GONE):
-            assert (readme.parent / link).exists(), link
+            assert (page.parent / link).exists(), link
 
 
 def test_no_file_is_large_and_the_clone_is_small():
@@ -208,32 +234,104 @@ def test_no_file_is_large_and_the_clone_is_small():
     assert sum(sizes.values()) + stored < 25_000_000
 
 
-def test_the_timeline_agrees_with_the_folders():
-    text = (ROOT / "README.md").read_text()
-    row = (
-        r"^\| (\d+) \| \[(\w+)\]\(\2/README.md\) \| \[(.+?)\]\((.+?)\) \| (\w.+) \| .+ \| .+ "
-        r"\| <a href=\"(\2/samples/\S+)\"><img src=\"\6\" width=\"160\" alt=\".+\"></a> \|$"
-    )
-    rows = re.findall(row, text, re.M)
-    assert [r[:4] for r in rows] == [
-        (str(e["year"]), e["folder"], e["title"], e["paper"]) for e in ENTRIES
-    ]
+def test_every_folder_is_a_milestone():
     assert sorted({e["folder"] for e in ENTRIES} - GONE) == MILESTONES
-    assert len(re.findall(r"^\| \d{4} \|", text, re.M)) == len(rows)
-    for entry in ENTRIES:
-        before = [e["folder"] for e in ENTRIES[: ENTRIES.index(entry)]]
-        assert entry["predecessor"] in ["", *before] or len(ENTRIES) == 1  # a tree cut to one
 
 
-def test_parameters_of_the_timeline_are_those_that_the_tests_count():
-    text = (ROOT / "README.md").read_text()
-    for folder in MILESTONES:
-        number = re.search(rf"\[{folder}\]\(.*\| ([\d,]+) \|", text).group(1)
-        tests = ROOT / "tests" / f"test_{folder}.py"
-        assert number.replace(",", "_") in tests.read_text(), folder
+def test_tables_of_the_readme_are_not_stale():
+    """Names, parameters, lines and contents, made anew: `python tools/readme.py` mends them."""
+    text, source = ((ROOT / name).read_text() for name in ("README.md", "milestones.toml"))
+    if GONE:
+        foreign = branches.foreign_words(GONE, set())
+        text = branches.cut_readme(text, foreign)
+        source = branches.cut_milestones(source, GONE, foreign)
+    tables = milestones.parse(source)
+    assert tables["milestone"]
+    assert not readme.stale(text, readme.update(text, tables))
 
 
-IDEAS = {  # that issue and README promise, by the folder whose lines show them
+def test_parameters_are_counted_on_the_model():
+    """Those that learn, of the model with the arguments that its entry names."""
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self, heads=2, number=False):
+            super().__init__()
+            self.heads = nn.Linear(3, heads)
+            self.fixed = nn.Parameter(nn.init.zeros_(self.heads.weight), requires_grad=False)
+            if number and self.heads.weight.is_meta:
+                raise NotImplementedError
+
+    module = types.ModuleType("toy.model")
+    module.MODELS = {"toy": Model}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "toy", types.ModuleType("toy"))
+        patch.setitem(sys.modules, "toy.model", module)
+        assert readme.count_parameters("toy", "toy") == 8
+        assert readme.count_parameters("toy", "toy", heads=3) == 12
+        assert readme.count_parameters("toy", "toy", number=True) == 8  # not on the meta device
+
+
+def test_lines_are_found_by_their_code(tmp_path, refused):
+    lines = ["class A:", "    x = 1", "class B:", "    x = 1", "    y = 2", "    y = 2"]
+    (tmp_path / "a.py").write_text("\n".join(lines))
+
+    def entry(code, **more):
+        return {"name": "an idea", "file": "a.py", "code": code, **more}
+
+    assert readme.line_of(entry("class B"), tmp_path) == 3
+    assert readme.line_of(entry("x = 1", after="class A"), tmp_path) == 2
+    assert readme.line_of(entry("x = 1", after="class B"), tmp_path) == 4
+    row = readme.code_row(entry("class B", first="B 2000"), tmp_path)
+    assert row == "an idea | B 2000 | [a.py:3](a.py#L3) | `class B`"
+    for bad, reason in [
+        (entry("x = 1"), "a.py: `x = 1` (an idea) stands in the lines 2, 4: name more of one"),
+        (entry("z"), "a.py: `z` (an idea) stands in no line"),
+        (
+            entry("class A", after="class B"),
+            "`class A` below `class B` (an idea) stands in no line",
+        ),
+        (entry("x = 1", after="y"), "`y` (an idea) stands in 2 lines, not in one"),
+        (entry("x") | {"file": "b.py"}, "an idea: there is no b.py"),
+    ]:
+        assert reason in refused(readme.line_of, bad, tmp_path)
+
+
+def test_readme_tool(tmp_path, monkeypatch, capsys, refused):
+    for name in ("README.md", "milestones.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for path in {
+        path.partition("/")[0]
+        for path in re.findall(r'file = "(.+)"', Path(ROOT, "milestones.toml").read_text())
+    } | {e["folder"] for e in ENTRIES}:
+        (tmp_path / path).symlink_to(ROOT / path)
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    page = tmp_path / "README.md"
+    readme.main([])
+    right = page.read_text()
+    readme.main(["--check"])
+    page.write_text(right.replace("| year |", "| years |").replace("](#tests)", "](#test)"))
+    with pytest.raises(SystemExit, match="1"):
+        readme.main(["--check"])
+    line = "README.md is stale (contents, milestones): run python tools/readme.py\n"
+    assert capsys.readouterr().out == line
+    readme.main([])
+    assert page.read_text() == right
+    page.write_text(right.replace("<!-- contents:", "<!-- content:"))
+    assert "has no marker for contents" in refused(readme.main, [])
+    (tmp_path / "milestones.toml").write_text("[[milestone]]\nfolder = 'x'\n")
+    assert "the milestone x lacks advanced, alt, authors" in refused(readme.main, [])
+
+
+def test_citation_is_of_this_version():
+    cited = (ROOT / "CITATION.cff").read_text()
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    assert f"\nversion: {version}\n" in cited
+    for key in ("cff-version: 1.2.0", "message:", "title:", "authors:"):  # what the format asks for
+        assert re.search(rf"^{key}", cited, re.M), key
+
+
+IDEAS = {  # that have to be there, by the folder whose lines show them
     "alexnet": ["ReLU", "dropout"],
     "vgg": ["batch normalisation"],
     "googlenet": ["EMA"],
@@ -246,21 +344,6 @@ IDEAS = {  # that issue and README promise, by the folder whose lines show them
 
 @pytest.mark.parametrize("folder", [folder for folder in IDEAS if (ROOT / folder).is_dir()])
 def test_tables_of_ideas_and_techniques_are_whole(folder):
-    text = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| (.+) \| \[\S+\.py:\d+\]", text, re.M)
+    names = [e["name"] for table in ("idea", "technique") for e in milestones.entries(table)]
     for idea in IDEAS[folder]:
-        assert [row for row in rows if re.search(rf"\b{idea}\b", row)], idea
-
-
-def test_lines_that_the_readme_names_show_what_it_says():
-    text = (ROOT / "README.md").read_text()
-    rows = re.findall(r"\[(\S+\.py):(\d+)\]\(\1#L\2\) \| `(.+)` \|$", text, re.M)
-    assert len(rows) >= 5
-    tables = re.findall(r"\| where \| line \|\n\|[ |-]+\|\n((?:\|.*\n)+)", text)
-    assert len(rows) == sum(table.count("\n") for table in tables)  # each row names a line
-    for path, number, code in rows:
-        if path.partition("/")[0] in GONE:
-            continue
-        lines = (ROOT / path).read_text().splitlines()
-        found = [n for n, line in enumerate(lines, 1) if code in line]
-        assert int(number) in found, f"{path}: {code} stands on {found}, not on {number}"
+        assert [name for name in names if re.search(rf"\b{idea}\b", name)], idea

@@ -1,12 +1,13 @@
 """The history of the field as git branches: a milestone each, one commit on top of the one before.
 
-    python tools/branches.py && git log --oneline milestone/05-resnet
-    git diff milestone/01-lenet milestone/02-alexnet      # what the next paper brought
+    python tools/branches.py && git log --oneline milestone/2015-resnet
+    git diff milestone/1998-lenet milestone/2012-alexnet  # what the next paper brought
     python tools/branches.py --only resnet                # a branch with that folder and common
 
-Built from the committed tree with git's plumbing: the working tree, the index and the current
-branch stay as they are. The same tree gives the same commits: author, committer and dates are
-fixed. A branch that this tool did not make is never overwritten.
+Built from the committed tree of the repository that this file lies in, with git's plumbing: the
+working tree, the index and the current branch stay as they are. The same tree gives the same
+commits: author, committer and dates are fixed. A branch that this tool did not make is never
+overwritten.
 """
 
 import argparse
@@ -15,28 +16,29 @@ import functools
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from common import fail, unknown
+from tools.milestones import ROOT, parse
+from tools.readme import MARKED, contents, fill
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # of another repository, in its hooks
 WHO = {"NAME": "milestones", "EMAIL": "milestones@localhost"}
 SIGN = "Made by tools/branches.py from the tree of the whole museum."  # ends every message
 
 
 def git(*args: str, stdin: str | bytes = "", **environment: str) -> str:
-    """Runs git in the repository; returns what it prints. A complaint of git's ends in one line."""
+    """Runs git in the museum's repository, wherever the user is; returns what it prints.
+
+    A complaint of git's ends in one line.
+    """
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    kinds = {**os.environ, **environment}
+    kinds = {k: v for k, v in os.environ.items() if k not in FOREIGN} | environment
+    command = ["git", "-C", str(ROOT), *args]
     try:
-        done = subprocess.run(["git", *args], input=data, capture_output=True, env=kinds)
+        done = subprocess.run(command, input=data, capture_output=True, env=kinds)
     except FileNotFoundError:
         fail("git is not installed, or not on the PATH")
     if done.returncode:
@@ -58,10 +60,7 @@ def read(blob: str) -> str:
 
 def entries_of(commit: str) -> list[dict]:
     """The milestones of a commit, in historical order."""
-    try:
-        entries = tomllib.loads(show(commit, "milestones.toml"))["milestone"]
-    except (tomllib.TOMLDecodeError, KeyError) as error:
-        fail(f"milestones.toml is damaged ({error})")
+    entries = parse(show(commit, "milestones.toml"))["milestone"]
     there = set(git("ls-tree", "-d", "--name-only", commit).split())
     if gone := [entry["folder"] for entry in entries if entry["folder"] not in there]:
         fail(f"milestones.toml names {gone[0]}, which is no committed folder")
@@ -114,32 +113,38 @@ def titles_of(commit: str, folder: str) -> list[str]:
     return head.group(1).split(", ") if head else []
 
 
-def cut_readme(
-    text: str, gone: set[str], lost: set[str], titles: Iterable[str] = (), names: Iterable[str] = ()
-) -> str:
-    """A README without the lines that speak of folders `gone` or files `lost`.
+def foreign_words(
+    gone: set[str], lost: set[str], titles: Iterable[str] = (), names: Iterable[str] = ()
+) -> re.Pattern:
+    """What a page must not speak of: folders `gone` and files `lost`.
 
-    Of commands and tables single lines go, else whole items of a list, paragraphs, or Python code,
-    and headings that nothing is left under. With `titles`, those of milestones that are gone, and
-    `names`, the branches of those that are here, what speaks of others goes too.
+    With `titles`, those of milestones that are gone, and `names`, the branches of those that are
+    here, also other milestones and their branches.
     """
     folders, files, words = (
         "|".join(map(re.escape, sorted(some))) or "(?!)" for some in (gone, lost, titles)
     )
     own = "|".join(name.partition("/")[2] for name in names)
-    others = rf"|milestone/(?!({own})\b)\d" if own else ""
-    foreign = re.compile(
+    others = rf"|milestone/(?!({own})(?![\w-]))\d" if own else ""
+    return re.compile(
         rf"(?<![\w/-])({folders})(/|\.model)|(?<![\w-])({files})(?![\w-])|\.\./({folders})/"
         rf"|\b({words})\b|--only ({folders})\b{others}"
     )
+
+
+def cut_readme(text: str, foreign: re.Pattern) -> str:
+    """A README without what speaks of `foreign` words.
+
+    Of commands and tables single lines go, else whole items of a list, paragraphs, Python code or
+    what a program printed, and headings that nothing is left under, also in the contents.
+    """
     text = text.replace("\\\n", "\\\0")  # a command of several lines is one
-    blocks, block, code, python = [], [], False, False
+    blocks, block, code, as_one = [], [], False, False
     for line in text.split("\n"):
         if line.startswith("```"):
-            code, python = not code, line == "```python" or (python and code)
-        if python:
+            code, as_one = not code, line in ("```python", "```text")
+        if as_one:  # stays or goes whole
             block.append(line)
-            python = code
             continue
         row = code or line.startswith("|")
         if row and foreign.search(line):
@@ -154,13 +159,15 @@ def cut_readme(
     for text in ("\n".join(block) for block in [*blocks, block]):
         if not foreign.search(text):
             kept.append(text)
-        elif text.startswith("```python"):
+        elif text.startswith(("```python", "```text")):
             kept.append("```python\n```")
     whole = "\n".join(kept).replace("\0", "\n")
     whole = re.sub(r":\n\n```\w+\n+```\n", ".\n", whole)  # code of which nothing is left
     whole = re.sub(r"```\w+\n+```\n", "", whole)
     whole = re.sub(r"^\|.*\|\n\|[ |-]+\|\n(?!\|)", "", whole, flags=re.M)  # a table's head alone
-    return re.sub(r"\n{3,}", "\n\n", without_empty_sections(whole)).rstrip() + "\n"
+    whole = MARKED.sub(lambda part: part[0] if part[3] else "", whole)  # an empty table
+    whole = re.sub(r"\n{3,}", "\n\n", without_empty_sections(whole)).rstrip() + "\n"
+    return fill(whole, {"contents": contents(whole)})
 
 
 def without_empty_sections(text: str) -> str:
@@ -177,11 +184,15 @@ def without_empty_sections(text: str) -> str:
     return "\n".join(reversed(kept))
 
 
-def cut_milestones(text: str, gone: set[str]) -> str:
-    """milestones.toml without the entries of the folders `gone`."""
-    head, *entries = text.split("[[milestone]]")
-    kept = [e for e in entries if re.search(r'^folder = "(.*)"', e, re.M).group(1) not in gone]
-    return "[[milestone]]".join([head, *kept]).rstrip() + "\n"
+def cut_milestones(text: str, gone: set[str], foreign: re.Pattern) -> str:
+    """milestones.toml without the folders `gone`, and ideas that speak of `foreign` words."""
+    head, *entries = re.split(r"^(?=\[\[)", text, flags=re.M)
+    kept = [head]
+    for entry in entries:
+        folder = re.search(r'^folder = "(.*)"', entry, re.M)
+        if not (folder[1] in gone if folder else foreign.search(entry)):
+            kept.append(entry)
+    return "".join(kept).rstrip() + "\n"
 
 
 def write_tree(commit: str, gone: set[str]) -> str:
@@ -190,16 +201,16 @@ def write_tree(commit: str, gone: set[str]) -> str:
     paths = {path: blob for _, blob, path in files}
     everything = git("ls-tree", "-r", "-z", "--name-only", commit).split("\0")[:-1]
     lost = {path for path in everything if path not in paths and path.partition("/")[0] not in gone}
-    texts = {"milestones.toml": cut_milestones(show(commit, "milestones.toml"), gone)}
     here = [entry for entry in entries_of(commit) if entry["folder"] not in gone]
     titles = {title for folder in gone for title in titles_of(commit, folder)}
+    of_museum = foreign_words(gone, lost, titles, names_of(here))
+    of_milestone = foreign_words(gone, lost)  # whose README may look ahead
+    texts = {"milestones.toml": cut_milestones(show(commit, "milestones.toml"), gone, of_museum)}
     for path, blob in paths.items():
         if Path(path).suffix == ".md" and gone:
-            page = "/" not in path  # of the museum, not of a milestone, which may look ahead
-            more = (titles, names_of(here)) if page else ()
             first = re.compile(r"(pip install -e \. && python )\w+/")
             text = first.sub(rf"\g<1>{here[0]['folder']}/", read(blob))
-            texts[path] = cut_readme(text, gone, lost, *more)
+            texts[path] = cut_readme(text, of_milestone if "/" in path else of_museum)
     rows = []
     for mode, blob, path in files:
         if path in texts:
@@ -224,11 +235,9 @@ def message(commit: str, entry: dict) -> str:
     folder = entry["folder"]
     readme = show(commit, f"{folder}/README.md")
     title = re.match(r"# (.+)", readme).group(1)
-    row = re.search(rf"\[{folder}\]\([^)]*\) \| [^|]+ \| ([^|]+) \|", show(commit, "README.md"))
-    subject = f"{title}: {row.group(1).strip()}" if row else title
     paper = f"{entry['authors']}:\n{entry['title']}, {entry['year']}.\n{entry['paper']}"
     summary = sections(readme, ("The problem", "The idea", "What it advanced"))
-    return f"{subject}\n\n{paper}\n\n{summary}\n\n{SIGN}\n"
+    return f"{title}: {entry['advanced']}\n\n{paper}\n\n{summary}\n\n{SIGN}\n"
 
 
 def write_commit(tree: str, parent: str | None, text: str, year: int, place: int) -> str:
@@ -265,8 +274,8 @@ def check(name: str, branches: dict[str, tuple[str, str]], new: str) -> None:
 
 
 def names_of(entries: list[dict]) -> list[str]:
-    """milestone/01-lenet, milestone/02-alexnet, …"""
-    return [f"milestone/{i:02}-{entry['folder']}" for i, entry in enumerate(entries, 1)]
+    """milestone/1998-lenet, milestone/2012-alexnet, …: a year, so that newcomers rename none."""
+    return [f"milestone/{entry['year']}-{entry['folder']}" for entry in entries]
 
 
 def build(commit: str, entries: list[dict]) -> dict[str, str]:
@@ -300,7 +309,9 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     parser.error = lambda text: fail(text.removeprefix("argument "))
     args = parser.parse_args(argv)
     commit = git("rev-parse", "--verify", "HEAD^{commit}").strip()
-    os.chdir(git("rev-parse", "--show-toplevel").strip())
+    top = git("rev-parse", "--show-toplevel").strip()
+    if not os.path.samefile(top, ROOT):
+        fail(f"{ROOT} is no repository of its own, but a part of {top}: clone it to have branches")
     entries = entries_of(commit)
     alone = args.only is not None
     made = build_only(commit, entries, args.only) if alone else build(commit, entries)
