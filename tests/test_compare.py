@@ -1,13 +1,15 @@
 """tools/compare.py: what it trains, measures, writes and refuses."""
 
+import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import MILESTONES
 
-from tools import compare
+from tools import compare, milestones
 
 if not {"lenet", "resnet"} <= set(MILESTONES):
     pytest.skip("a tree cut to some of the folders", allow_module_level=True)
@@ -19,11 +21,42 @@ def few(monkeypatch):
     monkeypatch.setattr(compare, "ROUNDS", 1)
 
 
-def test_every_model_stands_in_its_folder():
-    import importlib
-
+def test_the_models_are_those_of_milestones_toml():
+    assert list(compare.MODELS) == [
+        e["folder"]
+        for e in milestones.entries()
+        if e["task"] == "image classification" and e["folder"] in MILESTONES
+    ]
     for folder, names in compare.MODELS.items():
         assert set(names) <= importlib.import_module(f"{folder}.model").MODELS.keys()
+
+
+def test_small_models_of_a_task(tmp_path):
+    """By folder, in the order of the file, where there is such a folder."""
+    entries = [("one", "graphs", "a"), ("two", "detection", "b"), ("gone", "graphs", "c")]
+    rest = dict.fromkeys(milestones.KEYS["milestone"][0].split(), "")
+    with open(tmp_path / "milestones.toml", "w") as file:
+        for folder, task, small in entries:
+            entry = rest | dict(folder=folder, task=task, small=[small])
+            print("[[milestone]]", *(f"{k} = {v!r}" for k, v in entry.items()), sep="\n", file=file)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    assert milestones.small_models("graphs", tmp_path) == {"one": ["a"]}
+    assert milestones.small_models(root=tmp_path) == {"one": ["a"], "two": ["b"]}
+
+
+def test_a_damaged_entry_is_named(refused):
+    parse = milestones.parse
+    assert "milestones.toml is damaged" in refused(parse, "[[milestone]")
+    assert "milestones.toml is damaged ('milestone')" in refused(parse, "")
+    whole = {key: "" for key in milestones.KEYS["milestone"][0].split()} | {"folder": "one"}
+
+    def text(**changed):
+        return "[[milestone]]\n" + "\n".join(f"{k} = {v!r}" for k, v in (whole | changed).items())
+
+    assert "the task of the milestone one is none of" in refused(parse, text(task="cooking"))
+    line = refused(parse, text(task="graphs", colour="red"))
+    assert "the milestone one has colour, read by nobody" in line
 
 
 def test_it_trains_measures_and_compares_runs(capsys):
@@ -57,11 +90,19 @@ def write_run(folder, milestone, model, data="shapes", seed=0, **metrics):
     Path(folder, "metrics.jsonl").write_text(json.dumps({"epoch": 1, **metrics, "final": True}))
 
 
-def test_runs_of_several_kinds_are_told_apart():
+def test_runs_of_several_kinds_are_told_apart(refused):
     for seed, folder in enumerate("ab"):
         write_run(folder, "resnet", "resnet20", seed=seed, test_accuracy=0.5)
     a, b, c = map(Path, "abc")
     assert compare.group([a, b, a]) == {"resnet20": [a, b]}  # what is named twice counts once
+    Path("link").symlink_to("b")
+    again = [a, b, Path("link"), Path("x/../a"), a.resolve()]
+    Path("x").mkdir()
+    assert compare.group(again) == {"resnet20": [a, b]}
+    shutil.copytree("b", "copy")
+    assert refused(compare.group, [a, b, Path("copy")]) == (
+        "error: b and copy are one training, with equal flags and seed: name one"
+    )
     write_run("c", "resnet", "resnet20", "cifar10", test_accuracy=0.5)
     assert compare.group([a, b, c]) == {"resnet20 on shapes": [a, b], "resnet20 on cifar10": [c]}
     assert compare.parse_args(["--seeds", "1", "1", "0"]).seeds == [1, 0]

@@ -7,7 +7,8 @@
 Writes compare-DATA.md, .json and .png: parameters, multiply-adds of an image (by PyTorch's own
 counter), test accuracy, images a second in training and inference, and the peak memory of a
 training step. Runs lie in runs/, are skipped when done and go on where they were interrupted.
-Each network is trained by its own script, at its own learning rate, batches of 128.
+The networks are the small ones that milestones.toml names for classifiers of images. Each is
+trained by its own script, at its own learning rate, batches of 128.
 """
 
 import argparse
@@ -27,16 +28,10 @@ from common import cli, fail
 from common.checkpoint import read_checkpoint
 from common.claims import finished, run_arms
 from common.device import Device, peak_memory
+from common.folder import as_spelt_now, make_folder
+from tools.milestones import small_models
 
-MODELS = {  # by the script that trains them; small enough for a laptop
-    "lenet": ["lenet5", "lenet5_modern"],
-    "alexnet": ["convnet4"],
-    "vgg": ["vgg11_bn_small"],
-    "googlenet": ["googlenet_bn_small"],
-    "resnet": ["resnet20"],
-}
-ROOT = Path(__file__).resolve().parents[1]
-MODELS = {folder: names for folder, names in MODELS.items() if (ROOT / folder).is_dir()}
+MODELS = small_models("image classification")  # by the folder whose script trains them
 EPOCHS = {"shapes": 4}  # else 10
 BATCH = 128
 ASIDE = ("seed", "run_dir", "typed", "chosen", "quiet", "data_dir", "device", "resume")
@@ -52,9 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", default="shapes", help="as for the scripts (default: shapes)")
     add("--data-dir", default="data", help="where downloaded data sets lie (default: data)")
     add("--models", nargs="+", choices=names, default=names, help="which (default: all)")
-    add("--epochs", type=cli.whole(1), help="passes of each (default: 4 of shapes, else 10)")
-    add("--limit", type=cli.whole(1), help="train on so many images")
-    add("--seeds", type=cli.whole(0), nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--epochs", type=cli.integer(1), help="passes of each (default: 4 of shapes, else 10)")
+    add("--limit", type=cli.integer(1), help="train on so many images")
+    add("--seeds", type=cli.integer(0), nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     add("--device", choices=cli.DEVICES, default="auto", help="where to compute (default: auto)")
     add("--runs", nargs="+", type=Path, help="compare these run folders, and train nothing")
     add("--out", type=Path, default=Path("tools", "samples"), help="folder for what is made")
@@ -79,36 +74,46 @@ def train_all(args: argparse.Namespace) -> dict[str, list[Path]]:
 
 
 def group(folders: list[Path]) -> dict[str, list[Path]]:
-    """Run folders by their model and data; those that differ in the seed alone come together."""
+    """Run folders by their model and data; those that differ in the seed alone come together.
+
+    Ends in one line at what is no finished run of a classifier, and at a run and its copy.
+    """
     groups: dict[tuple[str, str], dict[str, list[Path]]] = {}
-    for folder in dict.fromkeys(folders):
+    trained: dict[tuple, Path] = {}  # by flags and seed
+    named: dict[Path, Path] = {}  # what is named twice, be it by a link, counts once
+    for folder in folders:
+        named.setdefault(folder.resolve(), folder)
+    for folder in named.values():
         if not (folder / "last.pt").is_file():
             fail(f"{folder} holds no last.pt: name the folders of runs")
         metrics = finished(folder)
         if metrics is None:
             fail(f"{folder} is not finished: go on with --resume --run-dir {folder}")
-        flags = read_checkpoint(folder / "last.pt")["config"]["flags"]
+        flags = as_spelt_now(read_checkpoint(folder / "last.pt")["config"]["flags"])
         if "test_accuracy" not in metrics or flags.get("milestone") not in MODELS:
             fail(f"{folder} is not of a classifier of images: those are in {', '.join(MODELS)}")
         rest = json.dumps({k: v for k, v in flags.items() if k not in ASIDE}, sort_keys=True)
+        twin = trained.setdefault((rest, flags["seed"]), folder)
+        if twin != folder:
+            fail(f"{twin} and {folder} are one training, with equal flags and seed: name one")
         kinds = groups.setdefault((flags["model"], flags["data"]), {})
         kinds.setdefault(rest, []).append(folder)
     several = len({data for _, data in groups}) > 1  # accuracies that can't be compared: say so
-    named = {}
+    rows = {}
     for (model, data), kinds in groups.items():
         name = f"{model} on {data}" if several else model
         for number, found in enumerate(kinds.values(), 1):
-            named[name if len(kinds) == 1 else f"{name} ({number})"] = found
+            rows[name if len(kinds) == 1 else f"{name} ({number})"] = found
             if len(kinds) > 1:
                 print(f"{name} ({number}): {' '.join(map(str, found))}")
-    return named
+    return rows
 
 
 def open_run(folder: Path, device: str) -> tuple[nn.Module, Tensor, Tensor, Device]:
     """The trained network of a run, a batch of images (noise) and labels, and the device."""
     checkpoint = read_checkpoint(folder / "last.pt")
-    flags = argparse.Namespace(**checkpoint["config"]["flags"])
-    flags.device, flags.quiet, flags.fsdp, flags.accumulate = device, True, False, 1
+    here = dict(device=device, quiet=True, fsdp=False, accumulate=1)
+    flags = cli.Flags(**as_spelt_now(checkpoint["config"]["flags"]) | here)
     dev = Device(flags, checkpoint["config"].get("precision", "bf16"))
     classes = len(checkpoint["dataset"]["classes"])
     train = importlib.import_module(f"{flags.milestone}.train")
@@ -245,7 +250,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         return {}
     if not MODELS:
         fail("there is no folder of classifiers of images in this tree")
-    cli.make_folder(args.out)
+    make_folder(args.out)
     folders = group(args.runs) if args.runs else train_all(args)
     speeds = rates({name: found[0] for name, found in folders.items()}, args.device)
     table = {}
