@@ -77,6 +77,60 @@ def test_what_the_script_refuses_is_handed_on(refused):
     assert "unknown model 'lenet9'" in refused(scale.main, argv)
 
 
+BAD = """
+import os, signal, sys
+if {how!r} == "raise":
+    try:
+        {{}}["a"]
+    except KeyError:
+        raise ValueError("first line\\nand second")
+if {how!r} == "kill" and os.environ.get("RANK", "0") == "0":
+    os.kill(os.getpid(), signal.SIGKILL)
+if {how!r} == "say":
+    print("out of ink", file=sys.stderr)
+if {how!r} == "blame":
+    print("error: --val 0 is too few for --limit 9", file=sys.stderr)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raise", "ValueError: first line"),
+        ("kill", "killed by SIGKILL"),
+        ("say", "out of ink"),
+        ("nothing", "it ended with status 3 and said nothing"),
+        (
+            "blame",
+            "--val 0 is too few for --limit 9 (tools/scale.py itself adds --val: "
+            "it can't measure this)",
+        ),
+    ],
+)
+def test_the_reason_is_the_scripts_own(count, how, reason, refused):
+    """Not the frame that torchrun draws around it, and no flag that the user didn't type."""
+    script = Path("bad.py").resolve()
+    script.write_text(BAD.format(how=how))
+    args = scale.parse_args(["--script", str(script), "--limit", "9"])
+    processes = "1 process" if count == 1 else "2 processes"
+    line = refused(scale.run, count, args, Path("run"))
+    assert line == f"error: {script} with {processes}: {reason}"
+
+
+def test_a_flag_that_the_tool_adds_is_not_blamed_on_the_user():
+    def blamed(reason, *typed):
+        args = scale.parse_args(["--script", "x.py", *typed])
+        return scale.whose(reason, args, scale.command(1, args, Path("run")))
+
+    reason = "--batch-size 64 can't be cut into 3 equal parts"
+    other = " (tools/scale.py itself adds --batch-size: give it another)"
+    assert blamed(reason) == other
+    assert blamed(reason, "--batch-size", "64") == blamed(reason, "--batch-size=64") == ""
+    assert blamed("lower --lr") == ""  # in no command
+
+
 FAKE = """
 import json, sys, time
 folder = sys.argv[sys.argv.index("--run-dir") + 1]

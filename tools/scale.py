@@ -13,38 +13,46 @@ import argparse
 import contextlib
 import json
 import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common import cli, fail
+from common import cli, counted, fail
 from common.claims import history
+from common.folder import make_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-MEASURE = ["--val", "0", "--batch-size", "64", "--quiet"]
+MEASURE = ["--val", "0", "--quiet"]
+TORCHRUN = re.compile(r"^[DIWE]\d{4} \S+ \d+ torch/distributed/.*$", re.M)  # what itself logs
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags; see --help."""
+    """The flags; see --help. `typed` are those that the user has given."""
     parser = cli.OneLineParser("python tools/scale.py", __doc__)
     add = parser.add_argument
     add("--script", default="resnet/train.py", help="what is trained (default: resnet/train.py)")
     add("--model", help="which of its models (default: the script's)")
-    add("--processes", type=cli.whole(2), default=2, help="how many beside one (default: 2)")
-    add("--epochs", type=cli.whole(2), default=4, help="of each run (default: 4)")
-    add("--limit", type=cli.whole(1), help="train on so many examples")
-    add("--rounds", type=cli.whole(1), default=3, help="each side so many times (default: 3)")
+    add("--processes", type=cli.integer(2), default=2, help="how many beside one (default: 2)")
+    add("--batch-size", type=cli.integer(1), default=64, help="of a step, in all (default: 64)")
+    add("--epochs", type=cli.integer(2), default=4, help="of each run (default: 4)")
+    add("--limit", type=cli.integer(1), help="train on so many examples")
+    add("--rounds", type=cli.integer(1), default=3, help="each side so many times (default: 3)")
     add("--fsdp", action="store_true", help="shard the parameters, in place of DDP")
     add("--device", choices=cli.DEVICES, default="auto", help="where to compute (default: auto)")
     add("--out", type=Path, default=Path("tools", "samples"), help="folder for what is made")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.typed = re.findall(r"(?<!\S)--[\w-]+", " ".join(sys.argv[1:] if argv is None else argv))
+    return args
 
 
 def command(count: int, args: argparse.Namespace, folder: Path) -> list[str]:
     """The command that trains with `count` processes."""
-    flags = [*MEASURE, "--epochs", str(args.epochs), "--device", args.device]
+    flags = [*MEASURE, "--batch-size", str(args.batch_size), "--epochs", str(args.epochs)]
+    flags += ["--device", args.device]
     flags += ["--model", args.model] if args.model else []
     flags += ["--limit", str(args.limit)] if args.limit else []
     flags += ["--run-dir", str(folder)]
@@ -53,6 +61,37 @@ def command(count: int, args: argparse.Namespace, folder: Path) -> list[str]:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         flags += ["--fsdp"] if args.fsdp else []
     return [*start, str(ROOT / args.script), *flags]
+
+
+def reason_of(errors: str, status: int) -> str:
+    """Why a run failed, in a line, from what it wrote to stderr: its own words, not torchrun's."""
+    failed = re.search(r"failed \(exitcode: (-?\d+)\)", errors)
+    status = int(failed[1]) if failed else status
+    own = TORCHRUN.sub("", errors[: failed.start()].rpartition("\n")[0] if failed else errors)
+    lines = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in own.splitlines() if line.strip()]
+    raised, inside = [], False  # what ended each traceback
+    for line in lines:
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+        if line.startswith(("During handling of", "The above exception")):
+            raised.pop()
+        elif inside and not line.startswith(" "):
+            raised.append(line)
+        inside = line.startswith("Traceback") or (inside and line.startswith(" "))
+    if raised or lines:
+        return raised[0] if raised else lines[-1]
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"it ended with status {status} and said nothing"
+
+
+def whose(reason: str, args: argparse.Namespace, command: list[str]) -> str:
+    """Says of the flags that a reason blames which ones the user has not typed."""
+    flags = set(re.findall(r"--[\w-]+", reason)) & (set(command) - set(args.typed))
+    if not flags:
+        return ""
+    more = "give it another" if flags <= {"--batch-size", "--epochs"} else "it can't measure this"
+    return f" (tools/scale.py itself adds {', '.join(sorted(flags))}: {more})"
 
 
 def run(count: int, args: argparse.Namespace, folder: Path) -> tuple[float, dict[int, float]]:
@@ -72,10 +111,10 @@ def run(count: int, args: argparse.Namespace, folder: Path) -> tuple[float, dict
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.02)
         errors.seek(0)
-        words = errors.read().strip().splitlines() or ["no reason given"]
+        reason = reason_of(errors.read(), process.returncode)
     if process.returncode:
-        reason = next((line for line in words if line.startswith("error: ")), words[-1])
-        fail(f"{args.script} with {count} processes: {reason.removeprefix('error: ')}")
+        blamed = whose(reason, args, process.args)
+        fail(f"{args.script} with {counted(count, 'process', 'processes')}: {reason}{blamed}")
     losses = history(folder, "train_loss") if rows.exists() else {}
     if len(losses) < 2:
         fail(f"{args.script} logs no train_loss for each epoch, which is what is compared")
@@ -94,7 +133,8 @@ def draw(losses: dict[int, dict[int, float]], summary: dict, path: Path) -> None
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
     for (count, curve), style in zip(losses.items(), ("o-", "x--"), strict=True):
-        label = f"{count} process{'es' * (count > 1)}, {summary['seconds'][str(count)]:.1f} s"
+        processes = counted(count, "process", "processes")
+        label = f"{processes}, {summary['seconds'][str(count)]:.1f} s"
         axis.plot(list(curve), list(curve.values()), style, label=label)
     axis.set(
         xlabel="epoch", ylabel="training loss", title=f"efficiency {summary['efficiency']:.0%}"
@@ -110,7 +150,7 @@ def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
     if not (ROOT / args.script).is_file():
         fail(f"--script {args.script}: there is no such script in {ROOT}")
-    cli.make_folder(args.out)
+    make_folder(args.out)
     counts = [1, args.processes]
     seconds, losses = {count: [] for count in counts}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +158,7 @@ def main(argv: list[str] | None = None) -> dict:
             for count in counts[:: 1 if number % 2 else -1]:  # neither is always the first
                 took, losses[count] = run(count, args, Path(folder, f"{number}-{count}"))
                 seconds[count].append(took)
-                print(f"{count} process{'es' * (count > 1)}: {took:.1f} s", flush=True)
+                print(f"{counted(count, 'process', 'processes')}: {took:.1f} s", flush=True)
     one, several = (statistics.median(seconds[count]) for count in counts)
     gaps = [abs(losses[1][e] - losses[args.processes][e]) / losses[1][e] for e in losses[1]]
     summary = {
