@@ -218,7 +218,8 @@ def test_links_of_the_readme_lead_somewhere(page):
     pictures = [link for link in links if link.endswith((".png", ".jpg"))]
     assert pictures or page in PAGES, "no picture"
     for link in links:
-        if not re.match(r"https?:", link) and Path(link).parts[0] not in ("runs", *GONE):
+        parts = Path(link).parts
+        if not re.match(r"https?:", link) and parts[0] != "runs" and not GONE.intersection(parts):
             assert (page.parent / link).exists(), link
 
 
