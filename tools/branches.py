@@ -26,6 +26,7 @@ from tools.readme import MARKED, contents, fill
 
 FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # of another repository, in its hooks
 WHO = {"NAME": "milestones", "EMAIL": "milestones@localhost"}
+CUT = "# A part of the museum, cut out by tools/branches.py."  # begins its milestones.toml
 SIGN = "Made by tools/branches.py from the tree of the whole museum."  # ends every message
 
 
@@ -187,7 +188,7 @@ def without_empty_sections(text: str) -> str:
 def cut_milestones(text: str, gone: set[str], foreign: re.Pattern) -> str:
     """milestones.toml without the folders `gone`, and ideas that speak of `foreign` words."""
     head, *entries = re.split(r"^(?=\[\[)", text, flags=re.M)
-    kept = [head]
+    kept = [f"{CUT}\n{head}" if gone else head]
     for entry in entries:
         folder = re.search(r'^folder = "(.*)"', entry, re.M)
         if not (folder[1] in gone if folder else foreign.search(entry)):
