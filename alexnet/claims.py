@@ -14,10 +14,11 @@ import statistics
 from alexnet.train import main as train
 from common import cli
 from common.claims import history, run_arms, write_summary
+from common.folder import make_folder
 
 # The lowest training loss after 5 epochs, among 0.001, 0.003, 0.01 and 0.03 (seed 0, CIFAR-10).
 RATES = {"relu": "0.01", "tanh": "0.03"}
-SHARED = ["--regularise", "no", "--optimizer", "sgd", "--schedule", "constant"]
+SHARED = ["--no-regularise", "--optimizer", "sgd", "--schedule", "constant"]
 SHARED += ["--batch-size", "64", "--val", "0"]
 TARGET = 0.25  # training error
 
@@ -26,7 +27,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("alexnet", __doc__, ["relu"])
     parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
-    parser.add_argument("--epochs", type=cli.whole(1), default=20, help="of each run (default: 20)")
+    parser.add_argument(
+        "--epochs", type=cli.integer(1), default=20, help="of each run (default: 20)"
+    )
     return parser.parse_args(argv)
 
 
@@ -39,7 +42,7 @@ def epochs_until(errors: dict[int, float], target: float) -> int | None:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_relu.json and .png; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
+    make_folder(args.out)
     shared = ["--data", args.data, "--epochs", str(args.epochs), *SHARED]
     arms = {arm: ["--activation", arm, "--lr", rate] for arm, rate in RATES.items()}
     results, commands, folders = run_arms("alexnet", train, arms, shared, args)

@@ -4,7 +4,6 @@ python alexnet/sample.py photo.jpg photos/   # your own images: five likeliest c
 python alexnet/sample.py                     # test predictions, first filters, nearest neighbours
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -13,22 +12,15 @@ from torch import Tensor, nn
 
 from alexnet.model import MODELS
 from alexnet.train import build
-from common import cli
-from common.classify import classify, colour, find_images, load_parts, open_model, show_predictions
+from common import classify, cli
+from common.classify import colour
 from common.data.images import ImageSet
 from common.data.sources import split
 from common.device import Device
-from common.run import progress
+from common.run import progress_bar
 
 ROWS, COLUMNS = 8, 6  # test images, and neighbours of each
 CANDIDATES = 10_000  # training images among which neighbours are looked for
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags; see --help."""
-    parser = cli.sample_parser("alexnet", __doc__)
-    parser.add_argument("inputs", nargs="*", type=Path, help="image files, or folders of them")
-    return parser.parse_args(argv)
 
 
 def show_filters(model: nn.Module, out: Path) -> None:
@@ -54,7 +46,7 @@ def last_hidden(model: nn.Module, images: ImageSet, indices: Tensor, dev: Device
     seen = []
     hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
     parts = indices.split(250)
-    for part in progress(parts, dev, "features", len(parts)):
+    for part in progress_bar(parts, dev, "features", len(parts)):
         with dev.autocast():
             model(images.examples(part)[0])
     hook.remove()
@@ -94,19 +86,16 @@ def show_neighbours(
     return share
 
 
+def show_more(model: nn.Module, parts: tuple, dev: Device, out: Path) -> dict:
+    """Filters and neighbours; returns the share of these that are of the test image's class."""
+    show_filters(model, out)
+    return {"same_class": show_neighbours(model, parts[0], parts[2], dev, out)}
+
+
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
     """Classifies the inputs, or shows what the network has learnt; returns what it found."""
-    args = parse_args(argv)
-    files = find_images(args.inputs)
-    model, flags, facts, dev = open_model(args, "alexnet", MODELS, build)
-    cli.make_folder(args.out)
-    if files:
-        return classify(files, model, facts, flags.size, dev, args.out)
-    train, _, test = load_parts(flags, dev, facts)
-    show_filters(model, args.out)
-    right = show_predictions(model, test, dev, args.out)
-    return {"right": right, "same_class": show_neighbours(model, train, test, dev, args.out)}
+    return classify.sample("alexnet", __doc__, MODELS, build, argv, show_more)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Trains AlexNet (Krizhevsky, Sutskever, Hinton 2012), or the small network of its Fig. 1.
 
     python alexnet/train.py                                          # shapes: 93.6%, 46 s
-    python alexnet/train.py --data cifar10 --data-dir PATH --regularise yes --epochs 60
+    python alexnet/train.py --data cifar10 --data-dir PATH --regularise --epochs 60
     python alexnet/train.py --paper --data folder:PATH               # ImageNet's tree
     python alexnet/train.py --model alexnet_owt --weights imagenet --freeze --data folder:PATH
 
 Measured on one core of a Zen 4 server (see the README).
 """
 
-import argparse
 import math
 from functools import partial
 from pathlib import Path
@@ -19,61 +18,61 @@ from torch import Tensor, nn
 
 from alexnet.model import MODELS
 from common import cli, fail
-from common.classify import check_images
+from common.classify import Tally, check_images
 from common.data.augment import random_colour, random_crop, random_flip, scaled_window
 from common.data.batches import Draw
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, colour_covariance, load_images
 from common.device import Device
 from common.run import Run
+from common.schedule import cosine
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 
 # fmt: off
-QUICK = dict(model="convnet4", data="shapes",               epochs=10, val=500, batch_size=64,  lr=0.002,  # noqa: E501
-             optimizer="adamw", schedule="cosine", regularise="no")
+QUICK = dict(model="convnet4", data="shapes",               epochs=10, val=500, batch_size=64,  lr=0.002)  # noqa: E501
 PAPER = dict(model="alexnet",  data="folder:data/imagenet", epochs=90, val=0,   batch_size=128, lr=0.01,  # noqa: E501
-             optimizer="sgd",   schedule="stairs", regularise="yes", colour_pca=True, ten_crop=True)
+             colour_pca=True, ten_crop=True)
 # fmt: on
-LARGE = ("lr", "optimizer", "schedule", "regularise")  # PAPER's are the large networks' always
+LARGE = dict(lr=0.01, optimizer="sgd", schedule="stairs", regularise=True)  # the paper's Sec. 4, 5
 PIXELS = {"alexnet": 227, "alexnet_owt": 224, "convnet4": 32}
 PUBLISHED = {"alexnet_owt": "alexnet"}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
+    """The large networks are always trained as the paper says; convnet4 as a small one."""
+    if model == "convnet4":
+        own = dict(optimizer="adamw", schedule="cosine", regularise=False)
+        return dict(size=32) | (LARGE if paper else own), {}
+    photos = (data or ("folder:" if paper else "")).startswith("folder:")
+    size = PIXELS[model] if photos else 99  # the least that has 2x2 maps
+    return LARGE | dict(size=size), {"activation": f"it is for convnet4 of Fig. 1, not for {model}"}
+
+
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("alexnet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
+    parser = cli.Parser("alexnet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
     add_image_flags(parser)
     add_weight_flags(parser)
-    add, either = parser.add_argument, argparse.BooleanOptionalAction
-    text = "pixels the network sees: 32 for convnet4, for others 224 or 227 of folders, else 99"
-    add("--size", type=cli.whole(8), help=text)
-    add("--activation", choices=["relu", "tanh"], default="relu", help="of convnet4")
-    add("--optimizer", choices=["sgd", "adamw"], help="sgd is the paper's; large networks: sgd")
-    text = "of the learning rate; stairs are the paper's; large networks: stairs"
-    add("--schedule", choices=["stairs", "cosine", "constant"], help=text)
-    text = "augmentation, weight decay and dropout, or as for Fig. 1 none; large networks: yes"
-    add("--regularise", choices=["yes", "no"], help=text)
-    add("--colour-pca", action=either, default=False, help="shift colours as in Sec. 4.1")
-    add("--ten-crop", action=either, default=False, help="average the test over ten crops")
+    add, switch = parser.add_argument, parser.add_switch
+    add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")
+    add("--activation", choices=["relu", "tanh"], default="relu", help="after each layer (Fig. 1)")
+    add("--optimizer", choices=["sgd", "adamw"], help="sgd is the paper's")
+    add("--schedule", choices=["stairs", "cosine", "constant"], help="of lr; stairs: the paper's")
+    switch("--regularise", help="with augmentation, weight decay and dropout (Fig. 1: without)")
+    switch("--colour-pca", help="shift colours as in Sec. 4.1")
+    switch("--ten-crop", help="average the test over ten crops")
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
-    small = args.model == "convnet4"
-    if not small:
-        vars(args).update({key: PAPER[key] for key in LARGE if key not in args.chosen})
-        if "activation" in args.typed:
-            fail(f"--activation is for convnet4, the network of Fig. 1, not for {args.model}")
-    if args.colour_pca and args.regularise == "no":
-        fail("--colour-pca changes the images: add --regularise yes")
-    whole = small or args.data.startswith("folder:")
-    args.size = args.size or (PIXELS[args.model] if whole else 99)  # the least that has 2x2 maps
+    if args.colour_pca and not args.regularise:
+        fail("--colour-pca changes the images: add --regularise")
     return args
 
 
-def build(args: argparse.Namespace, num_classes: int) -> nn.Module:
+def build(args: cli.Flags, num_classes: int) -> nn.Module:
     """The network that the flags ask for."""
     choice = {"activation": args.activation} if args.model == "convnet4" else {}
     model = MODELS[args.model](num_classes=num_classes, **choice)
     for module in model.modules():
-        if isinstance(module, nn.Dropout) and args.regularise == "no":
+        if isinstance(module, nn.Dropout) and not args.regularise:
             module.p = 0.0
     return model
 
@@ -111,8 +110,7 @@ def step_size(schedule: str, steps: int, step: int) -> float:
     done = step / steps
     if schedule == "stairs":  # the paper waits for validation to stand still; so arXiv:1404.5997
         return 0.1 ** sum(done >= drop for drop in (0.25, 0.5, 0.75))
-    warm = min(1.0, 10 * done) * (1 + math.cos(math.pi * done)) / 2
-    return warm if schedule == "cosine" else 1.0
+    return min(1.0, 10 * done) * cosine(done) if schedule == "cosine" else 1.0
 
 
 @torch.inference_mode()
@@ -122,45 +120,39 @@ def evaluate(
     """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix."""
     model.eval()
     num_classes = len(images.facts["classes"])
-    loss, top5 = torch.zeros(2, device=dev.device)
-    counts = torch.zeros(num_classes**2, device=dev.device)
+    tally, top5 = Tally(images, dev), torch.zeros((), device=dev.device)
     views = (lambda pixels, _: ten_crops(pixels, images.size)) if ten_crop else None
-    for x, labels in images.batches(25 if ten_crop else 250, augment=views, whole=ten_crop):
+    for x, labels in images.batches(25 if ten_crop else 250, augment=views, margin=ten_crop):
         with dev.autocast():
             scores = model(x).float().log_softmax(1).view(len(labels), -1, num_classes)
         scores = scores.logsumexp(1) - math.log(scores.shape[1])  # of the mean of the softmax
-        loss += F.nll_loss(scores, labels, reduction="sum")
         answers = scores.topk(min(5, num_classes)).indices  # (B, 5)
+        tally.add(F.nll_loss(scores, labels, reduction="sum"), answers[:, 0], labels)
         top5 += (answers == labels[:, None]).sum()
-        counts += torch.bincount(labels * num_classes + answers[:, 0], minlength=num_classes**2)
-    loss, top5, counts = dev.sum(loss), dev.sum(top5), dev.sum(counts).view(-1, num_classes)
-    if picture and dev.main:
-        from common.plot import confusion_matrix
-
-        confusion_matrix(counts, images.facts["classes"], picture)
-    metrics = {"loss": loss, "accuracy": counts.trace(), "top5_accuracy": top5}
-    keys = list(metrics)[: 3 if num_classes > 10 else 2]
-    return {f"{images.part}_{key}": float(metrics[key] / len(images)) for key in keys}
+    metrics = tally.metrics(picture)
+    if num_classes > 10:
+        metrics[f"{images.part}_top5_accuracy"] = float(dev.sum(top5) / len(images))
+    return metrics
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
-    regularise, folder = args.regularise == "yes", args.data.startswith("folder:")
+    folder = args.data.startswith("folder:")
     dev = Device(args)
-    window = partial(square_window, size=args.size) if regularise else None
+    window = partial(square_window, size=args.size) if args.regularise else None
     train, val, test = load_images(args, dev, args.size, window=window)
     if args.model == "alexnet":  # its weights and its normalisation are made for pixels to 255
         train.facts["std"] = [1 / 255] * 3
     model = build(args, len(train.facts["classes"]))
-    check_images(model, args, dev, args.size)
+    check_images(model, args, dev, len(train), args.size)
     head = "classifier" if args.model == "convnet4" else "classifier.6"
     start_from(model, args, dev, train.facts, (head,), PUBLISHED)
     net = dev.wrap(model)
     kind = partial(torch.optim.SGD, momentum=0.9) if args.optimizer == "sgd" else torch.optim.AdamW
     optimizer = kind(
-        trained(model), args.lr, weight_decay=5e-4 if regularise else 0, fused=not args.fsdp
+        trained(model), args.lr, weight_decay=5e-4 if args.regularise else 0, fused=not args.fsdp
     )
     share = partial(step_size, args.schedule, args.epochs * len(train.batches(args.batch_size)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
@@ -170,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return run.finish(**test_metrics())
 
     colours = colour_covariance(train) if args.colour_pca else None
-    change = partial(augment, shift=not folder, covariance=colours) if regularise else None
+    change = partial(augment, shift=not folder, covariance=colours) if args.regularise else None
     for epoch in run.epochs():
         model.train()
         keep_frozen(model)

@@ -63,7 +63,9 @@ def is_torchscript(path: str | Path) -> bool:
     """Whether a file is a program that torch.jit.save wrote: a zip with code in it."""
     try:
         with zipfile.ZipFile(path) as file:
-            return any("/code/" in name or name.endswith("constants.pkl") for name in file.namelist())
+            return any(
+                "/code/" in name or name.endswith("constants.pkl") for name in file.namelist()
+            )
     except (OSError, zipfile.BadZipFile):
         return False
 

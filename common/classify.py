@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -147,7 +147,9 @@ def classify(
     blank = torch.zeros(len(files), dtype=torch.int64)
     images = ImageSet("test", Streamed(images, 0, dev), blank, facts, dev, size)
     found, shown = {}, []
-    for part in progress_bar(torch.arange(len(files)).split(32), dev, "reading", -(-len(files) // 32)):
+    for part in progress_bar(
+        torch.arange(len(files)).split(32), dev, "reading", -(-len(files) // 32)
+    ):
         pixels, _ = images.examples(part)
         with dev.autocast():
             probabilities = model(pixels).float().softmax(1)

@@ -17,8 +17,10 @@ import math
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,14 @@ class Flags(argparse.Namespace):
         return Flags(**vars(self) | values)
 
 
+class Lines(argparse.RawDescriptionHelpFormatter):
+    """Wraps the texts of flags, but not inside of names and paths."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        words = " ".join(text.split())
+        return textwrap.wrap(words, width, break_on_hyphens=False, break_long_words=False)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, with the nearest valid name."""
 
@@ -96,11 +106,8 @@ class OneLineParser(argparse.ArgumentParser):
     when_full = "take fewer or smaller inputs"  # what helps when memory runs out
 
     def __init__(self, prog: str, doc: str = "", **settings: Any):
-        form = argparse.RawDescriptionHelpFormatter
         usage = f"{prog} [flags]"
-        super().__init__(
-            prog, usage, doc, formatter_class=form, allow_abbrev=False, **settings
-        )
+        super().__init__(prog, usage, doc, formatter_class=Lines, allow_abbrev=False, **settings)
         OneLineParser.current = self
 
     def error(self, message: str):
@@ -142,54 +149,56 @@ class Parser(OneLineParser):
         self.fixed = ["model", "data", *fixed]
         self.milestone, self.quick, self.paper = milestone, quick, paper
         self.data, self.defaults, self.nothing = list(data), {}, {}
-        self.recipes = [recipe] if recipe else []
+        self.recipe, self.recipes = recipe, []  # of data: see `add_image_flags`
         self.groups = {name: self.add_argument_group(name) for name in GROUPS}
-        add, switch = self.add_argument, self.add_switch
-        models, length = list(models), "--steps" if "steps" in quick else "--epochs"
-        add("--model", choices=models, metavar="NAME", group="data", default=quick["model"],
-            help=f"which network: {', '.join(models)}")  # fmt: skip
-        add("--data", metavar="NAME", group="data", help=f"one of {', '.join(self.data)}")
-        add("--data-dir", metavar="DIR", default="data", group="data",
-            help="where data sets lie, or are downloaded to")  # fmt: skip
-        add("--limit", type=integer(1), metavar="N", none="all", group="data",
-            help="keep a seeded sample of N training examples (all are validated and tested)")  # fmt: skip
-        add("--val", type=integer(0), metavar="N", default=0, group="data",
-            help="cut N examples off for validation (at most a tenth, unless typed)")  # fmt: skip
-        group = "training"
-        switch("--paper", group=group, help="take every default from the paper's recipe")
-        add(length, type=integer(1), metavar="N", group=group, help=f"how many {length[2:]}")
-        add("--batch-size", type=integer(1), metavar="N", group=group,
-            help="examples (of text: tokens) of a step, in all")  # fmt: skip
-        add("--lr", type=positive, metavar="RATE", group=group, help="peak learning rate")
-        add("--clip", type=positive, metavar="NORM", none="no", group=group,
-            help="clip the norm of the gradients")  # fmt: skip
-        add("--patience", type=integer(1), metavar="N", none="no", group=group,
-            help="stop after N epochs without progress on validation, keep the best weights")  # fmt: skip
-        add("--seed", type=integer(0), metavar="N", default=0, group=group,
-            help="of weights, order, augmentation and splits")  # fmt: skip
-        group = "machine"
-        add("--device", choices=DEVICES, default="auto", group=group, help="where to compute")
-        kinds = ["auto", *DTYPES]
-        add("--precision", choices=kinds, default="auto", group=group,
-            help="of the maths; auto: bf16 where the hardware multiplies it")  # fmt: skip
-        add("--accumulate", type=integer(1), metavar="K", default=1, group=group,
-            help="cut each step into K parts, one after another")  # fmt: skip
-        switch("--compile", group=group, help="compile the model with torch.compile")
-        switch("--fsdp", group=group, help="under torchrun: shard parameters over processes")
-        group = "run"
-        add("--run-dir", metavar="DIR", none="a new one below runs/", group=group,
-            help="the run's folder")  # fmt: skip
-        switch("--resume", group=group, help="continue --run-dir, or else the newest run")
-        add("--evaluate", metavar="CHECKPOINT", none="no", group=group,
-            help="train nothing, measure this checkpoint")  # fmt: skip
-        add("--max-steps", type=integer(1), metavar="N", none="no", group=group,
-            help="end after N optimiser steps, schedules unchanged")  # fmt: skip
-        add("--save-minutes", type=positive, metavar="M", default=10.0, group=group,
-            help="between saves inside an epoch")  # fmt: skip
-        switch("--quiet", group=group, help="print the result only")
-        switch("--tensorboard", group=group, help="also log for TensorBoard")
-        self.groups["run"].add_argument("-h", "--help", action="store_true", dest="help",
-            default=argparse.SUPPRESS, help="show these flags, with the values that will run")  # fmt: skip
+        models, count = list(models), dict(type=integer(1), metavar="N")
+
+        def of(group: str) -> tuple[Callable, Callable]:
+            return partial(self.add_argument, group=group), partial(self.add_switch, group=group)
+
+        add, switch = of("data")
+        text = f"which network: {', '.join(models)}"
+        add("--model", choices=models, metavar="NAME", default=quick["model"], help=text)
+        add("--data", metavar="NAME", help=f"one of {', '.join(self.data)}")
+        text = "where data sets lie, or are downloaded to"
+        add("--data-dir", metavar="DIR", default="data", help=text)
+        text = "train on a seeded sample of N (validation and test stay whole)"
+        add("--limit", **count, none="all", help=text)
+        text = "cut N examples off for validation (at most a tenth, unless typed)"
+        add("--val", type=integer(0), metavar="N", default=0, help=text)
+        add, switch = of("training")
+        switch("--paper", help="take every default from the paper's recipe")
+        length = "--steps" if "steps" in quick else "--epochs"
+        add(length, **count, help=f"how many {length[2:]}")
+        add("--batch-size", **count, help="examples (of text: tokens) of a step, in all")
+        add("--lr", type=positive, metavar="RATE", help="peak learning rate")
+        add("--clip", type=positive, metavar="NORM", none="no", help="clip the gradients' norm")
+        text = "stop after N epochs without progress on validation, with the best weights"
+        add("--patience", **count, none="no", help=text)
+        text = "of weights, order, augmentation and splits"
+        add("--seed", type=integer(0), metavar="N", default=0, help=text)
+        add, switch = of("machine")
+        add("--device", choices=DEVICES, default="auto", help="where to compute")
+        text, kinds = "of the maths; auto: bf16 where that is faster", ["auto", *DTYPES]
+        add("--precision", choices=kinds, default="auto", help=text)
+        text = "cut each step into N parts, one after another"
+        add("--accumulate", **count, default=1, help=text)
+        switch("--compile", help="compile the model with torch.compile")
+        switch("--fsdp", help="under torchrun: shard parameters over processes")
+        add, switch = of("run")
+        add("--run-dir", metavar="DIR", none="a new one below runs/", help="the run's folder")
+        switch("--resume", help="continue --run-dir, or else the newest run")
+        text = "train nothing, measure this checkpoint"
+        add("--evaluate", metavar="CHECKPOINT", none="no", help=text)
+        text = "end after N optimiser steps, schedules unchanged"
+        add("--max-steps", **count, none="no", help=text)
+        text = "between saves inside an epoch"
+        add("--save-minutes", type=positive, metavar="M", default=10.0, help=text)
+        switch("--quiet", help="print the result only")
+        switch("--tensorboard", help="also log for TensorBoard")
+        text = "show these flags, with the values that will run"
+        wanted = dict(action="store_true", dest="help", default=argparse.SUPPRESS, help=text)
+        self.groups["run"].add_argument("-h", "--help", **wanted)
 
     def add_argument(
         self, *names, default=None, group: str = GROUPS[2], none: str = "none", **kwargs
@@ -268,12 +277,12 @@ class Parser(OneLineParser):
         defaults = {**self.defaults, **(self.paper if paper else self.quick), "paper": paper}
         model, data = given.get("model", defaults["model"]), given.get("data")
         rest = {k: v for k, v in given.items() if k not in ("model", "data", "paper")}
-        self.nothing = {}
+        own, self.nothing = self.recipe(model, data, paper, **rest) if self.recipe else ({}, {})
+        defaults |= own
         for recipe in self.recipes:
-            own, nothing = recipe(model, data, paper, **rest)
+            own, nothing = recipe(model, data or defaults["data"], paper, **rest)
             defaults |= own
             self.nothing |= nothing
-            data = data or defaults["data"]  # as the first recipe, the script's own, says
         return defaults
 
     def check(self, values: dict, typed: dict) -> None:
@@ -292,7 +301,7 @@ class Parser(OneLineParser):
             fail(f"{folder} holds a run already: add --resume, or choose another --run-dir")
 
     @property
-    def when_full(self) -> str:  # noqa: D102
+    def when_full(self) -> str:
         parts = "" if "accumulate" in self.nothing else ", or raise --accumulate"
         return f"lower --batch-size{parts}" if "batch_size" not in self.nothing else (
             "take a smaller --model or data set")  # fmt: skip
@@ -376,10 +385,12 @@ class Output:
         except OSError as error:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            if self.stream is not sys.__stderr__:
+            if sys.stderr and self.stream is not sys.__stderr__:
                 with contextlib.suppress(OSError, ValueError, AttributeError):
                     reason = error.strerror or error
-                    print(f"note: what is printed goes nowhere from here: {reason}", file=sys.stderr)
+                    print(
+                        f"note: what is printed goes nowhere from here: {reason}", file=sys.stderr
+                    )
 
 
 def command(main: Callable) -> Callable:

@@ -46,12 +46,13 @@ LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 SIZE_FLAGS = ("batch_size", "limit", "val")  # that change how many steps an epoch has
 
 
-def progress_bar(
-    items: Iterable, dev: Device, what: str, total: int, done: int = 0
-) -> Iterator:
+def progress_bar(items: Iterable, dev: Device, what: str, total: int, done: int = 0) -> Iterator:
     """Passes `items` on, with a bar that shows rate and remaining time (plain lines in a file)."""
     shown = dev.main and not dev.quiet and total > 1  # epochs of one step follow one another fast
-    if not shown or not sys.stderr or sys.stderr.isatty():
+    if not sys.stderr:
+        yield from items
+        return
+    if not shown or sys.stderr.isatty():
         yield from tqdm(items, what, total, leave=False, initial=done, disable=not shown)
         return
     start = last = time.monotonic()
@@ -245,10 +246,13 @@ class Run:
     def log(self, epoch: int, **metrics: float) -> None:
         """Ends an epoch: one row of metrics.jsonl, one line, and the choice of the best weights."""
         self.check_finite(**metrics)
-        optimizers = (part for part in self.parts.values() if isinstance(part, Optimizer))
-        rate = max((g["lr"] for part in optimizers for g in part.param_groups), default=0.0)
-        self.write_row({"epoch": epoch + 1, "step": self.step, **metrics, "lr": rate})
+        self.write_row({"epoch": epoch + 1, "step": self.step, **metrics, "lr": self.rate()})
         self.best.see(metrics, self.epoch_is_whole)
+
+    def rate(self) -> float:
+        """The largest learning rate of now."""
+        optimizers = (part for part in self.parts.values() if isinstance(part, Optimizer))
+        return max((g["lr"] for part in optimizers for g in part.param_groups), default=0.0)
 
     def save(self, every: float = 0.0) -> None:
         """Writes best.pt if this epoch was the best, and last.pt; leaves if a signal came.
@@ -305,10 +309,11 @@ class Run:
             return
         last = self.folder / "last.pt"
         good = f"the last good checkpoint is {last}" if last.exists() else "none was saved before"
-        optimizers = (part for part in self.parts.values() if isinstance(part, Optimizer))
-        rate = max((g["lr"] for part in optimizers for g in part.param_groups), default=0.0)
-        fail(f"the loss stopped being finite at step {bad}, at a learning rate of {rate:.3g}: try "
-             f"a smaller --lr, or --clip 1; {good}")  # fmt: skip
+        smaller = f"--lr than {self.args.lr:g}" if getattr(self.args, "lr", None) else "--lr"
+        fail(
+            f"the loss stopped being finite at step {bad}, at a rate of {self.rate():.3g}: try a "
+            f"smaller {smaller}, or --clip 1; {good}"
+        )
 
     # ------------------------------------------------------------------ files
 

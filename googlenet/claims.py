@@ -10,7 +10,8 @@ initial weights, without batch norm as in the paper and with it.
 import argparse
 
 from common import cli
-from common.claims import history, run_arms, write_summary
+from common.claims import history, plus_minus, run_arms, write_summary
+from common.folder import make_folder
 from googlenet.train import main as train
 
 ARMS = {
@@ -24,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("googlenet", __doc__, ["aux"])
     parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
-    parser.add_argument("--epochs", type=cli.whole(1), default=6, help="of each run (default: 6)")
+    parser.add_argument("--epochs", type=cli.integer(1), default=6, help="of each run (default: 6)")
     return parser.parse_args(argv)
 
 
@@ -32,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_aux.json and .png; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
+    make_folder(args.out)
     shared = ["--data", args.data, "--epochs", str(args.epochs), "--batch-size", "64", "--val", "0"]
     shared += ["--schedule", "cosine"]
     results, commands, folders = run_arms("googlenet", train, ARMS, shared, args)
@@ -47,8 +48,7 @@ def main(argv: list[str] | None = None) -> dict:
     spread(curves, args.out / "claim_aux.png", x="epoch", y="training error (%)")
     for arm, metrics in summary.items():
         errors = [
-            f"{100 * (1 - metrics[f'{part}_accuracy']['mean']):.2f}% "
-            f"± {100 * metrics[f'{part}_accuracy']['std']:.2f}"
+            plus_minus([1 - v for v in metrics[f"{part}_accuracy"]["values"]], digits=2)
             for part in ("train", "test")
         ]
         print(f"{arm:>28}: training error {errors[0]}, test error {errors[1]}")

@@ -10,9 +10,8 @@
 Measured on one core of a Zen 4 server (see the README).
 """
 
-import argparse
+import math
 from functools import partial
-from math import cos, nan, pi
 from pathlib import Path
 
 import torch
@@ -20,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import cli, fail
-from common.classify import check_images
-from common.data.augment import random_crop, random_flip, resized_window
+from common.classify import Tally, check_images
+from common.data.augment import random_crop, random_flip
 from common.data.batches import Draw
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_images
 from common.device import Device
 from common.run import Run
+from common.schedule import warmup_and_cosine
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 from googlenet.model import MODELS
 
@@ -38,33 +38,46 @@ HEADS = ("fc", "aux1.fc2", "aux2.fc2")  # the layers that know the number of cla
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}  # torchvision's weights take pixels from -1 to 1
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
+    """The size of the images."""
+    photos = (data or ("folder:" if paper else "")).startswith("folder:")
+    return dict(size=32 if model.endswith("small") else 224 if photos else 64), {}
+
+
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("googlenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
+    parser = cli.Parser("googlenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
     add_image_flags(parser)
     add_weight_flags(parser)
-    add = parser.add_argument
-    add("--no-aux", action="store_true", help="leave the two auxiliary heads out")
-    add("--augment", choices=["yes", "no"], default="yes", help="train on changed images")
-    add("--schedule", choices=["cosine", "stairs"], help="of lr; stairs: 4% less every 8 epochs")
-    add("--average", type=share, default=0.0, help="evaluate an average of weights, of this decay")
-    add("--size", type=cli.whole(8), help="pixels: small models 32, others 64, or 224 of folders")
+    add, switch = parser.add_argument, parser.add_switch
+    switch("--aux", default=True, help="train the two auxiliary heads, too")
+    switch("--augment", default=True, help="train on changed images")
+    add("--schedule", choices=["cosine", "stairs"], help="of lr; stairs: 4%% less every 8 epochs")
+    text = "evaluate an average of weights, of this decay (0: the last weights)"
+    add("--average", type=cli.share, metavar="DECAY", default=0.0, help=text)
+    add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
-    large = 224 if args.data.startswith("folder:") else 64
-    args.size = args.size or (32 if args.model.endswith("small") else large)
     return args
 
 
-def share(text: str) -> float:
-    """Parses a number from 0 to below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = nan
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"needs a number from 0 to below 1, not {text!r}")
-    return value
+def resized_window(
+    numbers: Tensor,
+    height: Tensor,
+    width: Tensor,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: float = 4 / 3,
+) -> Tensor:
+    """A window with a share of the image's `area`, its sides at most 1:`ratio` (Inception's).
+
+    What would reach beyond the image is narrowed to it.
+    """
+    share, aspect, x, y, side = numbers.unbind(1)
+    pixels = (area[0] + share * (area[1] - area[0])) * height * width
+    aspect = torch.exp((2 * aspect - 1) * math.log(ratio))  # log-uniform, as many wide as tall
+    across = (pixels * aspect).sqrt().minimum(width)
+    down = (pixels / aspect).sqrt().minimum(height)
+    return torch.stack([x * (width - across), y * (height - down), across, down, side.round()], 1)
 
 
 def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
@@ -77,10 +90,9 @@ def stairs(per_epoch: int, step: int) -> float:
     return 0.96 ** (step // (8 * per_epoch))
 
 
-def warmup_and_cosine(steps: int, step: int) -> float:
-    """The same for short trainings: up for a tenth of them, then down to zero."""
-    done = (step + 1) / (steps + 1)
-    return min(done / 0.1, (1 + cos(pi * (done - 0.1) / 0.9)) / 2)
+def up_and_down(steps: int, step: int) -> float:
+    """Share of the learning rate in short trainings: up for a tenth of them, then down to zero."""
+    return warmup_and_cosine((step + 1) / (steps + 1))
 
 
 def start_average(ema: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
@@ -99,23 +111,13 @@ def evaluate(
     `ema` holds the averaged weights to measure, or nothing.
     """
     model.eval()
-    num_classes = len(images.facts["classes"])
-    loss = torch.zeros((), device=dev.device)
-    counts = torch.zeros(num_classes**2, device=dev.device)
+    tally = Tally(images, dev)
     for x, labels in images.batches(250):
         with dev.autocast():
             logits = torch.func.functional_call(model, ema, x)
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-        counts += torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2)
-    loss, counts = dev.sum(loss), dev.sum(counts).view(num_classes, num_classes)
-    if picture and dev.main:
-        from common.plot import confusion_matrix
-
-        confusion_matrix(counts, images.facts["classes"], picture)
-    return {
-        f"{images.part}_loss": float(loss / len(images)),
-        f"{images.part}_accuracy": float(counts.trace() / counts.sum()),
-    }
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        tally.add(loss, logits.argmax(1), labels)
+    return tally.metrics(picture)
 
 
 @cli.command
@@ -126,19 +128,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         fail("--average needs whole parameters: leave --fsdp away")
     dev = Device(args)
     # Of folders any 8 to 100% of an image, 3:4 to 4:3, half of them mirrored (Sec. 6).
-    window = resized_window if args.augment == "yes" else None
+    window = resized_window if args.augment else None
     train, val, test = load_images(args, dev, args.size, window=window)
     model = MODELS[args.model](num_classes=len(train.facts["classes"]))
-    check_images(model, args, dev, args.size)
+    check_images(model, args, dev, len(train), args.size)
     start_from(model, args, dev, train.facts, HEADS, PUBLISHED, HALF, ("aux1", "aux2"))
-    if args.no_aux:  # only now, so that the rest begins with the same weights as with them
+    if not args.aux:  # only now, so that the rest begins with the same weights as with them
         model.aux1 = model.aux2 = None
     net = dev.wrap(model)
     weights = trained(model)
     fused = not args.fsdp  # torch has no fused SGD for shards
     optimizer = torch.optim.SGD(weights, args.lr, momentum=0.9, weight_decay=2e-4, fused=fused)
     per_epoch = len(train.batches(args.batch_size))
-    rate = partial(warmup_and_cosine, args.epochs * per_epoch)
+    rate = partial(up_and_down, args.epochs * per_epoch)
     if args.schedule == "stairs":
         rate = partial(stairs, per_epoch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
@@ -152,14 +154,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return run.finish(**evaluate(model, test, dev, ema, run.folder / "confusion.png"))
 
     folder = args.data.startswith("folder:")
-    augment = crop_and_flip if args.augment == "yes" and not folder else None
+    augment = crop_and_flip if args.augment and not folder else None
     for epoch in run.epochs():
         model.train()
         keep_frozen(model)
         for images, labels in run.progress(train.batches(args.batch_size, augment=augment)):
             with dev.autocast():
                 outputs = net(images)
-                logits, *auxiliary = [outputs] if args.no_aux else outputs
+                logits, *auxiliary = outputs if args.aux else [outputs]
                 loss = F.cross_entropy(logits, labels)
                 extra = sum(F.cross_entropy(other, labels) for other in auxiliary)
             run.add(train_loss=loss, train_accuracy=(logits.argmax(1) == labels).float().mean())

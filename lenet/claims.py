@@ -10,8 +10,9 @@ a quarter of the training images to half to all of them, and again with distorte
 import argparse
 
 from common import cli
-from common.claims import run_arms, write_summary
+from common.claims import plus_minus, run_arms, write_summary
 from common.data.images import IMAGE_SETS
+from common.folder import make_folder
 from lenet.train import main as train
 
 NUM_IMAGES = {"mnist": 60000, "fashion-mnist": 60000, "kmnist": 60000, "digits": 1438}
@@ -23,7 +24,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     known = [name for name in IMAGE_SETS if name in NUM_IMAGES]
     parser.add_argument("--data", choices=known, default="mnist", help="(default: mnist)")
     parser.add_argument("--model", default="lenet5", help="(default: lenet5)")
-    parser.add_argument("--epochs", type=cli.whole(1), default=20, help="of each run (default: 20)")
+    parser.add_argument(
+        "--epochs", type=cli.integer(1), default=20, help="of each run (default: 20)"
+    )
     return parser.parse_args(argv)
 
 
@@ -31,10 +34,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_data.json and claim_data.png; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
-    whole = NUM_IMAGES[args.data]
-    arms = {f"{n}": ["--limit", f"{n}"] for n in (whole // 4, whole // 2, whole)}
-    arms[f"{whole}-distorted"] = ["--limit", f"{whole}", "--distort"]
+    make_folder(args.out)
+    most = NUM_IMAGES[args.data]
+    arms = {f"{n}": ["--limit", f"{n}"] for n in (most // 4, most // 2, most)}
+    arms[f"{most}-distorted"] = ["--limit", f"{most}", "--distort"]
     shared = ["--paper", "--data", args.data, "--model", args.model, "--epochs", str(args.epochs)]
     results, commands, _ = run_arms("lenet", train, arms, shared, args)
     summary = write_summary(args.out / "claim_data.json", results, commands)
@@ -45,13 +48,12 @@ def main(argv: list[str] | None = None) -> dict:
         arm: [100 * (1 - run["test_accuracy"]) for run in runs] for arm, runs in results.items()
     }
     plain = {int(arm): values for arm, values in errors.items() if arm.isdecimal()}
-    distorted = {whole: errors[f"{whole}-distorted"]}
+    distorted = {most: errors[f"{most}-distorted"]}
     axes = {"x": "training images", "y": "test error (%)", "log": True}
     spread({"as they are": plain, "distorted": distorted}, args.out / "claim_data.png", **axes)
     for arm, values in summary.items():
-        accuracy = values["test_accuracy"]
-        error, deviation = 100 * (1 - accuracy["mean"]), 100 * accuracy["std"]
-        print(f"{arm:>16} images: test error {error:.2f}% ± {deviation:.2f}")
+        error = plus_minus([1 - value for value in values["test_accuracy"]["values"]], digits=2)
+        print(f"{arm:>16} images: test error {error}")
     print(f"wrote {args.out / 'claim_data.json'} and {args.out / 'claim_data.png'}")
     return summary
 

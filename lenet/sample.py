@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import cli, fail
-from common.classify import find_images, open_model
-from common.data.files import UNREADABLE, ImageFiles, open_image
-from common.data.images import ImageSet, load_images, prepare
+from common.classify import open_model
+from common.data import images as data
+from common.data.files import UNREADABLE, ImageFiles, find_images, open_image
+from common.data.images import ImageSet, load_images
 from common.data.sources import IDX_SETS
 from common.device import Device
+from common.folder import make_folder
 from lenet.model import MODELS
 
 
@@ -73,7 +75,7 @@ def fit(ink: np.ndarray, box: int, side: int) -> Tensor:
 
 
 def classify(
-    files: list[Path], model: torch.nn.Module, images: ImageSet, dev: Device, data: str, out: Path
+    files: list[Path], model: torch.nn.Module, facts: dict, dev: Device, kind: str, out: Path
 ) -> list[tuple[str, float]]:
     """Prints a table and writes predictions.png; returns class and probability of each file."""
     from common.plot import image_grid
@@ -81,27 +83,28 @@ def classify(
     pixels, readings = [], []
     for path in files:
         ink, reading = read_ink(path)
-        if data in IDX_SETS:
+        if kind in IDX_SETS:
             pixels.append(fit(ink, 20, 28))
-        elif data == "digits":  # its digits fill their 8x8 pixels
+        elif kind == "digits":  # its digits fill their 8x8 pixels
             pixels.append(fit(ink, 8, 8))
         else:
-            files_ = ImageFiles([str(path)], 28, 1)
-            pixels.append(files_[0][None])
+            pixels.append(ImageFiles([str(path)], 28, 1, top=facts.get("top"))[0][None])
             reading = "as it is"
         readings.append(reading)
-    cli.make_folder(out)
-    pixels = torch.cat([prepare(p, 28, 1, 2, False, 0, dev) for p in pixels])
+    blank = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    images = ImageSet("test", data.Held(blank, dev), torch.zeros(1), facts, dev)
+    pixels = torch.cat([data.fit(p, 28, 1, 2) for p in pixels])
     with torch.inference_mode():
         probabilities = model(images.normalise(pixels.to(dev.device))).softmax(1).cpu()
     share, best = probabilities.max(1)
     classes = [images.facts["classes"][i] for i in best]
+    titles = [f"{name} ({p:.0%})" for name, p in zip(classes, share.tolist(), strict=True)]
+    make_folder(out)
+    image_grid(pixels[:100], out / "predictions.png", titles)
     width = max(len(str(path)) for path in files)
     print(f"{'file':<{width}}  {'read as':<13}  class  probability")
     for path, reading, name, p in zip(files, readings, classes, share.tolist(), strict=True):
         print(f"{path!s:<{width}}  {reading:<13}  {name:<5}  {p:.3f}")
-    titles = [f"{name} ({p:.0%})" for name, p in zip(classes, share.tolist(), strict=True)]
-    image_grid(pixels[:100], out / "predictions.png", titles)
     print(f"wrote {out / 'predictions.png'}{', of the first 100' if len(files) > 100 else ''}")
     return list(zip(classes, share.tolist(), strict=True))
 
@@ -115,7 +118,7 @@ def show_mistakes(model: torch.nn.Module, test: ImageSet, out: Path, count: int 
     wrong = (answers != test.labels).nonzero()[:, 0]
     classes = test.facts["classes"]
     titles = [f"{classes[test.labels[i]]}→{classes[answers[i]]}" for i in wrong[:count]]
-    heading = f"{len(wrong)} of {len(test)} test images are misread: truth → answer"
+    heading = f"{len(wrong)} of {len(test)} test images misread: truth → answer"
     if len(wrong):
         images, _ = test.examples(wrong[:count])
         image_grid(stretch(images), out / "mistakes.png", titles, 16, 0.7, heading)
@@ -155,16 +158,14 @@ def main(argv: list[str] | None = None) -> dict:
     """Classifies the inputs, or shows mistakes and features; returns what it found."""
     args = parse_args(argv)
     files = find_images(args.inputs)
-    model, flags, facts, dev = open_model(args, "lenet", MODELS)
+    model, flags, facts, dev, out = open_model(args, "lenet", MODELS)
     if files:
-        blank = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
-        images = ImageSet("test", blank, torch.zeros(1), facts, dev)
-        found = classify(files, model, images, dev, flags.data, args.out)
+        found = classify(files, model, facts, dev, flags.data, out)
         return dict(zip(map(str, files), found, strict=True))
-    cli.make_folder(args.out)
+    make_folder(out)
     _, _, test = load_images(flags, dev, 28, 1, 2, facts["mean"], facts["std"])
-    show_features(model, test, args.out)
-    return {"mistakes": show_mistakes(model, test, args.out)}
+    show_features(model, test, out)
+    return {"mistakes": show_mistakes(model, test, out)}
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ its widths, and images of 16 pixels, not augmented: the same for all arms.
 import argparse
 
 from common import cli
-from common.claims import history, run_arms, write_summary
+from common.claims import history, plus_minus, run_arms, write_summary
+from common.folder import make_folder
 from resnet.train import main as train
 
-SHARED = ["--width", "4", "--augment", "no", "--batch-size", "64", "--warmup", "200", "--val", "0"]
+SHARED = ["--width", "4", "--no-augment", "--batch-size", "64", "--warmup", "200", "--val", "0"]
 ARMS = ["plain20", "plain56", "resnet20", "resnet56"]
 
 
@@ -22,8 +23,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("resnet", __doc__, ["depth"])
     parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
-    parser.add_argument("--epochs", type=cli.whole(1), default=25, help="of each run (default: 25)")
-    parser.add_argument("--size", type=cli.whole(8), default=16, help="pixels (default: 16)")
+    parser.add_argument(
+        "--epochs", type=cli.integer(1), default=25, help="of each run (default: 25)"
+    )
+    parser.add_argument("--size", type=cli.integer(8), default=16, help="pixels (default: 16)")
     return parser.parse_args(argv)
 
 
@@ -31,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_depth.json and .png; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
+    make_folder(args.out)
     shared = ["--data", args.data, "--epochs", str(args.epochs), "--size", str(args.size), *SHARED]
     arms = {arm: ["--model", arm] for arm in ARMS}
     results, commands, folders = run_arms("resnet", train, arms, shared, args)
@@ -46,8 +49,7 @@ def main(argv: list[str] | None = None) -> dict:
     spread(curves, args.out / "claim_depth.png", x="epoch", y="training error (%)")
     for arm in ARMS:
         train_error, test_error = (
-            f"{100 * (1 - summary[arm][f'{part}_accuracy']['mean']):.2f}% "
-            f"± {100 * summary[arm][f'{part}_accuracy']['std']:.2f}"
+            plus_minus([1 - v for v in summary[arm][f"{part}_accuracy"]["values"]], digits=2)
             for part in ("train", "test")
         )
         print(f"{arm:>9}: training error {train_error}, test error {test_error}")

@@ -15,6 +15,7 @@ FLAGS = ["--quiet", "--precision", "fp32"]
 
 def two_optimisers(fsdp=False):
     """Both players of a GAN-like game; returns their weights after two steps."""
+    from common.checkpoint import gathered
     from common.device import Device
 
     dev = Device(device_args(fsdp=fsdp))
@@ -26,11 +27,12 @@ def two_optimisers(fsdp=False):
     for _ in range(2):
         dev.step(net2(net1(x).detach()).square().mean(), second)
         dev.step(net2(net1(x)).square().mean(), first)
-    return [whole(p) for p in (*one.parameters(), *two.parameters())]
+    return [gathered(p) for p in (*one.parameters(), *two.parameters())]
 
 
 def counted():
     """A sum over items, unequally shared by the processes, over two parts."""
+    from common.checkpoint import gathered
     from common.device import Device
 
     dev = Device(device_args(accumulate=2))
@@ -47,13 +49,7 @@ def counted():
             else slice(*cuts[number:][:2])
         )
         dev.step(net(items[part]).square().sum(), optimizer, count=len(items[part]))
-    return [whole(p) for p in model.parameters()]
-
-
-def whole(parameter):
-    from common.checkpoint import whole
-
-    return whole(parameter)
+    return [gathered(p) for p in model.parameters()]
 
 
 def device_args(**changes):

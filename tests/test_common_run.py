@@ -13,7 +13,7 @@ import torch
 import toy
 from conftest import ROOT
 
-from common.checkpoint import read_checkpoint, restore, state_of
+from common.checkpoint import load_state, read_checkpoint, state_of
 
 # Everything random is on: order, augmentation, dropout; a schedule, an EMA, moments of Adam.
 RANDOM = ["--quiet", "--dropout", "0.3", "--optimizer", "adam", "--lr", "0.003"]
@@ -67,7 +67,7 @@ def test_folder_holds_what_the_design_says(reference):
         "best.pt",
     }
     config = json.loads((folder / "config.json").read_text())
-    assert set(vars(toy.parse_args([]))) <= set(config["flags"])
+    assert set(vars(toy.parse_args([]))) - {"stored"} <= set(config["flags"])
     assert config["versions"]["torch"] == torch.__version__
     assert {"commit", "device", "precision"} <= config.keys()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -380,7 +380,7 @@ def test_plain_progress_lines_where_there_is_no_terminal(monkeypatch, capsys):
     monkeypatch.setattr(run, "LINE_SECONDS", 0.0)
     toy.main(["--max-steps", "5", "--run-dir", "run"])
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("epoch 1: 4/10, ") and "/s, " in line for line in lines)
+    assert any(line.startswith("epoch 1/3: 4/10, ") and "/s, " in line for line in lines)
     assert not any("\r" in line for line in lines)
 
 
@@ -404,7 +404,7 @@ def test_optimizer_state_is_named_and_empty_before_the_first_step():
     other = torch.nn.Linear(2, 2)
     names = {p: n for n, p in other.named_parameters()}
     turned = torch.optim.Adam([other.bias, other.weight])  # another order of the parameters
-    restore(turned, state, names)
+    load_state(turned, state, names)
     assert torch.equal(turned.state[other.weight]["exp_avg"], state["state"]["weight"]["exp_avg"])
 
 
@@ -418,9 +418,100 @@ def test_moments_take_the_layout_of_their_parameters():
         moments = {"momentum_buffer": torch.arange(108.0).view(4, 3, 3, 3)}
         moments["momentum_buffer"] = moments["momentum_buffer"].contiguous(memory_format=layout)
         state = {"kind": "SGD", "state": {"p": moments}, "rates": [{"lr": 0.1}]}
-        restore(optimizer, state, {p: "p"})
+        load_state(optimizer, state, {p: "p"})
         p.grad = torch.zeros_like(p)
         optimizer.step()
         changed.append(p.detach())
     assert torch.equal(*changed)
     torch.testing.assert_close(changed[0], weights - 0.09 * torch.arange(108.0).view(4, 3, 3, 3))
+
+
+# ---------------------------------------------------------------------- another size on resuming
+
+
+@pytest.mark.parametrize("change", [["--batch-size", "64"], ["--limit", "160"], ["--val", "0"]])
+@pytest.mark.parametrize("steps", [10, 17])  # after an epoch, and inside one
+def test_a_schedule_stays_at_its_share_when_an_epoch_has_other_steps(change, steps):
+    toy.main(["--quiet", "--run-dir", "run", "--limit", "320", "--max-steps", str(steps)])
+    before = rows_of("run")[0]["lr"]
+    toy.main(["--quiet", "--run-dir", "run", "--resume", *change])
+    rates = [row["lr"] for row in rows_of("run") if not row.get("final")]
+    assert rates == sorted(rates, reverse=True)  # it falls in a straight line, never rises
+    assert all(rate <= before for rate in rates)
+    state = read_checkpoint(Path("run", "last.pt"))
+    per_epoch = state["steps"]
+    assert state["schedule"]["last_epoch"] == 3 * per_epoch  # the end of the schedule
+    assert rates[-1] == pytest.approx(0.05 * (1 - 3 * per_epoch / (3 * per_epoch + 1)))
+
+
+def test_an_unchanged_resume_leaves_the_schedule_alone():
+    toy.main(["--quiet", "--run-dir", "run", "--max-steps", "17", "--schedule", "cosine"])
+    toy.main(["--quiet", "--run-dir", "run", "--resume", "--batch-size", "32"])
+    toy.main(["--quiet", "--run-dir", "reference", "--schedule", "cosine"])
+    assert_same_run("run", "reference")
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_checkpoint_is_read_once(monkeypatch):
+    import common.checkpoint
+
+    toy.main(["--quiet", "--run-dir", "run", "--max-steps", "3"])
+    count, plain = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: count.append(a) or plain(*a, **k))
+    assert common.checkpoint.torch.load is torch.load
+    toy.main(["--quiet", "--run-dir", "run", "--resume"])
+    assert len(count) == 1
+    toy.main(["--quiet", "--evaluate", "run/last.pt"])
+    assert len(count) == 2
+
+
+def test_old_spellings_of_a_checkpoint_are_read():
+    from common.folder import as_spelt_now
+
+    old = {"augment": "yes", "regularise": "no", "stream": "auto", "no_aux": True, "mirror": "no"}
+    new = {"augment": True, "regularise": False, "stream": None, "aux": False, "mirror": "no"}
+    assert as_spelt_now(old) == new
+
+
+def test_best_that_waits_is_a_copy():
+    """A history that grows after the best epoch is not that of the best epoch."""
+    history = {"losses": [1.0]}
+    state = state_of(history, {})
+    history["losses"].append(2.0)
+    assert state == {"losses": [1.0]}
+
+
+# ---------------------------------------------------------------------- output that goes nowhere
+
+
+def train_into(redirect, tmp_path, **environment):
+    """Runs the toy in a shell with its output redirected; returns what stderr got."""
+    script = ROOT / "tests" / "toy.py"
+    command = f"{sys.executable} {script} --run-dir run {redirect}"
+    env = {**os.environ, **environment}
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True,
+                          text=True, env=env, cwd=tmp_path)  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "redirect", ["| head -1", ">&-", "> /dev/full", "2>&1 | true", "2>&- | head -1"]
+)
+def test_a_run_that_nobody_listens_to_ends_with_its_checkpoint(redirect, tmp_path):
+    code, error = train_into(redirect, tmp_path)
+    assert code == 0
+    assert "Traceback" not in error
+    assert "Exception ignored" not in error
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 3
+    assert rows_of(tmp_path / "run")[-1]["final"]
+
+
+def test_an_encoding_that_lacks_a_letter_ends_nothing(tmp_path):
+    text = "print('→', flush=True)"
+    code = f"from common import cli\n@cli.command\ndef main(argv=None): {text}\nmain()"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout) == (0, "?\n")

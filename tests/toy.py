@@ -47,7 +47,7 @@ MODELS = {"conv": Conv, "mlp": mlp}
 def parse_args(argv=None):
     parser = cli.Parser("toy", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
     add_image_flags(parser)
-    parser.add_argument("--augment", action="store_true", help="random shifts")
+    parser.add_switch("--augment", help="random shifts")
     parser.add_argument("--dropout", type=float, default=0.0, help="share of features left out")
     parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd", help="which one")
     parser.add_argument("--schedule", choices=["linear", "cosine"], default="linear", help="of lr")

@@ -10,7 +10,8 @@ depth: the deeper the network, the lower the error (Sec. 4.1, Table 3): A, B and
 import argparse
 
 from common import cli
-from common.claims import run_arms, write_summary
+from common.claims import plus_minus, run_arms, write_summary
+from common.folder import make_folder
 from vgg.train import main as train
 
 DEPTHS = {"vgg11_bn_small": 11, "vgg13_bn_small": 13, "vgg16_bn_small": 16}
@@ -20,7 +21,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("vgg", __doc__, ["depth"])
     parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
-    parser.add_argument("--epochs", type=cli.whole(1), default=20, help="of each run (default: 20)")
+    parser.add_argument(
+        "--epochs", type=cli.integer(1), default=20, help="of each run (default: 20)"
+    )
     return parser.parse_args(argv)
 
 
@@ -28,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_depth.json and .png; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
+    make_folder(args.out)
     shared = ["--data", args.data, "--epochs", str(args.epochs), "--val", "0"]
     arms = {arm: ["--model", arm] for arm in DEPTHS}
     results, commands, _ = run_arms("vgg", train, arms, shared, args)
@@ -47,8 +50,7 @@ def main(argv: list[str] | None = None) -> dict:
     spread(errors, args.out / "claim_depth.png", **axes)
     for arm in DEPTHS:
         test, training = (
-            f"{100 * (1 - summary[arm][f'{part}_accuracy']['mean']):.2f}% "
-            f"± {100 * summary[arm][f'{part}_accuracy']['std']:.2f}"
+            plus_minus([1 - v for v in summary[arm][f"{part}_accuracy"]["values"]], digits=2)
             for part in ("test", "train")
         )
         print(f"{arm}: test error {test}, training error {training}")

@@ -9,7 +9,6 @@
 Measured on one core of a Zen 4 server (see the README).
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 
@@ -18,17 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import cli, fail
-from common.classify import check_images
+from common.classify import Tally, check_images
 from common.data.augment import random_colour, random_crop, random_flip, scaled_window
 from common.data.batches import Draw
+from common.data.files import ImageFiles
 from common.data.images import (
     IMAGE_SETS,
-    SOURCES,
+    READERS,
+    Held,
     ImageSet,
+    Streamed,
     add_image_flags,
     colour_covariance,
+    drawn,
     load_images,
-    prepare,
 )
 from common.device import Device
 from common.run import Run
@@ -40,32 +42,39 @@ PAPER = dict(model="vgg16", data="folder:data/imagenet", epochs=74, batch_size=2
 PUBLISHED = {name: name for name in MODELS if name[5:] in ("", "_bn")}  # of torchvision
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def recipe(
+    model: str, data: str | None, paper: bool, size: int | None = None, **_
+) -> tuple[dict, dict]:
+    """Sizes of images, and with --paper the scales of training (Sec. 3.1) and test (Sec. 4.2)."""
+    photos, small = (data or ("folder:" if paper else "")).startswith("folder:"), "small" in model
+    size = size or (32 if small else 224 if photos else 64)
+    low, middle, high = (size * n // 7 for n in (8, 12, 16))  # 256, 384 and 512 of 224
+    scales = dict(size=size, scales=[low, high if paper and photos else low])
+    dense = paper and photos and size >= least_side(model)
+    reason = f"images of {data} are shifted by an eighth instead"
+    return scales | dict(dense=[low, middle, high] if dense else []), (
+        {} if photos else {"scales": reason})  # fmt: skip
+
+
+def least_side(model: str) -> int:
+    """Pixels that the fully connected layers see."""
+    return 32 if "small" in model else 224
+
+
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("vgg", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS)
+    parser = cli.Parser("vgg", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
     add_image_flags(parser)
     add_weight_flags(parser)
-    add = parser.add_argument
-    add(
-        "--size", type=cli.whole(8), help="pixels seen: small nets 32, others 224 of folders, or 64"
-    )
-    text = "folders: the shorter side of training images, drawn anew each time (else 8/7 of --size)"
-    add("--scales", type=cli.whole(8), nargs=2, metavar=("LOW", "HIGH"), help=text)
-    text = "test on whole images of Q pixels and their mirror images, averaged (else on the middle)"
-    add("--dense", type=cli.whole(8), nargs="*", metavar="Q", help=text)
+    add, side = parser.add_argument, cli.integer(8)
+    add("--size", type=side, metavar="S", help="pixels the network sees")
+    text = "the shorter side of training images, drawn anew each time"
+    add("--scales", type=side, nargs=2, metavar=("LOW", "HIGH"), help=text)
+    text = "test on whole images of Q pixels and their mirror images, averaged; none: on the middle"
+    add("--dense", type=side, nargs="*", metavar="Q", default=[], help=text)
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
-    folder, small = args.data.startswith("folder:"), "small" in args.model
-    args.size = args.size or (32 if small else 224 if folder else 64)
-    least = 32 if small else 224  # what the fully connected layers see
-    if args.paper and folder:
-        low, middle, high = (args.size * n // 7 for n in (8, 12, 16))  # 256, 384 and 512 of 224
-        args.scales = args.scales or [low, high]  # Sec. 3.1
-        if args.dense is None and args.size >= least:
-            args.dense = [low, middle, high]  # Sec. 4.2
-    if "scales" in args.typed and not folder:
-        fail(f"--scales is for folder:PATH: images of {args.data} are shifted by an eighth instead")
-    low, high = args.scales = args.scales or [args.size * 8 // 7] * 2
+    (low, high), least = args.scales, least_side(args.model)
     if not args.size <= low <= high:
         fail(f"--scales {low} {high}: needs {args.size} (--size) <= LOW <= HIGH")
     if args.dense and min(args.size, *args.dense) < least:
@@ -96,13 +105,15 @@ def dense_logits(model: VGG, x: Tensor, scales: list[int]) -> Tensor:
     return torch.stack(posteriors).mean(0).log()
 
 
-def whole_images(args: argparse.Namespace, dev: Device, facts: dict) -> ImageSet:
+def whole_images(args: cli.Flags, dev: Device, test: ImageSet) -> ImageSet:
     """The test part for dense evaluation: all of the middle square, at the largest scale."""
-    pixels, labels = SOURCES[args.data.partition(":")[0]](args).test
-    pixels = prepare(pixels, max(args.dense), 3, 0, stream=True, workers=0, dev=dev)
-    images = ImageSet("test", pixels, labels, facts, dev, max(args.dense))
-    images.workers = args.workers
-    return images
+    source, side = READERS[args.data.partition(":")[0]](args).parts["test"], max(args.dense)
+    if isinstance(source.pixels, ImageFiles):
+        files = ImageFiles(source.pixels.paths, side, top=test.facts["top"])
+        images = Streamed(files, args.workers, dev)
+    else:
+        images = Held(drawn(source.pixels, side, 3, 0, dev), dev)
+    return ImageSet("test", images, source.labels, test.facts, dev, side)
 
 
 @torch.inference_mode()
@@ -115,24 +126,14 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix."""
     model.eval()
-    num_classes = len(images.facts["classes"])
-    loss = torch.zeros((), device=dev.device)
-    counts = torch.zeros(num_classes**2, device=dev.device)
+    tally = Tally(images, dev)
     most = max(1, 2**21 // images.size**2)  # memory for two million pixels
     for x, labels in images.batches(min(250, most)):
         with dev.autocast():
             logits = dense_logits(model, x, scales) if scales else model(x)
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-        counts += torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2)
-    loss, counts = dev.sum(loss), dev.sum(counts).view(num_classes, num_classes)
-    if picture and dev.main:
-        from common.plot import confusion_matrix
-
-        confusion_matrix(counts, images.facts["classes"], picture)
-    return {
-        f"{images.part}_loss": float(loss / len(images)),
-        f"{images.part}_accuracy": float(counts.trace() / counts.sum()),
-    }
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        tally.add(loss, logits.argmax(1), labels)
+    return tally.metrics(picture)
 
 
 @cli.command
@@ -143,7 +144,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     window = partial(scaled_window, size=args.size, low=args.scales[0], high=args.scales[1])
     train, val, test = load_images(args, dev, args.size, window=window)
     model = MODELS[args.model](num_classes=len(train.facts["classes"]))
-    check_images(model, args, dev, args.size)
+    check_images(model, args, dev, len(train), args.size)
     last = f"classifier.{len(model.classifier) - 1}"
     start_from(model, args, dev, train.facts, (last,), PUBLISHED)
     net = dev.wrap(model)
@@ -153,7 +154,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     steps = args.epochs * len(train.batches(args.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step_size(step / steps))
     run = Run(args, dev, model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
-    test = whole_images(args, dev, train.facts) if args.dense else test
+    test = whole_images(args, dev, test) if args.dense else test
     picture = run.folder / "confusion.png"
     if args.evaluate:
         return run.finish(**evaluate(model, test, dev, picture, args.dense))

@@ -6,8 +6,6 @@ from `numbers` (B, 5), uniform in [0, 1), and the images' heights and widths (B,
 (B, 5), which hold left, top, width and height in pixels, and 1 where the window is mirrored.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -41,7 +41,9 @@ STREAM_BYTES = 2 << 30  # of pixels: larger folders are streamed
 def add_image_flags(parser: cli.Parser) -> None:
     """The flags of scripts whose images may lie in files."""
     text = "read image files as they are needed, or all at once"
-    parser.add_switch("--stream", default=None, none="from 2 GiB of pixels", group="data", help=text)
+    parser.add_switch(
+        "--stream", default=None, none="from 2 GiB of pixels", group="data", help=text
+    )
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     text, kind = "processes that read image files", cli.integer(0)
     cores = min(8, len(usable))
