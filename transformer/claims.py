@@ -19,7 +19,8 @@ So short a training makes most of its words with small steps: of 500 tokens, not
 import argparse
 
 from common import cli
-from common.claims import run_arms, write_summary
+from common.claims import plus_minus, run_arms, write_summary
+from common.folder import make_folder
 from transformer.train import main as train
 
 CLAIMS = {
@@ -31,10 +32,10 @@ CLAIMS = {
     },
     "smoothing": {"base": [], "no smoothing": ["--smoothing", "0"]},
     "warmup": {
-        "post-norm": ["--ramp", "yes"],
-        "post-norm, no warm-up": ["--ramp", "no"],
-        "pre-norm": ["--ramp", "yes", "--norm-first"],
-        "pre-norm, no warm-up": ["--ramp", "no", "--norm-first"],
+        "post-norm": ["--ramp"],
+        "post-norm, no warm-up": ["--no-ramp"],
+        "pre-norm": ["--ramp", "--norm-first"],
+        "pre-norm, no warm-up": ["--no-ramp", "--norm-first"],
     },
 }
 SHARED = ["--batch-size", "500", "--warmup", "1000", "--dropout", "0.1", "--val", "0"]
@@ -46,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("transformer", __doc__, CLAIMS)
     parser.add_argument("--data", default="multi30k", help="which data (default: multi30k)")
-    parser.add_argument("--epochs", type=cli.whole(1), default=4, help="of each run (default: 4)")
+    parser.add_argument("--epochs", type=cli.integer(1), default=4, help="of each run (default: 4)")
     return parser.parse_args(argv)
 
 
@@ -54,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
+    make_folder(args.out)
     rate = str(RATE.get(args.claim, 1e-3))
     shared = ["--data", args.data, "--epochs", str(args.epochs), "--lr", rate, *SHARED]
     results, commands, _ = run_arms("transformer", train, CLAIMS[args.claim], shared, args)
@@ -70,11 +71,8 @@ def main(argv: list[str] | None = None) -> dict:
         for key, name in shown.items()
     }
     bars(panels, args.out / f"claim_{args.claim}.png")
-    for arm, metrics in summary.items():
-        values = []
-        for key, name in shown.items():
-            mean, std = (scale[key] * metrics[key][kind] for kind in ("mean", "std"))
-            values.append(f"{name} {mean:.2f} ± {std:.2f}")
+    for arm in results:
+        values = [f"{name} {plus_minus(panels[name][arm], 1, 2, '')}" for name in panels]
         print(f"{arm:>22}: {', '.join(values)}")
     print(f"wrote claim_{args.claim}.json and claim_{args.claim}.png in {args.out}")
     return summary

@@ -26,14 +26,26 @@ PAD, START, END, UNKNOWN = range(4)  # the first tokens of every vocabulary
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None):
     """Scaled dot-product attention (Fig. 2, left), written out; also returns the weights.
 
-    The model calls F.scaled_dot_product_attention, the same in one kernel, unless recording.
+    `mask` broadcasts to (B, H, T, S). A token that may look nowhere gets zeros, in both.
     """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     weights = scores.softmax(-1)
+    if mask is not None:  # of nothing but -inf, the softmax is NaN
+        weights = weights.masked_fill(~mask.any(-1, keepdim=True), 0)
     return weights @ value, weights                                      # Eq. 1
 # fmt: on
+
+
+def attention_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool):
+    """The same in one kernel of torch's, which keeps no weights."""
+    if not query.is_cpu or query.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+    with torch.autocast("cpu", enabled=False):  # in bf16, the backward pass is 8 times as slow
+        query, key, value = query.float(), key.float(), value.float()
+        heads = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+    return heads.bfloat16()
 
 
 class MultiHeadAttention(nn.Module):
@@ -52,38 +64,46 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(d_model, d_model)  # W^O
         self.recording, self.weights = False, None
 
-    def split(self, x: Tensor) -> Tensor:
-        """Gives each head its dimensions: (B, T, D) to (B, H, T, D/H)."""
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-
     # fmt: off
     def forward(self, x: Tensor, memory=None, mask=None, causal=False, cache=None) -> Tensor:
         """What `x` (B, T, D) finds in `memory` (B, S, D), or in itself: (B, T, D).
 
-        `mask` broadcasts to (B, H, T, S). A `cache` (at first empty) keeps keys and values: those
-        of a memory for good, those of `x` to be found again by the tokens that follow.
+        `mask` broadcasts to (B, H, T, S); `cache` is that of `keys_and_values`.
         """
         query = self.split(self.query(x))                                # (B, H, T, D/H)
+        key, value = self.keys_and_values(x, memory, cache)              # (B, H, S, D/H)
+        heads = self.attend(query, key, value, mask, causal)             # Eq. 1 in each
+        return self.output(heads.transpose(1, 2).flatten(2))             # Concat(heads) W^O
+    # fmt: on
+
+    def split(self, x: Tensor) -> Tensor:
+        """Gives each head its dimensions: (B, T, D) to (B, H, T, D/H)."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+    def keys_and_values(self, x: Tensor, memory: Tensor | None, cache: dict | None):
+        """Both (B, H, S, D/H), of `memory` or of `x` itself.
+
+        A `cache` (at first empty) keeps them: those of a memory for good, those of `x` to be found
+        again by the tokens that follow.
+        """
         if memory is not None and cache:
-            key, value = cache["key"], cache["value"]
-        else:
-            both = self.key_value(x if memory is None else memory).chunk(2, -1)
-            key, value = map(self.split, both)                           # (B, H, S, D/H)
+            return cache["key"], cache["value"]
+        both = self.key_value(x if memory is None else memory).chunk(2, -1)
+        key, value = map(self.split, both)
         if memory is None and cache:
             key, value = (torch.cat(p, 2) for p in ((cache["key"], key), (cache["value"], value)))
         if cache is not None:
             cache.update(key=key, value=value)
-        if self.recording:
-            mask = ~x.new_ones(x.shape[1], x.shape[1]).triu(1).bool() if causal else mask
-            heads, self.weights = attention(query, key, value, mask)     # Eq. 1
-        elif query.is_cpu and query.dtype == torch.bfloat16:  # its backward is 8 times as slow
-            with torch.autocast("cpu", enabled=False):
-                q, k, v = query.float(), key.float(), value.float()
-                heads = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
-        else:
-            heads = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
-        return self.output(heads.transpose(1, 2).flatten(2).to(query.dtype))  # Concat(heads) W^O
-    # fmt: on
+        return key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask, causal: bool) -> Tensor:
+        """Eq. 1 by the kernel, or written out where its weights are wanted."""
+        if not self.recording:
+            return attention_kernel(query, key, value, mask, causal)
+        if causal:
+            mask = query.new_ones(query.shape[2], key.shape[2]).tril().bool()
+        heads, self.weights = attention(query, key, value, mask)
+        return heads
 
 
 def feed_forward(d_model: int, d_ff: int) -> nn.Sequential:
@@ -222,23 +242,28 @@ class Transformer(nn.Module):
     # fmt: on
 
 
-BIG = dict(d_model=1024, d_ff=4096, num_heads=16, dropout=0.3)
-SMALL = dict(d_model=128, d_ff=512, num_heads=4, num_layers=4)  # of both stacks
+# fmt: off
+SIZES = {  # Table 3, and ours for one machine; `num_layers` of both stacks
+    "base":  dict(d_model=512,  d_ff=2048, num_heads=8,  num_layers=6, dropout=0.1),
+    "big":   dict(d_model=1024, d_ff=4096, num_heads=16, num_layers=6, dropout=0.3),
+    "small": dict(d_model=128,  d_ff=512,  num_heads=4,  num_layers=4, dropout=0.1),
+}
+# fmt: on
 
 
 def transformer_base(vocab_size: int = 37_000, **settings) -> Transformer:
     """Table 3, base; 63,082,496 parameters with 37,000 tokens."""
-    return Transformer(vocab_size, **settings)
+    return Transformer(vocab_size, **SIZES["base"] | settings)
 
 
 def transformer_big(vocab_size: int = 37_000, **settings) -> Transformer:
     """Table 3, big; 214,245,376 parameters with 37,000 tokens."""
-    return Transformer(vocab_size, **(BIG | settings))
+    return Transformer(vocab_size, **SIZES["big"] | settings)
 
 
 def transformer_small(vocab_size: int = 6_000, **settings) -> Transformer:
     """Ours, for one machine; 2,619,392 parameters with 6,000 tokens."""
-    return Transformer(vocab_size, **(SMALL | settings))
+    return Transformer(vocab_size, **SIZES["small"] | settings)
 
 
 MODELS = {

@@ -7,25 +7,19 @@ python transformer/sample.py                                 # sentences of the 
 """
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common import cli, fail
 from common.data.pairs import load_pairs
-from common.data.text import (
-    START,
-    decode,
-    decode_line,
-    encode,
-    losses,
-    pad,
-    read_lines,
-    read_tokenizer,
-)
+from common.data.text import START, as_text, decode, encode, losses, pad, read_lines, read_tokenizer
 from common.device import Device
+from common.folder import make_folder, open_run
 from transformer.decoding import beam_search, generate
 from transformer.model import MODELS, MultiHeadAttention, Transformer
 from transformer.train import build, weights_to_use
@@ -37,25 +31,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.sample_parser("transformer", __doc__)
     add = parser.add_argument
+    kind, count = cli.not_negative, cli.integer(1)
     add("sentences", nargs="*", help="what to translate")
     add("--file", type=Path, help="translate the lines of this text file")
     add("--interactive", action="store_true", help="translate what is typed, line by line")
-    add("--beam", type=cli.whole(1), help="width of the beam; 1 is greedy (default: 4)")
-    add("--length-penalty", type=cli.not_negative, help="alpha of the beam's scores (default: 0.6)")
-    add("--temperature", type=cli.positive, help="draw each token from the softmax instead")
-    add("--seed", type=cli.whole(0), default=0, help="of what is drawn (default: 0)")
+    add("--beam", type=count, metavar="N", help="width of the beam; 1 is greedy (default: 4)")
+    add(
+        "--length-penalty", type=kind, metavar="A", help="alpha of the beam's scores (default: 0.6)"
+    )
+    add("--temperature", type=cli.positive, metavar="T", help="draw from the softmax instead")
+    add("--seed", type=cli.integer(0), metavar="N", default=0, help="of what is drawn (default: 0)")
     args = parser.parse_args(argv)
     if bool(args.sentences) + bool(args.file) + args.interactive > 1:
         fail("give sentences, or --file, or --interactive: one of them")
     if args.interactive and args.out:
         fail("--interactive writes no files: leave --out out")
+    if args.interactive and not sys.stdin:
+        fail("--interactive reads the standard input, which is closed")
     penalty = args.length_penalty
     if args.temperature and (args.beam or penalty is not None):
         fail("--temperature draws tokens, --beam and --length-penalty search: use one or the other")
     if penalty is not None and (args.beam == 1 or penalty >= 10):
         fail(f"--length-penalty {penalty:g} needs a --beam above 1, and to be below 10 itself")
-    args.beam, args.length_penalty = args.beam or 4, 0.6 if penalty is None else penalty
-    return args
+    searched = dict(beam=args.beam or 4, length_penalty=0.6 if penalty is None else penalty)
+    return cli.Flags(**vars(args) | searched)
 
 
 @torch.no_grad()
@@ -92,10 +91,8 @@ def translate(
 @torch.no_grad()
 def draw_attention(
     line: str, translation: str, model: Transformer, tokenizer, dev: Device, out: Path
-) -> None:
-    """Writes encoder.png, decoder.png and cross.png: the weights of all heads of all layers."""
-    from common.plot import attention_grid
-
+) -> list[str]:
+    """Writes the weights of all heads of all layers to three pictures; returns their names."""
     source, target = (
         encode(tokenizer, [t], model.max_length).tokens[0] for t in (line, translation)
     )
@@ -106,44 +103,84 @@ def draw_attention(
     model(source[None].to(dev.device), target[None].to(dev.device))
     names = [[tokenizer.id_to_token(i) for i in ids.tolist()] for ids in (source, target)]
     kinds = {
-        "encoder": ([layer.attention for layer in model.encoder], names[0], names[0]),
-        "decoder": ([layer.attention for layer in model.decoder], names[1], names[1]),
-        "cross": ([layer.cross for layer in model.decoder], names[1], names[0]),
+        "encoder.png": ([layer.attention for layer in model.encoder], names[0], names[0]),
+        "decoder.png": ([layer.attention for layer in model.decoder], names[1], names[1]),
+        "cross.png": ([layer.cross for layer in model.decoder], names[1], names[0]),
     }
-    for kind, (parts, rows, columns) in kinds.items():
+    for name, (parts, rows, columns) in kinds.items():
         maps = torch.stack([part.weights[0] for part in parts])  # (layers, H, T, S)
-        attention_grid(maps, rows, columns, out / f"{kind}.png")
+        attention_grid(maps, rows, columns, out / name)
     for layer in layers:
         layer.recording, layer.weights = False, None
-    print(f"wrote {', '.join(f'{kind}.png' for kind in kinds)} of the first sentence in {out}")
+    return list(kinds)
+
+
+def attention_grid(maps: Tensor, rows: Sequence[str], columns: Sequence[str], path: Path) -> None:
+    """Draws attention weights (layers, H, T, S), a small picture a head: dark is much.
+
+    `rows` name the T tokens that look, `columns` the S tokens that are looked at.
+    """
+    from matplotlib.figure import Figure
+
+    from common.plot import save
+
+    layers, heads = maps.shape[:2]
+    width, height = (min(4.0, 0.9 + 0.13 * len(names)) for names in (columns, rows))
+    figure = Figure(figsize=(width * heads, height * layers), layout="constrained")
+    axes = figure.subplots(layers, heads, squeeze=False)
+    for layer, head in torch.cartesian_prod(torch.arange(layers), torch.arange(heads)).tolist():
+        axis = axes[layer, head]
+        axis.imshow(maps[layer, head].float().cpu(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7, pad=2)
+        below, beside = layer == layers - 1, head == 0
+        style = dict(fontsize=6, parse_math=False)
+        axis.set_xticks(range(len(columns)), columns if below else [], rotation=90, **style)
+        axis.set_yticks(range(len(rows)), rows if beside else [], **style)
+        axis.tick_params(length=0)
+    save(figure, path)
 
 
 def interact(answer: Callable[[str], str]) -> None:
     """Answers each line that is typed, until the end of the input."""
     print("type a sentence; Ctrl-D ends", file=sys.stderr)
-    raw = getattr(sys.stdin, "buffer", None)
-    for number, line in enumerate(raw or sys.stdin, 1):
-        text = decode_line(line, "the input", number) if raw else line.strip()
-        print(answer(text), flush=True)
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            print(answer(as_text(line, f"line {number}")), flush=True)
+        except ValueError as error:  # not UTF-8
+            print(f"note: {error}", file=sys.stderr)
+
+
+def read_inputs(args: argparse.Namespace) -> list[str]:
+    """The sentences that are given, or of the file; none where there are neither."""
+    if args.file:
+        return read_lines(args.file)
+    try:
+        lines = [
+            as_text(sentence.encode("utf-8", "surrogateescape"), f"sentence {number}")
+            for number, sentence in enumerate(args.sentences, 1)
+        ]
+    except ValueError as error:
+        fail(str(error))
+    if lines and not any(lines):
+        fail("the sentences are empty: there is nothing to translate")
+    return lines
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
     """Translates; returns the inputs with their translations."""
     args = parse_args(argv)
-    for number, sentence in enumerate(args.sentences, 1):
-        decode_line(sentence.encode("utf-8", "surrogateescape"), "sentence", number)
-    lines = [sentence.strip() for sentence in args.sentences]
-    if args.sentences and not any(lines):
-        fail("the sentences are empty: there is nothing to translate")
-    lines = read_lines(args.file) if args.file else lines
-    checkpoint, flags, dev = cli.open_run(args, "transformer", MODELS)
-    flags.evaluate, facts = str(args.checkpoint), checkpoint["dataset"]
+    lines, wanted = read_inputs(args), []
+    with contextlib.redirect_stdout(sys.stderr):  # nothing but translations goes to stdout
+        checkpoint, flags, dev, out = open_run(args, "transformer", MODELS)
+    facts = checkpoint["dataset"]
     tokenizer = read_tokenizer(facts["tokenizer"])
     model = build(flags, tokenizer.get_vocab_size())
-    model.load_state_dict(weights_to_use(checkpoint, flags))
+    weights, note = weights_to_use(checkpoint, flags)
+    model.load_state_dict(weights)
     model.to(dev.device).eval()
-    print(f"{flags.model} trained on {flags.data}, from {args.checkpoint}", file=sys.stderr)
+    if note:
+        print(note, file=sys.stderr)
 
     def answer(lines: list[str]) -> list[str]:
         return translate(lines, model, tokenizer, facts["longest"] * 5 // 4, dev, args)
@@ -151,18 +188,21 @@ def main(argv: list[str] | None = None) -> dict:
     if args.interactive:
         interact(lambda line: answer([line])[0])
         return {}
-    wanted = []
     if not lines:
         test = load_pairs(flags, dev)[2]
         chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:10]
-        lines, wanted = ([side[i] for i in chosen.tolist()] for side in test.lines)
+        some = test.lines.take(chosen)
+        lines, wanted = some.source, some.target
+    make_folder(out)
     found = answer(lines)
-    cli.make_folder(args.out)
+    (out / "translations.txt").write_text("\n".join(found) + "\n", "utf-8")
+    first = next(i for i, line in enumerate(lines) if line)
+    pictures = draw_attention(lines[first], found[first], model, tokenizer, dev, out)
     for i, (line, text) in enumerate(zip(lines, found, strict=True)):
         print(f"{line} → {text}" + (f"   (wanted: {wanted[i]})" if wanted else ""))
-    (args.out / "translations.txt").write_text("\n".join(found) + "\n", "utf-8")
-    first = next(i for i, line in enumerate(lines) if line)
-    draw_attention(lines[first], found[first], model, tokenizer, dev, args.out)
+    if not any(found):
+        print("note: all translations are empty", file=sys.stderr)
+    print(f"wrote {', '.join(pictures)} of the first sentence in {out}")
     return dict(zip(lines, found, strict=True))
 
 

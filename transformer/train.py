@@ -14,64 +14,85 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import cli, fail
-from common.checkpoint import whole
+from common.checkpoint import gathered
 from common.data.pairs import FIXED, PAIR_SETS, PairSet, add_pair_flags, load_pairs
 from common.data.text import PAD, decode
 from common.device import Device
 from common.run import Run
 from transformer.decoding import beam_search, generate
-from transformer.model import MODELS, Transformer
+from transformer.model import MODELS, SIZES, Transformer
 
 # fmt: off
 QUICK = dict(model="transformer_small", data="dates", epochs=4, val=200, batch_size=1000, lr=3e-3,
              warmup=100, vocab_size=1000, num_layers=2, average=2, beam=1)
 PAPER = dict(model="transformer_base", data="pairs:data/wmt14/train.en,data/wmt14/train.de",
-             epochs=20, val=0, batch_size=25_000, lr=None, warmup=4000, vocab_size=37_000)
-WORDS = dict(epochs=26, val=1000, batch_size=2000, lr=None, warmup=2000, vocab_size=6_000,
-             num_layers=None, dropout=0.2, average=5, beam=4)  # without --paper, for all but dates
+             epochs=20, val=0, batch_size=25_000, warmup=4000, vocab_size=37_000)
+WORDS = dict(epochs=26, val=1000, batch_size=2000, dropout=0.2, warmup=2000,
+             vocab_size=6_000, average=5, beam=4)  # without --paper, for all but dates
 # fmt: on
-SIZES = ("num_heads", "num_layers", "dropout")
 FIXED = [*FIXED, "num_heads", "num_layers", "positions", "norm_first"]  # by a checkpoint
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, dict]:
+    """The data's recipe on the model's sizes. The rate's peak is that of Eq. 3, but a shorter
+    warm-up doesn't raise it; one that nobody chose is at most 0.35 of the run (Multi30k: 0.32)."""
+    sizes = SIZES[model.removeprefix("transformer_")]
+    own = PAPER if paper else QUICK if data in (None, "dates") else WORDS
+    peak = (sizes["d_model"] * max(own["warmup"], given.get("warmup", 0))) ** -0.5
+    own = {"lr": peak, "warmup_share": None if "warmup" in given else 0.35} | own
+    own = {name: sizes[name] for name in ("num_heads", "num_layers", "dropout")} | own
+    nothing = {}
+    if given.get("beam", own.get("beam")) == 1:
+        nothing["length_penalty"] = "it compares the targets of a beam: add --beam 4"
+    if given.get("patience"):
+        nothing["average"] = "it is of the last weights, and --patience keeps the best"
+    return own, nothing
+
+
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("transformer", __doc__, QUICK, PAPER, MODELS, PAIR_SETS, fixed=FIXED)
+    parser = cli.Parser("transformer", __doc__, QUICK, PAPER, MODELS, PAIR_SETS, recipe, FIXED)
     add_pair_flags(parser)
-    add = parser.add_argument
-    add("--num-heads", type=cli.whole(1), help="heads that share d_model (default: the model's)")
-    add("--num-layers", type=cli.whole(1), help="of encoder and of decoder (default: the model's)")
-    add("--dropout", type=cli.not_negative, help="share of values left out (default: the model's)")
+    add, switch, count, kind = parser.add_argument, parser.add_switch, cli.integer(1), cli.share
+    add("--num-heads", type=count, metavar="H", help="heads that share d_model")
+    add("--num-layers", type=count, metavar="N", help="of encoder and of decoder")
+    add("--dropout", type=kind, metavar="P", help="share of values left out")
     kinds = ["sinusoidal", "learned", "none"]
     add("--positions", choices=kinds, default="sinusoidal", help="how places are told (Sec. 3.5)")
-    add("--norm-first", action="store_true", help="normalise before each sub-layer, not after")
-    add("--warmup", type=cli.whole(1), help="steps after which the learning rate begins to fall")
-    add("--ramp", choices=["yes", "no"], default="yes", help="let it rise in those steps")
-    add("--smoothing", type=cli.not_negative, default=0.1, help="of labels (Sec. 5.4)")
-    add("--average", type=cli.whole(1), default=5, help="test the mean of the last N epochs")
-    add("--beam", type=cli.whole(1), default=4, help="width of the beam for the test part")
-    add("--length-penalty", type=cli.not_negative, default=0.6, help="alpha of the beam's scores")
+    switch("--norm-first", help="normalise before each sub-layer, not after")
+    add("--warmup", type=count, metavar="N", help="steps until the learning rate falls (Eq. 3)")
+    add("--warmup-share", type=kind, metavar="S", none="no limit", help="of the run, at most")
+    switch("--ramp", default=True, help="let the rate rise in the warm-up")
+    add("--smoothing", type=kind, metavar="P", default=0.1, help="of labels (Sec. 5.4)")
+    add("--average", type=count, metavar="N", default=5, help="test the mean of the last N epochs")
+    add("--beam", type=count, metavar="N", default=4, help="width, for the test part; 1 is greedy")
+    kind, text = cli.not_negative, "alpha of the beam's scores"
+    add("--length-penalty", type=kind, metavar="A", default=0.6, help=text)
     args = parser.parse_args(argv)
-    if not args.paper and args.data != "dates":
-        vars(args).update({k: v for k, v in WORDS.items() if k not in args.chosen})
-    for flag, most in {"dropout": 1, "smoothing": 1, "length_penalty": 10}.items():
-        if (value := getattr(args, flag) or 0) >= most:
-            fail(f"--{flag.replace('_', '-')} needs a number below {most}, not {value:g}")
-    if "length_penalty" in args.typed and args.beam == 1:
-        fail("--length-penalty compares the targets of a beam: add --beam 4")
-    if "average" in args.typed and args.patience:
-        fail("--average is of the last weights, and --patience keeps the best: use one of them")
+    if args.length_penalty >= 10:
+        fail(f"--length-penalty needs a number below 10, not {args.length_penalty:g}")
     return args
 
 
 def build(args: argparse.Namespace, vocab_size: int) -> Transformer:
-    """The network that the flags ask for."""
-    sizes = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
-    sizes |= dict(max_length=args.max_length, positions=args.positions, norm_first=args.norm_first)
+    """The network that the flags ask for; what older checkpoints leave open is the model's own."""
+    names = ("num_heads", "num_layers", "dropout", "max_length", "positions", "norm_first")
+    sizes = {name: size for name in names if (size := getattr(args, name)) is not None}
     try:
         return MODELS[args.model](vocab_size, **sizes)
     except ValueError as error:
         fail(f"--num-heads: {error}")
+
+
+def warmup_of(args: argparse.Namespace, steps: int, dev: Device) -> int:
+    """The steps of the warm-up in a run of `steps`; says where they are fewer, or too many."""
+    most = args.warmup if args.warmup_share is None else max(1, int(args.warmup_share * steps))
+    warmup, end = min(args.warmup, most), min(steps, args.max_steps or steps)
+    if warmup < args.warmup:
+        dev.say(f"note: of {steps:,} steps the warm-up has {warmup:,}, not {args.warmup:,}")
+    if warmup >= end and args.ramp and not args.evaluate:
+        dev.say(f"note: the run ends after step {end:,}, inside its warm-up of {warmup:,} steps")
+    return warmup
 
 
 def step_size(warmup: int, ramp: bool, step: int) -> float:
@@ -110,28 +131,30 @@ def evaluate(
         found += zip(indices.tolist(), decode(pairs.tokenizer, written), strict=True)
     loss, count = dev.sum(sums).tolist()
     translations = [text for _, text in sorted(p for part in dev.gather(found) for p in part)]
-    metrics = {f"{pairs.part}_loss": loss / count}
+    metrics, wanted = {f"{pairs.part}_loss": loss / count}, pairs.lines.target
+    if pairs.part == "test" and not any(translations):
+        dev.say(f"note: all {len(wanted):,} translations are empty: nothing was learned so far")
     if pairs.facts["metric"] == "exact":
-        right = sum(map(str.__eq__, translations, pairs.lines[1]))
+        right = sum(map(str.__eq__, translations, wanted))
         return metrics | {f"{pairs.part}_exact": right / len(pairs)}, translations
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU()
-    score = bleu.corpus_score(translations, [list(pairs.lines[1])]).score
+    score = bleu.corpus_score(translations, [wanted]).score
     if pairs.part == "test":
         dev.say(f"BLEU {score:.2f}, {bleu.get_signature()}")
     return metrics | {f"{pairs.part}_bleu": score / 100}, translations
 
 
-def weights_to_use(state: dict, args: argparse.Namespace) -> dict[str, Tensor]:
-    """Of a run's parts, or of its checkpoint: the average once it is whole, else the last weights.
-
-    With --patience the best weights are wanted, not an average.
-    """
-    model, average = state["model"], state["average"]
-    if average["count"] >= min(args.average, args.epochs) and not args.patience:
-        return {name: average[name] for name in average if name != "count"}
-    return model.state_dict() if isinstance(model, nn.Module) else model
+def weights_to_use(state: dict, args: argparse.Namespace) -> tuple[dict[str, Tensor], str]:
+    """Of a run's parts, or of its checkpoint: the average if it is whole, else the last weights,
+    and a note on that. With --patience the best weights are there, and wanted."""
+    model, average, count = state["model"], state["average"], min(args.average, args.epochs)
+    if average["count"] >= count and not args.patience:
+        return {name: average[name] for name in average if name != "count"}, ""
+    note = f"note: the last weights, as of the mean of the last {count} epochs some are missing"
+    alone = args.patience or count == 1
+    return model.state_dict() if isinstance(model, nn.Module) else model, "" if alone else note
 
 
 @cli.command
@@ -141,21 +164,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     dev = Device(args)
     train, val, test = load_pairs(args, dev)
     model = build(args, train.tokenizer.get_vocab_size())
-    args.num_heads, args.num_layers = model.encoder[0].attention.num_heads, len(model.encoder)
     judge = build(args, train.tokenizer.get_vocab_size()).to(dev.device)  # is given what to test
-    args.lr = args.lr or (model.d_model * args.warmup) ** -0.5  # Eq. 3 at its peak
     net = dev.wrap(model)
     settings = args.lr, (0.9, 0.98), 1e-9
     optimizer = torch.optim.Adam(model.parameters(), *settings, fused=not args.fsdp)
-    share = partial(step_size, args.warmup, args.ramp == "yes")
+    steps = args.epochs * len(train.batches(args.batch_size))
+    share = partial(step_size, warmup_of(args, steps, dev), args.ramp)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     average = {name: p.detach().clone() for name, p in model.named_parameters()} | {"count": 0}
     parts = dict(model=model, optimizer=optimizer, schedule=schedule, average=average)
     run = Run(args, dev, (f"val_{train.facts['metric']}", max), **parts, dataset=train.facts)
 
     def measure(pairs: PairSet, beam: int = 1) -> dict[str, float]:
-        weights = weights_to_use(parts, args) if pairs is test else model.state_dict()
-        judge.load_state_dict({name: whole(value) for name, value in weights.items()})
+        weights, note = weights_to_use(parts, args) if pairs is test else (model.state_dict(), "")
+        judge.load_state_dict({name: gathered(value) for name, value in weights.items()})
+        if note:
+            dev.say(note)
         metrics, translations = evaluate(judge, pairs, dev, args, beam)
         if pairs is test and dev.main:
             (run.folder / "translations.txt").write_text("\n".join(translations) + "\n", "utf-8")
@@ -175,7 +199,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             run.add(count, train_loss=loss / some, train_accuracy=right / some)
             if dev.step(loss, optimizer, count):
                 schedule.step()
-        if run.position == 0:  # the epoch is whole; of the last ones the weights' mean (Sec. 6.1)
+        if run.epoch_is_whole:  # of the last ones the weights' mean (Sec. 6.1)
             place = epoch - max(args.epochs - args.average, 0)  # among them, from 0
             average["count"] = place + 1 if place in (0, average["count"]) else 0
             for name, p in model.named_parameters() if average["count"] else ():

@@ -8,20 +8,20 @@ import argparse
 import dataclasses
 import datetime
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from common import fail, seed_of
-from common.cli import whole
-from common.data.sources import cut_parts, split
+from common import cli, counted, fail, seed_of
+from common.data.sources import Source, open_source, say_parts, split
 from common.data.text import (
     END,
     PAD,
     START,
+    Encoded,
     TokenBatches,
     encode,
     find_text,
@@ -29,41 +29,50 @@ from common.data.text import (
     pad,
     read_lines,
     read_tokenizer,
-    stored_facts,
     train_bpe,
 )
 from common.device import Device
 
-Lines = tuple[Sequence[str], Sequence[str]]  # source and target, line by line
 PAIR_SETS = ["dates", "multi30k", "pairs:SRC,TGT"]
 DATES_PER_EPOCH, TEST_DATES, MOST_TEST = 20_000, 500, 2_000
-
-
+MOST_TOKENS = 10_000  # of a sentence: attention takes memory by the square of its length
 FIXED = ["direction", "vocab_size", "max_length"]  # by a checkpoint
 
 
-def add_pair_flags(parser: argparse.ArgumentParser) -> None:
+def add_pair_flags(parser: cli.Parser) -> None:
     """The flags of scripts that use `load_pairs`."""
-    add = parser.add_argument
-    add("--direction", choices=["en-de", "de-en"], default="en-de", help="of multi30k")
-    add("--vocab-size", type=whole(8), help="at most so many tokens, for both languages")
-    add("--max-length", type=whole(2), default=128, help="tokens of a sentence; more are cut off")
+    add, ways = parser.add_argument, ["en-de", "de-en"]
+    text, size = "at most so many tokens, for both languages", cli.integer(8)
+    add("--direction", choices=ways, default="en-de", group="data", help="from which to which")
+    add("--vocab-size", type=size, metavar="N", group="data", help=text)
+    text = "tokens of a sentence; what is more is cut off"
+    add("--max-length", type=cli.integer(2), metavar="N", default=128, group="data", help=text)
+
+    def one_way(_model: str, data: str, _paper: bool, **_given) -> tuple[dict, dict]:
+        reason = f"it is for multi30k, and {data} has one direction"
+        return {}, {} if data == "multi30k" else {"direction": reason}
+
+    parser.recipes.append(one_way)
 
 
 @dataclasses.dataclass
-class Source:
-    """The parts of a data set as text, and what to say of them.
+class Lines:
+    """Sentences and their translations, line by line.
 
-    `fresh(epoch)` makes new training pairs for each epoch, where there is no end of them.
+    `fresh(epoch)` makes others for each epoch, where there is no end of them.
     """
 
-    languages: list[str]
-    train: Lines
-    test: Lines
-    val: Lines | None = None
-    metric: str = "bleu"
-    fresh: Callable[[int], Lines] | None = None
-    note: str = ""
+    source: list[str]
+    target: list[str]
+    fresh: Callable[[int], "Lines"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: Tensor) -> "Lines":
+        """The pairs at `indices`, in every epoch."""
+        chosen = indices.tolist()
+        return Lines([self.source[i] for i in chosen], [self.target[i] for i in chosen])
 
 
 # ---------------------------------------------------------------------- dates
@@ -127,19 +136,20 @@ def date_pairs(part: str, count: int, *key: int | str) -> Lines:
             text = text.upper() if style < 0.1 else text.lower() if style < 0.3 else text
             sources.append(text)
             targets.append(day.isoformat())
-    return sources, targets
+    return Lines(sources, targets)
 
 
 def dates(args: argparse.Namespace) -> Source:
     """Dates in many notations, and in ISO form: 20,000 new pairs an epoch, without end."""
-    val = date_pairs("val", args.val, args.seed) if args.val else None
 
     def fresh(epoch: int) -> Lines:
         return date_pairs("train", DATES_PER_EPOCH, args.seed, epoch)
 
+    parts = {"train": dataclasses.replace(fresh(0), fresh=fresh)}
+    parts["val"] = date_pairs("val", args.val, args.seed) if args.val else None
+    parts["test"] = date_pairs("test", TEST_DATES)
     note = "training pairs are new in each epoch; the test days are in none of them"
-    test = date_pairs("test", TEST_DATES)
-    return Source(["text", "iso"], fresh(0), test, val, "exact", fresh, note)
+    return Source([], parts, note, {"languages": ["text", "iso"], "metric": "exact"})
 
 
 # ---------------------------------------------------------------------- files
@@ -150,7 +160,7 @@ def multi30k(args: argparse.Namespace) -> Source:
     languages = args.direction.split("-")
     folder = Path(args.data_dir).expanduser()
     folder = folder / "multi30k" if (folder / "multi30k").is_dir() else folder
-    parts = {}
+    parts, notes = {}, []
     for part, name in (("train", "train"), ("val", "val"), ("test", "test_2016_flickr")):
         files = [find_text(folder / f"{name}.{language}") for language in languages]
         if None in files:
@@ -160,10 +170,9 @@ def multi30k(args: argparse.Namespace) -> Source:
                 "https://github.com/multi30k/dataset and name its folder with --data-dir, or "
                 "take --data dates, which needs no files"
             )
-        parts[part] = read_pairs(*files)
-    (train, *lost), (val, *lost_val), (test, *lost_test) = parts.values()
-    note = "; ".join(filter(None, lost + lost_val + lost_test))
-    return Source(languages, train, test, val, note=note)
+        parts[part], note = read_pairs(*files)
+        notes += [note] if note else []
+    return Source([], parts, "; ".join(notes), {"languages": languages, "metric": "bleu"})
 
 
 def text_files(args: argparse.Namespace) -> Source:
@@ -177,44 +186,39 @@ def text_files(args: argparse.Namespace) -> Source:
                 f"--data {args.data}: there is no file {path}; name your own as in "
                 "pairs:train.en,train.de, or take --data dates, which needs no files"
             )
-    pairs, note = read_pairs(*names)
-    if len(pairs[0]) < 2:
+    everything, note = read_pairs(*names)
+    if len(everything) < 2:
         fail(f"--data {args.data} holds one pair of sentences: that can't be split")
-    share = min(0.1, MOST_TEST / len(pairs[0]))
-    train, test = (take(pairs, indices) for indices in split(len(pairs[0]), share, 0))
-    note = "; ".join(filter(None, [f"a seeded {share:.2g} of all is the test part", note]))
+    share = min(0.1, MOST_TEST / len(everything))
+    train, test = (everything.take(some) for some in split(len(everything), share, 0))
+    notes = [f"a seeded {100 * share:.2g}% of all pairs is the test part", note]
     languages = [Path(name.removesuffix(".gz")).suffix[1:] or "source" for name in names]
-    return Source(languages, train, test, note=note)
+    facts = {"languages": languages, "metric": "bleu"}
+    return Source([], {"train": train, "test": test}, "; ".join(filter(None, notes)), facts)
 
 
 def read_pairs(source: str | Path, target: str | Path) -> tuple[Lines, str]:
     """The pairs of two files without those that lack a side, and what to say of these."""
     sides = read_lines(source), read_lines(target)
     if len(sides[0]) != len(sides[1]):
-        counts = f"{len(sides[0]):,} lines and {target} {len(sides[1]):,}"
-        fail(f"{source} has {counts}: line i of one has to translate line i of the other")
-    whole = [pair for pair in zip(*sides, strict=True) if all(pair)]
-    if not whole:
+        count = counted(len(sides[0]), "line")
+        fail(f"{source} has {count} and {target} {len(sides[1]):,}: line i of one has to translate "
+             "line i of the other")  # fmt: skip
+    full = [pair for pair in zip(*sides, strict=True) if all(pair)]
+    if not full:
         fail(f"no line of {source} and {target} has text on both sides")
-    empty = len(sides[0]) - len(whole)
-    note = f"{empty:,} pairs with an empty line in {source} or {target} are left out"
-    return tuple(map(list, zip(*whole, strict=True))), note if empty else ""
+    empty = counted(len(sides[0]) - len(full), "pair")
+    note = f"without {empty} with an empty line in {source} or {target}"
+    return Lines(*map(list, zip(*full, strict=True))), note if len(full) < len(sides[0]) else ""
 
 
-SOURCES = {"dates": dates, "multi30k": multi30k, "pairs": text_files}
-
-
-def take(pairs: Lines, indices: Tensor) -> Lines:
-    """The chosen pairs."""
-    source, target = pairs
-    chosen = indices.tolist()
-    return [source[i] for i in chosen], [target[i] for i in chosen]
+READERS = {"dates": dates, "multi30k": multi30k, "pairs": text_files}
 
 
 # ---------------------------------------------------------------------- sets
 
 
-class Pairs(NamedTuple):
+class PairBatch(NamedTuple):
     """A batch: padded tokens that end in END, the target's also begin with START."""
 
     source: Tensor  # (B, S)
@@ -233,19 +237,23 @@ class PairSet:
 
     def __init__(self, part: str, lines: Lines, facts: dict, dev: Device, max_length: int):
         self.part, self.lines, self.facts, self.dev = part, lines, facts, dev
-        self.max_length, self.fresh = max_length, None
+        self.max_length, self.fresh = max_length, lines.fresh
         self.tokenizer = read_tokenizer(facts["tokenizer"])
-        self.encoded = [encode(self.tokenizer, side, max_length) for side in lines]
-        self.epoch = 0  # that of the pairs at hand
+        self.epoch, self.encoded = 0, self.as_tokens()
 
     def __len__(self) -> int:
-        return len(self.lines[0])
+        return len(self.lines)
+
+    def as_tokens(self) -> list[Encoded]:
+        """Both sides as tokens."""
+        sides = self.lines.source, self.lines.target
+        return [encode(self.tokenizer, side, self.max_length) for side in sides]
 
     def turn_to(self, epoch: int) -> None:
         """Makes the pairs of an epoch, if they are new in each."""
         if self.fresh and epoch != self.epoch:
             self.lines, self.epoch = self.fresh(epoch), epoch
-            self.encoded = [encode(self.tokenizer, side, self.max_length) for side in self.lines]
+            self.encoded = self.as_tokens()
 
     def batches(self, batch_size: int, shuffle: bool | None = None) -> TokenBatches:
         """Batches of about `batch_size` target tokens; only the training part is shuffled."""
@@ -256,14 +264,14 @@ class PairSet:
             source, target = (torch.tensor(list(map(len, e.tokens))) for e in self.encoded)
             return torch.stack([target, source], 1)
 
-        def fetch(epoch: int, indices: Tensor) -> Pairs:
+        def fetch(epoch: int, indices: Tensor) -> PairBatch:
             self.turn_to(epoch)
             source, target = ([side.tokens[i] for i in indices.tolist()] for side in self.encoded)
             count, start = sum(map(len, target)), torch.tensor([START])
             if not source:  # a process without work takes part in the step all the same
                 source, target = [torch.tensor([END])], [torch.tensor([PAD])]
             target = pad([torch.cat([start, tokens]) for tokens in target], self.dev)
-            return Pairs(pad(source, self.dev), target, count, indices)
+            return PairBatch(pad(source, self.dev), target, count, indices)
 
         return TokenBatches(lengths, batch_size, self.dev, shuffle, fetch)
 
@@ -274,34 +282,22 @@ def load_pairs(args: argparse.Namespace, dev: Device) -> tuple[PairSet, PairSet 
     The vocabulary is trained on the training part, or taken from the checkpoint that the run goes
     on with.
     """
-    kind = args.data.partition(":")[0]
-    if "direction" in args.typed and kind != "multi30k":
-        fail(f"--direction is for multi30k: {args.data} has one")
-    source = SOURCES[kind](args)
-    there = len(source.val[0]) if source.val else 0
-    if kind == "multi30k" and "val" in args.typed and args.val not in (0, there):
-        fail(
-            f"--val {args.val}: {args.data} has a validation part of {there} pairs; --val {there} "
-            "takes it, --val 0 does without"
-        )
-    parts = {"train": source.train, "test": source.test, "val": source.val}
-    parts = cut_parts(args, parts, lambda pairs: len(pairs[0]), take)
-    if args.limit and args.limit < len(source.train[0]):
-        source.fresh = None
-    facts = {"languages": source.languages, "metric": source.metric, "kind": kind}
-    if known := stored_facts(args):
+    if args.max_length > MOST_TOKENS:
+        fail(f"--max-length {args.max_length}: a sentence has at most {MOST_TOKENS:,} tokens here")
+    source = open_source(args, dev, READERS, shared=False)  # a process may have no work in a step
+    facts, train = source.facts, source.parts["train"]
+    if known := args.stored.get("dataset"):
         facts["tokenizer"] = known.get("tokenizer", "")
     else:
-        lines = [line for side in parts["train"] for line in side]
-        facts["tokenizer"] = dev.gather(train_bpe(lines, args.vocab_size).to_str())[0]
+        tokenizer = train_bpe([*train.source, *train.target], args.vocab_size)
+        facts["tokenizer"] = dev.gather(tokenizer.to_str())[0]
     sets = {
-        part: PairSet(part, lines, facts, dev, args.max_length) for part, lines in parts.items()
+        part: PairSet(part, lines, facts, dev, args.max_length)
+        for part, lines in source.parts.items()
     }
-    sets["train"].fresh = source.fresh
     facts["longest"] = max(map(len, sets["train"].encoded[1].tokens))
-    counts = ", ".join(f"{len(sets[p]):,} {p}" for p in ("train", "val", "test") if p in sets)
     vocabulary = f"{sets['train'].tokenizer.get_vocab_size():,} tokens"
-    dev.say(f"{args.data}: {counts} pairs, {' to '.join(source.languages)}, {vocabulary}")
+    say_parts(args, dev, sets, "pairs", " to ".join(facts["languages"]), vocabulary)
     lost = losses([side for part in sets.values() for side in part.encoded], args.max_length)
     for note in filter(None, (source.note, lost)):
         dev.say(f"note: {note}")

@@ -1,10 +1,9 @@
-"""What language models share: text files, a vocabulary of word pieces, batches of about N tokens.
+"""Text as language models read it: files, a vocabulary of word pieces, batches of about N tokens.
 
 The vocabulary is trained by the library `tokenizers` on the training part and kept in checkpoints
 as a string of JSON, so that whoever has a checkpoint can read and write text with it.
 """
 
-import argparse
 import collections
 import gzip
 import itertools
@@ -18,16 +17,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from common import fail, seed_of
-from common.checkpoint import read_checkpoint
+from common import counted, fail, seed_of
 from common.device import Device
-from common.run import progress
+from common.run import progress_bar
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 PAD, START, END, UNKNOWN = range(4)
+MARKS = {  # at the beginning of a file, of what is not UTF-8
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 WOBBLE = 4.0  # tokens by which the second length may differ between neighbours
 
 
@@ -38,7 +42,7 @@ def find_text(path: Path) -> Path | None:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 text file, plain or gzipped, without the space at their ends.
+    """The lines of a UTF-8 text file, plain or gzipped, each as `as_text` gives it.
 
     A file that is missing, damaged, empty or in another encoding ends in one line naming it.
     """
@@ -49,20 +53,36 @@ def read_lines(path: str | Path) -> list[str]:
         fail(f"{path} is damaged ({error})")
     except OSError as error:
         fail(f"can't read {path}: {error.strerror or error}")
-    lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")  # without the byte order mark
+    if encoding := next((name for mark, name in MARKS.items() if raw.startswith(mark)), None):
+        fail(f"{path} is {encoding}, not UTF-8: convert it (iconv -f {encoding} -t UTF-8)")
+    if b"\0" in raw:
+        fail(f"{path} holds zero bytes, as UTF-16 and files that are no text do: convert it to "
+             "UTF-8")  # fmt: skip
+    lines = raw.split(b"\n" if b"\n" in raw else b"\r")
     if not lines[-1]:
         lines.pop()
-    if not any(line.strip() for line in lines):
-        fail(f"{path} is empty: it needs text, one sentence a line")
-    return [decode_line(line, path, number) for number, line in enumerate(lines, 1)]
-
-
-def decode_line(line: bytes, name: str | Path, number: int) -> str:
-    """A line of bytes as text, without the space at its ends; fails if it isn't UTF-8."""
     try:
-        return line.decode("utf-8").strip()
+        text = [as_text(line, f"line {number}") for number, line in enumerate(lines, 1)]
+    except ValueError as error:
+        fail(f"{path}: {error}")
+    if not any(text):
+        fail(f"{path} is empty: it needs text, one sentence a line")
+    return text
+
+
+def as_text(line: bytes, name: str) -> str:
+    """A line of UTF-8 without byte-order mark and the space at its ends, in the normal form NFC.
+
+    In that form text can be compared: an ü may also be written as u and two dots. Raises
+    ValueError, with the `name` of the line, where it isn't UTF-8.
+    """
+    try:
+        text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
-        fail(f"{name}: line {number} is not UTF-8 text (byte {line[error.start]:#04x}): convert it")
+        code = line[error.start]
+        byte = f"byte {code:#04x}" + (f", {chr(code)} in Latin-1" if code >= 0xA0 else "")
+        raise ValueError(f"{name} is not UTF-8 text ({byte}): convert it") from None
+    return unicodedata.normalize("NFC", text).strip()
 
 
 # ---------------------------------------------------------------------- vocabulary
@@ -114,13 +134,6 @@ def read_tokenizer(text: str) -> "Tokenizer":
         fail(f"the checkpoint's vocabulary is damaged ({error})")
 
 
-def stored_facts(args: argparse.Namespace) -> dict:
-    """What the checkpoint that a script goes on with or evaluates knows of its data, or nothing."""
-    last = args.run_dir / "last.pt" if args.resume and args.run_dir else None
-    path = args.evaluate or (last if last and last.exists() else None)
-    return read_checkpoint(path).get("dataset", {}) if path else {}
-
-
 class Encoded(NamedTuple):
     """Sentences as tokens, each with END, and what was lost on the way."""
 
@@ -155,13 +168,14 @@ def losses(encoded: Sequence[Encoded], max_length: int) -> str:
     """What to say of truncated sentences and unknown characters; empty where there are none."""
     cut = sum(part.cut for part in encoded)
     unknown = sorted({character for part in encoded for character in part.unknown})
-    notes = [f"{cut:,} sentences were longer than {max_length} tokens and are cut"] if cut else []
+    were = "sentence was", "sentences were"
+    notes = [f"{counted(cut, *were)} longer than {max_length} tokens and cut"] if cut else []
     if unknown:
         shown = [c if c.isprintable() else f"U+{ord(c):04X}" for c in unknown[:20]]
         shown = " ".join(shown) + (" …" if len(unknown) > 20 else "")
         notes.append(
-            f"{len(unknown)} characters were never seen in training (or are too many for "
-            f"--vocab-size) and become {SPECIAL[UNKNOWN]}: {shown}"
+            f"{counted(len(unknown), 'character')} never seen in training (or too many for "
+            f"--vocab-size), read as {SPECIAL[UNKNOWN]}: {shown}"
         )
     return "; ".join(notes)
 
@@ -248,4 +262,4 @@ class TokenBatches:
         batches = (self.fetch(self.epoch, part) for part in parts)
         if self.shuffle:  # the run shows the progress of training
             return batches
-        return iter(progress(batches, dev, "evaluating", len(self)))
+        return iter(progress_bar(batches, dev, "evaluating", len(self)))
