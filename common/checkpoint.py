@@ -30,15 +30,17 @@ def read_tensors(path: str | Path) -> Any:
     Only tensors and plain values are loaded (`weights_only`): no file can run code here.
     """
     try:
-        if is_safetensors(path):
+        safe = is_safetensors(path)
+    except OSError as error:
+        fail(f"checkpoint {path}: {error.strerror or error}")
+    try:
+        if safe:
             from safetensors.torch import load_file
 
             return load_file(path)
         with warnings.catch_warnings():  # a foreign file is to end in one line
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        fail(f"checkpoint {path}: {error.strerror or error}")
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             fail(f"checkpoint {path} holds more than tensors and plain values: refused, not loaded "

@@ -102,7 +102,7 @@ def load_parts(
 ) -> tuple[ImageSet, ImageSet | None, ImageSet]:
     """The parts of the data that a model was trained on, cut as in evaluation."""
     return load_images(
-        flags, dev, flags.size, mean=facts["mean"], std=facts["std"], side=facts["side"]
+        flags, dev, flags.size, mean=facts["mean"], std=facts["std"], side=facts.get("side", 0)
     )
 
 
@@ -143,7 +143,9 @@ def classify(
     """
     from common.plot import image_grid
 
-    images = ImageFiles([str(path) for path in files], facts["side"], top=facts.get("top"))
+    images = ImageFiles(
+        [str(path) for path in files], facts.get("side", size), top=facts.get("top")
+    )
     blank = torch.zeros(len(files), dtype=torch.int64)
     images = ImageSet("test", Streamed(images, 0, dev), blank, facts, dev, size)
     found, shown = {}, []

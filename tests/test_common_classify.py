@@ -37,25 +37,6 @@ def sides(count, height, width):
 # ---------------------------------------------------------------------- windows
 
 
-def test_resized_windows_are_inceptions():
-    numbers = torch.rand(4000, 5, generator=torch.Generator().manual_seed(0))
-    left, top, across, down, mirrored = augment.resized_window(numbers, *sides(4000, 120, 160)).T
-    assert (left >= 0).all()
-    assert (top >= 0).all()
-    assert (left + across <= 160.001).all()
-    assert (top + down <= 120.001).all()
-    share, ratio = across * down / (120 * 160), across / down
-    assert share.min() >= 0.079
-    assert share.max() <= 1.0001
-    inside = (across < 159.9) & (down < 119.9)
-    assert ratio[inside].min() >= 0.75 - 1e-4
-    assert ratio[inside].max() <= 4 / 3 + 1e-4
-    assert ratio[inside & (share < 0.5)].log().mean().abs() < 0.02  # as many wide as tall
-    assert share[inside & (share < 0.5)].mean().item() == pytest.approx(0.29, abs=0.02)
-    assert set(mirrored.tolist()) == {0.0, 1.0}
-    assert mirrored.mean().item() == pytest.approx(0.5, abs=0.03)
-
-
 def test_scaled_windows_are_squares_of_a_scaled_image():
     numbers = torch.rand(4000, 5, generator=torch.Generator().manual_seed(0))
     heights, widths = sides(4000, 300, 400)
@@ -103,10 +84,13 @@ def photographs(count=300, root="tree", size=(40, 30)):
 
 
 def window(numbers, height, width):
-    return augment.resized_window(numbers, height, width, (0.3, 1.0))
+    """A third of each side, anywhere, half of them mirrored."""
+    across, down = width / 3, height / 3
+    x, y, _, _, side = numbers.unbind(1)
+    return torch.stack([x * (width - across), y * (height - down), across, down, side.round()], 1)
 
 
-@pytest.mark.parametrize("stream", ["yes", "no"])
+@pytest.mark.parametrize("stream", [True, False])
 def test_photographs_are_cut_in_training_and_from_the_middle_in_evaluation(stream):
     args = SimpleNamespace(
         data=photographs(30), data_dir="", val=0, limit=None, seed=0, stream=stream, workers=0
@@ -119,7 +103,7 @@ def test_photographs_are_cut_in_training_and_from_the_middle_in_evaluation(strea
     assert torch.equal(first, next(iter(batches))[0])  # a function of seed, epoch and step
     batches.seek(1, 0)
     assert not torch.equal(first, next(iter(batches))[0])
-    (x, labels), (whole, _) = (next(iter(test.batches(99, whole=w))) for w in (False, True))
+    (x, labels), (whole, _) = (next(iter(test.batches(99, margin=w))) for w in (False, True))
     assert x.shape == (10, 3, 16, 16)
     assert whole.shape == (10, 3, 19, 19)  # 8/7 of 16
     assert torch.equal(x, whole[:, :, 1:17, 1:17])
@@ -130,7 +114,7 @@ def test_photographs_are_cut_in_training_and_from_the_middle_in_evaluation(strea
 def test_streaming_draws_each_example_by_itself():
     """The windows of an example don't depend on what else is in its batch."""
     args = SimpleNamespace(
-        data=photographs(60), data_dir="", val=0, limit=None, seed=0, stream="yes", workers=0
+        data=photographs(60), data_dir="", val=0, limit=None, seed=0, stream=True, workers=0
     )
     args.typed, args.chosen = [], []
     sets = [images.load_images(args, device(accumulate=k), 16, window=window)[0] for k in (1, 2)]
@@ -141,7 +125,7 @@ def test_streaming_draws_each_example_by_itself():
 
 def test_streaming_with_workers_equals_streaming_without():
     args = SimpleNamespace(
-        data=photographs(400), data_dir="", val=0, limit=None, seed=0, stream="yes", workers=0
+        data=photographs(400), data_dir="", val=0, limit=None, seed=0, stream=True, workers=0
     )
     args.typed, args.chosen = [], []
     sets = []
@@ -156,12 +140,12 @@ def test_grey_images_become_colour_and_it_is_said(capsys):
     for path in list(Path("tree").rglob("*.jpg"))[:5]:
         Image.open(path).convert("L").save(path)
     train, _, _ = load("folder:tree", size=8, channels=3, dev=device(quiet=False))
-    assert train.pixels.shape[1] == 3
+    assert train.images.pixels.shape[1] == 3
     assert "grey" in capsys.readouterr().out
     load("folder:tree", size=8, channels=1, dev=device(quiet=False))
     assert "grey" not in capsys.readouterr().out
     digits, _, _ = load("digits", size=8, channels=3, dev=device(quiet=False))
-    assert torch.equal(digits.pixels[:, 0], digits.pixels[:, 2])
+    assert torch.equal(digits.images.pixels[:, 0], digits.images.pixels[:, 2])
     assert "the images are grey" in capsys.readouterr().out
 
 
@@ -186,7 +170,7 @@ def test_colours_shift_along_the_principal_components():
 
 def test_colour_covariance():
     train, _, _ = load("shapes", size=16, channels=3, limit=200)
-    values = train.pixels.double().movedim(1, 0).flatten(1) / 255
+    values = train.images.pixels.double().movedim(1, 0).flatten(1) / 255
     wanted = values.cov(correction=0)
     torch.testing.assert_close(images.colour_covariance(train), wanted, atol=1e-6, rtol=0)
     mean, std = images.statistics(train)
@@ -198,9 +182,7 @@ def test_colour_covariance():
 
 
 def arguments(**changes):
-    flags = dict(
-        typed=["weights"], weights=None, freeze=False, evaluate=None, resume=False, run_dir=None
-    )
+    flags = dict(typed=["weights"], weights=None, freeze=False, evaluate=None, stored={})
     flags |= dict(model="resnet18", data="shapes", batch_size=4)
     return SimpleNamespace(**{**flags, **changes})
 
@@ -226,7 +208,7 @@ def test_weights_of_a_file_with_another_head(published):
     facts = start(model, weights="tv.pth")
     assert torch.equal(model.fc.weight, head)  # swapped
     assert torch.equal(model.layer4[1].conv2.weight, published.layer4[1].conv2.weight)
-    assert facts["mean"] == weights.IMAGENET["mean"]
+    assert "mean" not in facts  # those of the data hold
     whole = torchvision.models.resnet18()
     start(whole, weights="tv.pth")
     for key, value in published.state_dict().items():
@@ -235,7 +217,7 @@ def test_weights_of_a_file_with_another_head(published):
 
 def test_a_checkpoint_of_ours_brings_its_own_mean(published):
     facts = {"classes": list("abcde"), "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
-    torch.save({"model": published.state_dict(), "dataset": facts}, "last.pt")
+    torch.save({"model": published.state_dict(), "dataset": facts, "config": {}}, "last.pt")
     assert start(torchvision.models.resnet18(), weights="last.pt")["std"] == [1.0, 2.0, 3.0]
 
 
@@ -260,7 +242,7 @@ def test_optional_layers_may_be_missing_on_either_side(published):
     for state, net in ((without, published), (with_head, torchvision.models.resnet18())):
         if state is with_head:
             net.fc = nn.Identity()
-        weights.load(net, state, arguments(weights="x"), device(), (), ("fc",))
+        weights.load(net, state, arguments(weights="x"), (), ("fc",))
         assert torch.equal(net.conv1.weight, with_head["conv1.weight"])
 
 
@@ -293,7 +275,7 @@ def test_published_weights_come_from_torchvisions_cache(published, monkeypatch, 
     name.parent.mkdir(parents=True, exist_ok=True)
     torch.save(published.state_dict(), name)
     model = torchvision.models.resnet18()
-    start(model, weights="imagenet")
+    assert start(model, weights="imagenet")["mean"] == weights.IMAGENET["mean"]
     assert torch.equal(model.fc.weight, published.fc.weight)
 
 
@@ -302,11 +284,8 @@ def no_network(*_, **__):
 
 
 def test_a_resumed_or_evaluated_run_reads_no_weights():
-    run = Path("run")
-    run.mkdir()
-    Path("run/last.pt").touch()
     gone = dict(weights="gone.pth", typed=[])
-    start(torchvision.models.resnet18(), **gone, resume=True, run_dir=run)
+    start(torchvision.models.resnet18(), **gone, stored={"model": {}})
     start(torchvision.models.resnet18(), **gone, evaluate="run/last.pt")
 
 
@@ -316,16 +295,16 @@ def test_a_resumed_or_evaluated_run_reads_no_weights():
 def test_images_too_small_are_refused(refused):
     dev = device()
     model = torchvision.models.alexnet()
-    classify.check_images(model, arguments(model="alexnet"), dev, 64)
-    line = refused(classify.check_images, model, arguments(model="alexnet"), dev, 32)
+    classify.check_images(model, arguments(model="alexnet"), dev, 9, 64)
+    line = refused(classify.check_images, model, arguments(model="alexnet"), dev, 9, 32)
     assert "32x32 pixels are too small for alexnet" in line
     resnet = torchvision.models.resnet18()
     before = resnet.bn1.running_mean.clone()
-    classify.check_images(resnet, arguments(), dev, 32)
+    classify.check_images(resnet, arguments(), dev, 9, 32)
     assert torch.equal(resnet.bn1.running_mean, before)
-    assert "raise --batch-size" in refused(
-        classify.check_images, resnet, arguments(batch_size=1), dev, 32
-    )
+    for count, flags, at in ((9, {"batch_size": 1}, dev), (1, {}, dev), (3, {}, device(2))):
+        line = refused(classify.check_images, resnet, arguments(**flags), at, count, 32)
+        assert "batch norm can't train on one image of 32 pixels" in line
 
 
 def test_the_users_files_are_classified(capsys):
@@ -336,7 +315,7 @@ def test_the_users_files_are_classified(capsys):
         def forward(self, x):
             return x.mean((2, 3))[:, :2] * 10
 
-    facts = {"classes": ["a", "b"], "mean": [0.0] * 3, "std": [1.0] * 3}
+    facts = {"classes": ["a", "b"], "mean": [0.0] * 3, "std": [1.0] * 3, "side": 18}
     files = classify.find_images([Path("tree"), Path("grey.png")])
     assert len(files) == 7
     found = classify.classify(files, Red(), facts, 16, device(), Path("out"))
@@ -353,7 +332,7 @@ def test_files_that_cannot_be_classified(refused):
     Path("empty").mkdir()
     assert "empty holds no images" in refused(classify.find_images, [Path("empty")])
     Path("text.png").write_text("no picture")
-    facts = {"classes": ["a"], "mean": [0.0] * 3, "std": [1.0] * 3}
+    facts = {"classes": ["a"], "mean": [0.0] * 3, "std": [1.0] * 3, "side": 8}
     call = (classify.classify, [Path("text.png")], nn.Identity(), facts, 8, device(), Path("out"))
     assert "text.png" in refused(*call)
 
@@ -362,12 +341,12 @@ def test_files_that_cannot_be_classified(refused):
 def test_samples_see_what_evaluation_saw(cut):
     """Whole squares where training had no windows, else their middle 7/8."""
     data = photographs(12, size=(40, 40))
-    args = dict(data=data, data_dir="", val=0, limit=None, seed=0, stream="no", workers=0, size=16)
+    args = dict(data=data, data_dir="", val=0, limit=None, seed=0, stream=False, workers=0, size=16)
     args = SimpleNamespace(**args, typed=[], chosen=[])
     _, _, test = images.load_images(args, device(), 16, window=window if cut else None)
     assert test.facts["side"] == (19 if cut else 16)
     seen = test.examples(torch.arange(len(test)))[0]
-    shown = classify.load_test(args, device(), test.facts)
+    shown = classify.load_parts(args, device(), test.facts)[2]
     assert torch.equal(seen, shown.examples(torch.arange(len(test)))[0])
     inputs = []
 
@@ -379,5 +358,41 @@ def test_samples_see_what_evaluation_saw(cut):
     files = classify.find_images([Path("tree/test")])
     classify.classify(files, Spy(), test.facts, 16, device(), Path("out"))
     assert torch.equal(torch.cat(inputs), seen)
-    known = {key: test.facts[key] for key in ("classes", "mean", "std")}  # an old checkpoint
-    assert classify.load_test(args, device(), known).facts["side"] == 19
+
+
+# ---------------------------------------------------------------------- files as others write them
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model", "ema", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_as_others_save_them(published, key, prefix):
+    state = {prefix + k: v for k, v in published.state_dict().items()}
+    torch.save({key: state, "epoch": 3, "args": "x"} if key else state, "theirs.pth")
+    model = torchvision.models.resnet18()
+    start(model, weights="theirs.pth")
+    assert torch.equal(model.fc.weight, published.fc.weight)
+
+
+def test_safetensors_are_read(published):
+    from safetensors.torch import save_file
+
+    save_file(published.state_dict(), "theirs.safetensors")
+    model = torchvision.models.resnet18()
+    start(model, weights="theirs.safetensors")
+    assert torch.equal(model.fc.weight, published.fc.weight)
+
+
+def test_other_files_are_called_what_they_are(published, refused):
+    def line():
+        return refused(lambda: start(torchvision.models.resnet18(), weights="file"))
+
+    torch.jit.script(nn.Linear(2, 2)).save("file")
+    assert "TorchScript" in line()
+    torch.save(published, "file")
+    assert "more than tensors" in line()
+    Path("file").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{broken")
+    assert "damaged" in line()
+    torch.save(published.state_dict(), "file")
+    with open("file", "r+b") as file:
+        file.truncate(5000)
+    assert "damaged" in line()

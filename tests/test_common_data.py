@@ -1,4 +1,4 @@
-"""Image sets, their batches and augmentation (DESIGN.md 3 "Batches and steps", and 4)."""
+"""Image sets, their batches and augmentation."""
 
 import itertools
 import pickle
@@ -37,7 +37,7 @@ def load(data, size=8, channels=1, dev=None, pad=0, **flags):
         val=0,
         limit=None,
         seed=0,
-        stream="auto",
+        stream=None,
         workers=0,
         typed=[],
         chosen=["val"],
@@ -132,20 +132,20 @@ def test_digits_are_split_80_20_and_normalised():
 
 def test_parts_never_overlap_and_the_test_part_never_changes():
     def rows(part):
-        return {row.numpy().tobytes() for row in part.pixels}
+        return {row.numpy().tobytes() for row in part.images.pixels}
 
     first, second = load("digits", val=200), load("digits", val=300, seed=5)
     assert not rows(first[0]) & rows(first[1])
     assert not rows(first[0]) & rows(first[2])
-    assert torch.equal(first[2].pixels, second[2].pixels)
+    assert torch.equal(first[2].images.pixels, second[2].images.pixels)
     assert rows(first[1]) != rows(second[1])
 
 
 def test_limit_keeps_a_seeded_sample_of_the_training_part():
     few, more = load("digits", limit=64)[0], load("digits", limit=64, seed=1)[0]
     assert len(few) == 64
-    assert torch.equal(few.pixels, load("digits", limit=64)[0].pixels)
-    assert not torch.equal(few.pixels, more.pixels)
+    assert torch.equal(few.images.pixels, load("digits", limit=64)[0].images.pixels)
+    assert not torch.equal(few.images.pixels, more.images.pixels)
     assert len(load("digits", limit=64, val=100)[1]) == 100
 
 
@@ -155,9 +155,9 @@ def test_too_large_a_validation_part_is_refused(refused):
 
 def test_sizes_channels_and_padding():
     train, _, _ = load("digits", size=28, channels=3, pad=2)
-    assert train.pixels.shape[1:] == (3, 32, 32)
-    assert train.pixels.dtype == torch.uint8
-    assert train.pixels[:, :, :2].max() == 0
+    assert train.images.pixels.shape[1:] == (3, 32, 32)
+    assert train.images.pixels.dtype == torch.uint8
+    assert train.images.pixels[:, :, :2].max() == 0
     x, labels = next(iter(train.batches(16)))
     assert x.shape == (16, 3, 32, 32)
     assert x.dtype == torch.float32
@@ -167,7 +167,8 @@ def test_sizes_channels_and_padding():
 def test_images_stay_with_their_labels():
     train, _, _ = load("digits")
     table = {
-        p.numpy().tobytes(): int(label) for p, label in zip(train.pixels, train.labels, strict=True)
+        p.numpy().tobytes(): int(label)
+        for p, label in zip(train.images.pixels, train.labels, strict=True)
     }
     batches = train.batches(32)
     batches.seek(2, 5)
@@ -180,7 +181,7 @@ def test_images_stay_with_their_labels():
 def test_augmented_parts_equal_the_augmented_whole():
     def batch(dev, skip=0):
         train, _, _ = load("digits", dev=dev)
-        shift = lambda x, draw: augment.random_affine(x, draw, 10, 1, 0.1)  # noqa: E731
+        shift = lambda x, draw: augment.random_flip(augment.random_crop(x, draw, 2), draw)  # noqa: E731
         batches = train.batches(8, augment=shift)
         batches.seek(1, 3)
         return next(iter(batches))[0]
@@ -218,7 +219,9 @@ def test_validation_parts_of_small_folders(refused):
     make_tree("own", names=("train", "val", "test"))
     assert len(load("folder:small", val=137, chosen=[])[1]) == 3  # a default shrinks
     assert "--val 137" in refused(lambda: load("folder:small", val=137))
-    assert "val/" in refused(lambda: load("folder:own", val=5, typed=["val"]))
+    assert "validation part of its own, of 12" in refused(
+        lambda: load("folder:own", val=5, typed=["val"])
+    )
     make_tree("one", classes=("a",), count=1)
     assert "one image" in refused(lambda: load("folder:one"))
 
@@ -235,8 +238,8 @@ def test_streaming_equals_memory():
     make_tree("tree", count=20)
     for workers in (0, 2):
         loaded = load("folder:tree", channels=3)[0]
-        streamed = load("folder:tree", channels=3, stream="yes", workers=workers)[0]
-        assert isinstance(streamed.pixels, sources.ImageFiles)
+        streamed = load("folder:tree", channels=3, stream=True, workers=workers)[0]
+        assert isinstance(streamed.images, images.Streamed)
         assert streamed.facts["mean"] == pytest.approx(loaded.facts["mean"], rel=1e-5)
         for a, b in zip(loaded.batches(8), streamed.batches(8), strict=True):
             torch.testing.assert_close(a, b)
@@ -248,14 +251,14 @@ def test_streaming_equals_memory():
 def test_large_folders_are_streamed(monkeypatch):
     make_tree("tree")
     monkeypatch.setattr(images, "STREAM_BYTES", 100)
-    assert isinstance(load("folder:tree")[0].pixels, sources.ImageFiles)
-    assert isinstance(load("folder:tree", stream="no")[0].pixels, torch.Tensor)
+    assert isinstance(load("folder:tree")[0].images, images.Streamed)
+    assert isinstance(load("folder:tree", stream=False)[0].images, images.Held)
 
 
 def test_streamed_examples_have_their_own_seeds():
     """Whatever the batch: an example is augmented by (seed, epoch, index)."""
     make_tree("tree", count=20)
-    train = load("folder:tree", stream="yes")[0]
+    train = load("folder:tree", stream=True)[0]
     seen = {}
     for batch_size in (4, 8):
         batches = train.batches(batch_size, augment=lambda x, draw: augment.random_crop(x, draw, 2))
@@ -268,7 +271,7 @@ def test_streamed_examples_have_their_own_seeds():
 
 def test_streamed_training_resumes_exactly():
     make_tree("tree", count=20)
-    flags = ["--quiet", "--data", "folder:tree", "--stream", "yes", "--workers", "0", "--val", "0"]
+    flags = ["--quiet", "--data", "folder:tree", "--stream", "--workers", "0", "--val", "0"]
     flags += ["--batch-size", "8", "--dropout", "0.3", "--model", "conv"]
     toy.main([*flags, "--run-dir", "a"])
     toy.main([*flags, "--run-dir", "b", "--max-steps", "5"])
@@ -281,7 +284,7 @@ def test_streamed_training_resumes_exactly():
 def test_an_unreadable_image_is_named(refused, workers):
     make_tree("tree", count=130 if workers else 4)  # workers read sets of over 256 files
     Path("tree/dog/2.png").write_bytes(b"no image")
-    for stream in ("yes", "no"):
+    for stream in (True, False):
 
         def read(stream=stream):
             train, _, test = load("folder:tree", stream=stream, workers=workers)
@@ -465,43 +468,190 @@ def test_random_flip_mirrors_about_half():
     assert 0.4 < flipped < 0.6
 
 
-def test_affine_without_amounts_is_the_identity():
-    x = torch.rand(5, 3, 9, 7)
-    torch.testing.assert_close(augment.random_affine(x, draw(5)), x)
+# ---------------------------------------------------------------------- other people's folders
+
+
+def say(data, capsys, **flags):
+    """Loads a data set; returns its parts and the line that was printed."""
+    dev = device()
+    dev.quiet = False
+    found = load(data, channels=3, dev=dev, **flags)
+    return found, capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("amounts", "matrix"),
+    ("names", "wanted"),
     [
-        ({"degrees": 90}, lambda r: [[np.cos(r[0]), -np.sin(r[0])], [np.sin(r[0]), np.cos(r[0])]]),
-        ({"scale": 0.3}, lambda r: [[1 + 0.3 * r[3], 0], [0, 1 + 0.3 * r[3]]]),
-        ({"squeeze": 0.3}, lambda r: [[1 + 0.3 * r[4], 0], [0, 1 / (1 + 0.3 * r[4])]]),
+        (("Training", "Testing"), (12, 0, 12)),
+        (("Train", "valid"), (12, 0, 12)),
+        (("TRAIN", "Validation", "TEST"), (12, 12, 12)),
+        (("train", "dev", "test"), (12, 12, 12)),
     ],
 )
-def test_affine_moves_points_as_its_matrix_says(amounts, matrix):
-    """A blob's centre of mass, before and after."""
-    count, size = 40, 65
-    y, x = torch.meshgrid(*[torch.arange(float(size)) - size // 2] * 2, indexing="ij")
-    blob = torch.exp(-((x - 10) ** 2 + (y - 4) ** 2) / 8).expand(count, 1, size, size)
-    out = augment.random_affine(blob, draw(count), **amounts)[:, 0]
-    mass = out.sum((1, 2))
-    centre = torch.stack([(out * x).sum((1, 2)) / mass, (out * y).sum((1, 2)) / mass], 1)
-    numbers = draw(count).uniform(-1, 1, 6).double().numpy()
-    numbers[:, 0] *= np.pi / 2
-    for row, found in zip(numbers, centre, strict=True):
-        wanted = np.array(matrix(row)) @ [10, 4]
-        if amounts == {"degrees": 90}:  # either sense of rotation is one
-            assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(wanted), abs=0.1)
-        else:
-            assert found.numpy() == pytest.approx(wanted, abs=0.1)
+def test_parts_have_many_names(names, wanted):
+    make_tree("tree", names=names)
+    parts = load("folder:tree", val=wanted[1])
+    assert tuple(len(part) if part else 0 for part in parts) == wanted
+    assert parts[0].facts["classes"] == ["cat", "dog"]
 
 
-def test_affine_translates_by_pixels():
-    x = torch.zeros(200, 1, 33, 33)
-    x[:, :, 16, 16] = 1
-    out = augment.random_affine(x, draw(200), translate=3)[:, 0]
-    axis = torch.arange(33.0) - 16
-    shifts = torch.stack([(out.sum(1) * axis).sum(1), (out.sum(2) * axis).sum(1)], 1)
-    assert shifts.abs().max() <= 3.001
-    assert shifts.abs().max() > 2.8
-    assert (shifts[:, 0] - shifts[:, 1]).abs().max() > 1
+def test_hidden_folders_are_no_classes(capsys):
+    make_tree("tree")
+    make_tree("tree/cat", classes=(".ipynb_checkpoints",), count=3)
+    for name in (".ipynb_checkpoints", "__MACOSX", ".git"):
+        Path("tree", name).mkdir()
+    Path("tree/cat/.hidden.png").write_bytes(b"")
+    (train, _, test), line = say("folder:tree", capsys)
+    assert len(train) + len(test) == 12
+    assert "2 classes (cat, dog)" in line
+
+
+def test_a_class_may_be_called_train(capsys):
+    make_tree("tree", classes=("bus", "train", "car"))
+    (train, _, _), line = say("folder:tree", capsys)
+    assert train.facts["classes"] == ["bus", "car", "train"]
+    assert "3 classes (bus, car, train)" in line
+
+
+def test_what_lies_beside_the_parts_is_named(capsys):
+    make_tree("tree", names=("train", "test", "more"))
+    (train, _, test), line = say("folder:tree", capsys)
+    assert (len(train), len(test)) == (12, 12)
+    assert "more beside train/ is left out" in line
+
+
+def test_two_folders_for_one_part_are_refused(refused):
+    make_tree("tree", names=("train", "val", "valid"))
+    assert "val/ and valid/ are both the val part" in refused(lambda: load("folder:tree"))
+    make_tree("alone", names=("test",))
+    assert "no train/" in refused(lambda: load("folder:alone"))
+
+
+def test_every_suffix_subfolders_and_links_are_read():
+    image = Image.new("RGB", (8, 8))
+    for number, suffix in enumerate(sorted(files.SUFFIXES)):
+        path = Path("real/deep", f"{number}{suffix.upper() if number % 2 else suffix}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = {".jfif": "JPEG", ".pgm": "PPM"}.get(suffix)
+        image.save(path, kind)
+    Path("tree").mkdir()
+    for name in ("a", "b"):
+        Path("tree", name).symlink_to(Path("real").absolute())
+    Path("real/deep/back").symlink_to(Path("real").absolute())  # leads back
+    train, _, test = load("folder:tree")
+    assert len(train) + len(test) == 2 * len(files.SUFFIXES)
+    assert len(files.find_images([Path("tree")])) == 2 * len(files.SUFFIXES)
+
+
+@pytest.mark.parametrize(
+    ("bits", "top"), [(8, 255), (10, 1023), (12, 4095), (14, 16383), (16, 65535)]
+)
+def test_deep_grey_has_one_scale_for_a_set(bits, top, capsys):
+    ramp = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    for number, light in enumerate((0.25, 0.5, 1.0) * 4):  # of the range
+        path = Path("tree", "ab"[number % 2], f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.round(ramp * (top * light / 63)).astype(np.uint16)
+        Image.fromarray(values).save(path)
+    (train, _, test), line = say("folder:tree", capsys)
+    assert train.facts["top"] == top
+    assert f"{top} is white in all of them" in line
+    pixels = torch.cat([train.images.pixels, test.images.pixels])
+    peaks = pixels.amax((1, 2, 3)).sort().values
+    assert peaks.tolist() == [64] * 4 + [128] * 4 + [255] * 4  # the sets' brightness is kept
+    assert len(pixels[peaks.argmax()].unique()) == min(64, 2**bits)
+
+
+def test_further_pages_are_counted(capsys):
+    make_tree("tree")
+    pages = [Image.new("L", (8, 8), shade) for shade in (0, 90, 200)]
+    pages[0].save("tree/cat/stack.tif", save_all=True, append_images=pages[1:])
+    pages[0].save("tree/cat/film.gif", save_all=True, append_images=pages[1:])
+    _, line = say("folder:tree", capsys)
+    assert "2 files have further pages: the first is read" in line
+
+
+def test_one_class_and_one_image_are_said(capsys, refused):
+    make_tree("tree", classes=("only",))
+    _, line = say("folder:tree", capsys)
+    assert "1 class (only)" in line
+    assert "every answer is right" in line
+    make_tree("two", classes=("a",), count=2)
+    (train, val, _), line = say("folder:two", capsys, val=100, chosen=[])
+    assert (len(train), val) == (1, None)  # nobody asked for a validation part
+    assert "too small for a validation part" in line
+    assert "--val 1" in refused(lambda: load("folder:two", val=1, typed=["val"]))
+
+
+def test_too_few_examples_for_the_processes_are_found_before_training(refused):
+    make_tree("tree", names=("train", "test"), count=3)
+    line = refused(lambda: load("folder:tree", dev=device(world=8)))
+    assert "the train part of folder:tree has 6 examples, which 8 processes" in line
+    assert "val part" in refused(lambda: load("folder:tree", val=1, dev=device(world=2)))
+
+
+def test_a_class_whose_name_is_no_utf8(capsys):
+    import os
+
+    make_tree("tree")
+    os.rename(b"tree/cat", b"tree/c\xe9")
+    (train, _, _), line = say("folder:tree", capsys)
+    assert train.facts["classes"] == ["c\ufffd", "dog"]
+    assert "c\ufffd" in line
+
+
+def test_damaged_exif_and_webp_are_read_or_named(refused):
+    exif = Image.Exif()
+    exif[282] = (1, 0)  # a resolution with denominator zero
+    exif[274] = 6
+    image = Image.new("RGB", (8, 4), "red")
+    image.save("exif.jpg", exif=exif.tobytes())
+    assert files.open_image("exif.jpg").size in ((4, 8), (8, 4))
+
+    def broken(_):
+        raise ZeroDivisionError
+
+    with pytest.MonkeyPatch.context() as patch:  # what an older Pillow does
+        patch.setattr(files.ImageOps, "exif_transpose", broken)
+        assert files.open_image("exif.jpg").size == (8, 4)  # as it is stored
+    make_tree("tree")
+    Image.new("RGB", (8, 8)).save("tree/cat/0.webp")
+    content = Path("tree/cat/0.webp").read_bytes()
+    Path("tree/cat/0.webp").write_bytes(content[:21])
+    assert "0.webp is not a readable image" in refused(lambda: load("folder:tree"))
+
+    def cut(_):
+        raise struct.error("unpack requires a buffer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files.Image, "open", cut)
+        assert "is not a readable image" in files.ImageFiles(["a.webp"], 8)[0]
+
+
+# ---------------------------------------------------------------------- other systems
+
+
+def test_normal_numbers_are_float32_where_there_is_no_float64():
+    class Metal(Draw):
+        def uniform(self, low, high, *shape):
+            drawn = super().uniform(low, high, *shape)
+            return SimpleNamespace(cpu=lambda: drawn, device=SimpleNamespace(type="mps"))
+
+    numbers = draw(50).normal(3)
+    assert numbers.dtype == torch.float64
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", lambda t, _device, kind=None: made.append(kind) or t)
+        Metal([("test", 0)], 50, slice(0, 50), torch.device("cpu")).normal(3)
+    assert made[-1] == torch.float32
+
+
+def test_border_padding_without_the_devices_help():
+    """MPS has no such padding: clamped places give the same pixels."""
+    images = torch.rand(3, 2, 9, 7)
+    grid = torch.rand(3, 5, 5, 2) * 4 - 2
+    wanted = torch.nn.functional.grid_sample(images, grid, padding_mode="border")
+    size = torch.tensor([7, 9])
+    clamped = augment.clamped(grid, size)
+    found = torch.nn.functional.grid_sample(images, clamped, align_corners=False)
+    torch.testing.assert_close(found, wanted)

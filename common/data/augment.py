@@ -73,8 +73,12 @@ def cut_windows(images: Tensor, windows: Tensor, size: int) -> Tensor:
 
 def sample_clamped(images: Tensor, grid: Tensor) -> Tensor:
     """F.grid_sample, bilinear, where what is outside shows the border's pixels."""
-    if images.device.type == "mps":  # has no such padding: the border's centres are the limit
+    if images.device.type == "mps":  # which has no such padding
         size = torch.tensor([images.shape[3], images.shape[2]], device=grid.device)
-        grid = torch.minimum(torch.maximum(grid, 1 / size - 1), 1 - 1 / size)
-        return F.grid_sample(images, grid, align_corners=False)
+        return F.grid_sample(images, clamped(grid, size), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def clamped(grid: Tensor, size: Tensor) -> Tensor:
+    """Places (..., 2) from -1 to 1, brought to between the centres of the outermost pixels."""
+    return torch.minimum(torch.maximum(grid, 1 / size - 1), 1 - 1 / size)
