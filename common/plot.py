@@ -160,29 +160,6 @@ def bars(groups: dict[str, dict[str, Sequence[float]]], path: str | Path) -> Non
     save(figure, path)
 
 
-def attention_grid(
-    maps: Tensor, rows: Sequence[str], columns: Sequence[str], path: str | Path
-) -> None:
-    """Draws attention weights (layers, heads, T, S), a small picture a head: dark is much.
-
-    `rows` name the T tokens that look, `columns` the S tokens that are looked at.
-    """
-    maps = np.asarray(maps.float().cpu())
-    layers, heads = maps.shape[:2]
-    width, height = (min(4.0, 0.9 + 0.13 * len(names)) for names in (columns, rows))
-    figure = Figure(figsize=(width * heads, height * layers), layout="constrained")
-    axes = figure.subplots(layers, heads, squeeze=False)
-    for (layer, head), axis in np.ndenumerate(axes):
-        axis.imshow(maps[layer, head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7, pad=2)
-        below, beside = layer == layers - 1, head == 0
-        style = dict(fontsize=6, parse_math=False)
-        axis.set_xticks(range(len(columns)), columns if below else [], rotation=90, **style)
-        axis.set_yticks(range(len(rows)), rows if beside else [], **style)
-        axis.tick_params(length=0)
-    save(figure, path)
-
-
 def scatter(
     panels: dict[str, Tensor],
     labels: Tensor,

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import gzip
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,8 +47,8 @@ def device(world=1, rank=0, accumulate=1, seed=0):
 
 def flags(**changes):
     defaults = dict(data="dates", data_dir="data", val=0, limit=None, seed=0, direction="en-de")
-    defaults |= dict(vocab_size=100, max_length=64, typed=[], chosen=["val"], run_dir=None)
-    return argparse.Namespace(**defaults | dict(resume=False, evaluate=None) | changes)
+    defaults |= dict(vocab_size=100, max_length=64, typed=[], chosen=["val"], stored={})
+    return argparse.Namespace(**defaults | changes)
 
 
 # ---------------------------------------------------------------------- files
@@ -61,14 +62,40 @@ def test_lines_plain_and_gzipped():
         assert read_lines(name) == ["ein \u2028 Wort", "", "zwei"]  # only \n ends a line
 
 
+def test_lines_of_macs_before_2001():
+    Path("a.txt").write_bytes(b"ein\rzwei\r")
+    assert read_lines("a.txt") == ["ein", "zwei"]
+
+
+def test_lines_are_in_normal_form():
+    """As the vocabulary writes them: BLEU compares translations with lines of a file."""
+    text = unicodedata.normalize("NFD", "über\nschön\n")
+    Path("a.txt").write_text(text, "utf-8")
+    assert read_lines("a.txt") == ["über", "schön"] != text.split()
+
+
+def test_a_byte_order_mark_is_no_text():
+    """Files that were joined have one in the middle."""
+    Path("a.txt").write_bytes("\ufeffein\n\ufeffzwei\n".encode())
+    assert read_lines("a.txt") == ["ein", "zwei"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_other_encodings_are_named(encoding, refused):
+    Path("a.txt").write_bytes("gut\nschön\n".encode(encoding))
+    line = refused(read_lines, "a.txt")
+    assert "a.txt" in line
+    assert "UTF-8" in line
+    words = {"utf-16": "is UTF-16,", "utf-32": "is UTF-32,", "latin-1": "line 2 is not UTF-8"}
+    assert words.get(encoding, "as UTF-16 and files that are no text do") in line
+    assert encoding != "latin-1" or "ö in Latin-1" in line
+
+
 def test_bad_files(refused):
-    Path("latin.txt").write_bytes("gut\nschön\n".encode("latin-1"))
-    line = refused(read_lines, "latin.txt")
-    assert "latin.txt" in line
-    assert "line 2" in line
     Path("empty.txt").touch()
     Path("blank.txt").write_text("\n \n")
-    for name in ("empty.txt", "blank.txt"):
+    Path("spaces.txt").write_text("\u00a0\n\u3000\n\ufeff\n", "utf-8")
+    for name in ("empty.txt", "blank.txt", "spaces.txt"):
         assert f"{name} is empty" in refused(read_lines, name)
     assert "nowhere.txt" in refused(read_lines, "nowhere.txt")
     Path("folder").mkdir()
@@ -90,8 +117,8 @@ def test_pairs_without_a_side(refused):
     Path("a").write_text("one\n\nthree\n")
     Path("b").write_text("eins\nzwei\n\n")
     found, note = read_pairs("a", "b")
-    assert found == (["one"], ["eins"])
-    assert note.startswith("2 pairs")
+    assert (found.source, found.target) == (["one"], ["eins"])
+    assert note.startswith("2 pairs with an empty line")
     Path("b").write_text("\nzwei\n\n")
     assert "both sides" in refused(read_pairs, "a", "b")
 
@@ -126,7 +153,7 @@ def test_truncation_and_unknown_characters_are_told():
     assert len(encoded.tokens[1]) == 12
     assert int(encoded.tokens[1][-1]) == END
     note = losses([encoded], 12)
-    assert "1 sentences were longer than 12" in note
+    assert "1 sentence cut at 12 tokens" in note
     assert "Ω Ж" in note
     exact = encode(tokenizer, ["Mann"], len(tokenizer.encode("Mann").ids) + 1)
     assert exact.cut == 0
@@ -153,7 +180,7 @@ def test_special_tokens_in_a_line_are_text():
 def test_unknown_spaces_are_told():
     encoded = encode(train_bpe(LINES, 60), ["Mann\u00a0ist", "Mann\tist"], 20)
     note = losses([encoded], 20)
-    assert "2 characters were never seen" in note
+    assert "2 characters never seen" in note
     assert "U+00A0" in note
     assert "U+0009" in note
 
@@ -239,7 +266,7 @@ def test_dates_are_what_they_say():
 
 
 def test_test_days_are_never_trained_on():
-    parts = {part: date_pairs(part, 3000, 0)[1] for part in ("train", "val", "test")}
+    parts = {part: date_pairs(part, 3000, 0).target for part in ("train", "val", "test")}
     for part, targets in parts.items():
         assert {part_of(datetime.date.fromisoformat(t).toordinal()) for t in targets} == {part}
     assert date_pairs("train", 50, 0, 1) == date_pairs("train", 50, 0, 1)
@@ -310,11 +337,11 @@ def test_multi30k(folder, refused):
     write_multi30k(folder)
     train, val, test = load_pairs(flags(data="multi30k", val=1000, chosen=[]), device())
     assert (len(train), len(val), len(test)) == (30, 5, 6)
-    assert train.lines[0][3] == "dog 3"
+    assert train.lines.source[3] == "dog 3"
     train, val, _ = load_pairs(flags(data="multi30k", direction="de-en"), device())
-    assert train.lines[0][3] == "Hund 3"
+    assert train.lines.source[3] == "Hund 3"
     assert val is None
-    assert "has a validation part of 5" in refused(
+    assert "has a validation part of its own, of 5" in refused(
         load_pairs, flags(data="multi30k", val=3, typed=["val"]), device()
     )
     assert len(load_pairs(flags(data="multi30k", val=5, typed=["val"]), device())[1]) == 5
@@ -341,8 +368,9 @@ def test_the_users_pairs(capsys, refused):
     assert (len(train), len(val), len(test)) == (81, 9, 10)
     assert train.facts["languages"] == ["en", "de"]
     for part in (train, val, test):
-        assert all(a.split()[1] == b.split()[1] for a, b in zip(*part.lines, strict=True))
-    seen = [line for part in (train, val, test) for line in part.lines[0]]
+        pairs = zip(part.lines.source, part.lines.target, strict=True)
+        assert all(a.split()[1] == b.split()[1] for a, b in pairs)
+    seen = [line for part in (train, val, test) for line in part.lines.source]
     assert len(set(seen)) == 100
     assert "two text files" in refused(load_pairs, flags(data="pairs:a.en"), device())
     line = refused(load_pairs, flags(data="pairs:a.en,c.de"), device())
@@ -351,6 +379,8 @@ def test_the_users_pairs(capsys, refused):
     assert "--val 90 leaves nothing" in refused(
         load_pairs, flags(data="pairs:a.en,b.de", val=90), device()
     )
+    line = refused(load_pairs, flags(data="pairs:a.en,b.de", max_length=10**9), device())
+    assert "--max-length 1000000000: a sentence has at most 10,000" in line
     Path("one").write_text("x\n")
     assert "can't be split" in refused(load_pairs, flags(data="pairs:one,one"), device())
 
@@ -361,5 +391,8 @@ def test_what_is_lost_is_said(capsys):
     Path("b").write_text("\n".join(lines) + "\nq\n")
     load_pairs(flags(data="pairs:a,b", max_length=20), device())
     out = capsys.readouterr().out
-    assert "2 sentences were longer than 20 tokens and are cut" in out
-    assert "1 pairs with an empty line" in out
+    assert "2 sentences cut at 20 tokens" in out
+    assert "1 pair with an empty line" in out
+    assert "a seeded 10% of all pairs" in out
+    load_pairs(flags(data="pairs:a,b", max_length=80, limit=1), device())
+    assert ": 1 train, 5 test pairs" in capsys.readouterr().out

@@ -3,12 +3,15 @@
 Usage: torchrun --nproc-per-node 2 tests/test_transformer.py FOLDER trains the same way there.
 """
 
+import io
 import itertools
 import json
 import math
 import os
 import sys
+import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sacrebleu
@@ -69,6 +72,21 @@ def test_attention_is_torchs():
         torch.testing.assert_close(ours, F.scaled_dot_product_attention(q, k, v, m))
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 5, dtype=torch.float64))
     assert not weights[~mask.expand_as(weights)].any()
+
+
+def test_a_token_that_may_look_nowhere_gets_zeros():
+    """As from torch's kernel; and its gradients are no NaN."""
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, n, 8, dtype=torch.float64, requires_grad=True) for n in (5, 7, 7)]
+    mask = torch.rand(2, 1, 5, 7) > 0.3
+    mask[0, :, 2] = False
+    ours, weights = attention(*parts, mask)
+    assert not ours[0, :, 2].any()
+    assert not weights[0, :, 2].any()
+    theirs = F.scaled_dot_product_attention(*parts, mask)
+    torch.testing.assert_close(ours, theirs)
+    grads = [torch.autograd.grad(out.square().sum(), parts) for out in (ours, theirs)]
+    torch.testing.assert_close(*grads)
 
 
 def test_attention_by_brute_force():
@@ -492,9 +510,46 @@ def test_recipes():
     assert (args.model, args.warmup, args.vocab_size, args.average) == (
         "transformer_base", 4000, 37_000, 5,
     )  # fmt: skip
+    assert args.lr == (512 * 4000) ** -0.5
     args = train.parse_args(["--data", "multi30k"])
-    assert args.num_layers is None
-    assert train.parse_args(["--data", "multi30k", "--warmup", "7"]).warmup == 7
+    assert (args.num_layers, args.num_heads, args.dropout) == (4, 4, 0.2)
+    assert args.lr == (128 * 2000) ** -0.5  # Eq. 3 at its peak
+    args = train.parse_args(["--data", "multi30k", "--model", "transformer_big", "--paper"])
+    assert (args.num_layers, args.num_heads, args.dropout) == (6, 16, 0.3)
+
+
+def test_sizes_are_the_models():
+    """What --help shows is what is built."""
+    for name in MODELS:
+        args = train.parse_args(["--data", "multi30k", "--paper", "--model", name])
+        with torch.device("meta"):
+            model = MODELS[name]()
+        built = model.encoder[0].attention.num_heads, len(model.encoder), model.dropout.p
+        assert built == (args.num_heads, args.num_layers, args.dropout)
+
+
+def warmup(steps, *flags):
+    """The steps of the warm-up, and the peak rate."""
+    args = train.parse_args(["--data", "multi30k", *flags])
+    return train.warmup_of(args, steps, SimpleNamespace(say=print)), args.lr
+
+
+def test_a_warm_up_fits_the_run(capsys):
+    peak = (128 * 2000) ** -0.5
+    assert warmup(6240) == (2000, peak)  # Multi30k
+    assert not capsys.readouterr().out
+    assert warmup(520) == (182, peak)
+    assert "of 520 steps the warm-up has 182, not 2,000" in capsys.readouterr().out
+    assert warmup(1) == (1, peak)
+    assert warmup(520, "--warmup", "100") == (100, peak)  # a shorter one raises no rate
+    assert warmup(9000, "--warmup", "8000") == (8000, peak / 2)  # Eq. 3
+    capsys.readouterr()
+    assert warmup(520, "--warmup", "2000") == (2000, peak)  # as typed
+    assert "ends after step 520, inside its warm-up of 2,000" in capsys.readouterr().out
+    assert warmup(520, "--warmup", "2000", "--no-ramp") == (2000, peak)
+    assert not capsys.readouterr().out
+    warmup(6240, "--max-steps", "300")
+    assert "ends after step 300, inside" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -513,7 +568,7 @@ def same(a, b, **tolerance):
 
 def test_accumulation_equals_the_large_batch(few):
     flags = [*FAST, "--max-steps", "2", "--precision", "fp32", "--dropout", "0"]
-    flags += ["--lr", "1e-3"]
+    flags += ["--lr", "1e-3", "--warmup", "100"]
     losses = []
     for k in (1, 3):
         folder = ["--run-dir", f"k{k}", "--accumulate", str(k)]
@@ -524,7 +579,7 @@ def test_accumulation_equals_the_large_batch(few):
 
 KINDS = {"two": [], "shards": ["--fsdp"]}
 ALIKE = [*FAST, "--max-steps", "2", "--precision", "fp32", "--dropout", "0", "--clip", "1"]
-ALIKE += ["--batch-size", "300"]
+ALIKE += ["--batch-size", "300", "--warmup", "100"]
 
 
 def test_two_processes_equal_one(few):
@@ -568,8 +623,11 @@ def test_the_last_epochs_are_averaged(few):
     for key, value in seen[1]["model"].items():
         torch.testing.assert_close(average[key], (value + seen[0]["model"][key]) / 2)
     args = train.parse_args(["--epochs", "3", "--average", "2"])
-    assert train.weights_to_use(seen[1], args)["embedding.weight"] is average["embedding.weight"]
-    assert train.weights_to_use(seen[0], args) is seen[0]["model"]  # one of two
+    used, note = train.weights_to_use(seen[1], args)
+    assert (used["embedding.weight"] is average["embedding.weight"], note) == (True, "")
+    used, note = train.weights_to_use(seen[0], args)
+    assert used is seen[0]["model"]  # one of two
+    assert "the last 2 epochs some are missing" in note
     for extra in (["--max-steps", "10"], []):  # a longer training averages its own last epochs
         train.main(["--quiet", "--resume", "--run-dir", "to3", "--epochs", "6", *extra])
         seen.append(torch.load("to3/last.pt"))
@@ -579,13 +637,18 @@ def test_the_last_epochs_are_averaged(few):
         torch.testing.assert_close(seen[3]["average"][key], mean)
 
 
-def test_a_training_made_longer_averages_no_other_epochs(few):
+def test_a_training_made_longer_averages_no_other_epochs(few, capsys):
     """One epoch more: of the last two the first is gone, so the last weights are tested."""
     flags = [*FAST, "--batch-size", "4000", "--precision", "fp32", "--average", "2"]
     train.main([*flags, "--epochs", "2", "--run-dir", "run"])
     assert torch.load("run/last.pt")["average"]["count"] == 2
-    train.main(["--quiet", "--resume", "--run-dir", "run", "--epochs", "3"])
+    assert "missing" not in capsys.readouterr().out
+    flags = ["--no-quiet", "--resume", "--run-dir", "run", "--epochs", "3"]
+    train.main(flags)
     assert torch.load("run/last.pt")["average"]["count"] == 0
+    assert "the last weights, as of the mean of the last 2 epochs some" in capsys.readouterr().out
+    sample.main(["--checkpoint", "run/last.pt", "1.2.1950"])
+    assert "the last weights, as of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -609,7 +672,7 @@ def test_pairs_evaluate_and_samples(capsys, monkeypatch):
     references, evaluate = {}, train.evaluate
 
     def note(model, pairs, *rest):
-        references[pairs.part] = list(pairs.lines[1])
+        references[pairs.part] = pairs.lines.target
         return evaluate(model, pairs, *rest)
 
     monkeypatch.setattr(train, "evaluate", note)
@@ -645,18 +708,46 @@ def test_pairs_evaluate_and_samples(capsys, monkeypatch):
     for more in (["--temperature", "1", "--seed", "3"], ["--beam", "1"]):
         assert list(sample.main([*argv, "ein", *more, "--out", more[0][2:]])) == ["ein"]
     sample.main([*argv, "ein " * 500, "--out", "long"])
-    assert "1 sentences were longer than 128 tokens" in capsys.readouterr().err
+    assert "1 sentence cut at 128 tokens" in capsys.readouterr().err
 
 
-def test_typed_sentences(few, monkeypatch, capsys):
-    import io
-
+def test_typed_sentences(few, monkeypatch, capsys, refused):
     train.main([*FAST, "--max-steps", "1", "--run-dir", "run"])
     capsys.readouterr()
-    raw = io.TextIOWrapper(io.BytesIO(b"5 May 1999\n\n1.2.1950\n"))
+    raw = io.TextIOWrapper(io.BytesIO(b"5 May 1999\n\n\xfcber\n\xc2\xa0\n1.2.1950\n"))
     monkeypatch.setattr("sys.stdin", raw)
-    sample.main(["--checkpoint", "run/last.pt", "--interactive"])
-    assert capsys.readouterr().out.count("\n") == 3
+    argv = ["--checkpoint", "run/last.pt", "--interactive"]
+    sample.main(argv)
+    streams = capsys.readouterr()
+    assert streams.out.count("\n") == 4  # two of them empty
+    assert "line 3 is not UTF-8 text (byte 0xfc, ü in Latin-1)" in streams.err
+    monkeypatch.setattr("sys.stdin", None)  # closed, as by <&-
+    assert "which is closed" in refused(sample.main, argv)
+
+
+def test_references_that_are_not_in_normal_form(capsys):
+    """Translations are; BLEU of the same text would be lower."""
+    scores = []
+    for form in ("NFC", "NFD"):
+        Path(form).mkdir()
+        write_pairs(300, form)
+        for name in ("a.txt", "b.txt"):
+            text = Path(form, name).read_text("utf-8")
+            Path(form, name).write_text(unicodedata.normalize(form, text), "utf-8")
+        argv = ["--data", f"pairs:{form}/a.txt,{form}/b.txt", "--run-dir", f"run{form}", "--quiet"]
+        argv += ["--num-layers", "1", "--vocab-size", "40", "--epochs", "5", "--batch-size", "100"]
+        scores.append(train.main([*argv, "--warmup", "60", "--average", "1"])["test_bleu"])
+    assert scores[0] == scores[1] > 0
+    assert "fünf" in Path("runNFD/translations.txt").read_text("utf-8")
+
+
+def test_empty_translations_are_said(few, capsys, monkeypatch):
+    monkeypatch.setattr(train, "generate", lambda model, source, most: [[]] * len(source))
+    train.main([*FAST, "--no-quiet", "--max-steps", "1", "--run-dir", "run"])
+    assert "all 40 translations are empty" in capsys.readouterr().out
+    monkeypatch.setattr(sample, "generate", lambda model, source, most: [[]] * len(source))
+    sample.main(["--checkpoint", "run/last.pt", "--beam", "1", "1.2.1950"])
+    assert "all translations are empty" in capsys.readouterr().err
 
 
 def test_bad_samples(few, refused):
@@ -668,7 +759,10 @@ def test_bad_samples(few, refused):
     assert "empty.txt is empty" in refused(sample.main, [*argv, "--file", "empty.txt"])
     Path("latin.txt").write_bytes("Tür\nüber\n".encode("latin-1"))
     assert "line 1 is not UTF-8" in refused(sample.main, [*argv, "--file", "latin.txt"])
-    assert "line 1 is not UTF-8" in refused(sample.main, [*argv, "\udcfcber"])
+    assert "sentence 1 is not UTF-8" in refused(sample.main, [*argv, "\udcfcber"])
+    Path("spaces.txt").write_text("\u00a0\n", "utf-8")
+    assert "spaces.txt is empty" in refused(sample.main, [*argv, "--file", "spaces.txt"])
+    assert "nothing to translate" in refused(sample.main, [*argv, "\u00a0"])
     assert "one of them" in refused(sample.main, [*argv, "a", "--interactive"])
     assert "no files" in refused(sample.main, [*argv, "--interactive", "--out", "out"])
     for flags in (["--beam", "2"], ["--length-penalty", "1"]):
@@ -684,10 +778,11 @@ def test_bad_settings(refused):
     assert "3 heads" in refused(train.main, [*FAST, "--num-heads", "3"])
     assert "--dropout" in refused(train.main, ["--dropout", "1"])
     assert "--smoothing" in refused(train.main, ["--smoothing", "1.5"])
-    assert "--direction" in refused(train.main, ["--direction", "de-en"])
     assert "below 10" in refused(train.main, ["--beam", "2", "--length-penalty", "400"])
     assert "add --beam" in refused(train.main, ["--length-penalty", "1"])  # of dates
-    assert "use one of them" in refused(train.main, ["--patience", "2", "--average", "2"])
+    assert "keeps the best" in refused(train.main, ["--patience", "2", "--average", "3"])
+    assert "--warmup-share" in refused(train.main, ["--warmup-share", "1.5"])
+    assert "dates has one direction" in refused(train.main, ["--direction", "de-en"])
 
 
 @pytest.mark.parametrize("claim", list(claims.CLAIMS))

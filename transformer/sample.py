@@ -124,13 +124,13 @@ def attention_grid(maps: Tensor, rows: Sequence[str], columns: Sequence[str], pa
 
     from common.plot import save
 
-    layers, heads = maps.shape[:2]
+    layers, heads, maps = *maps.shape[:2], maps.float().cpu().numpy()
     width, height = (min(4.0, 0.9 + 0.13 * len(names)) for names in (columns, rows))
     figure = Figure(figsize=(width * heads, height * layers), layout="constrained")
     axes = figure.subplots(layers, heads, squeeze=False)
     for layer, head in torch.cartesian_prod(torch.arange(layers), torch.arange(heads)).tolist():
         axis = axes[layer, head]
-        axis.imshow(maps[layer, head].float().cpu(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.imshow(maps[layer][head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7, pad=2)
         below, beside = layer == layers - 1, head == 0
         style = dict(fontsize=6, parse_math=False)

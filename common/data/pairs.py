@@ -208,7 +208,7 @@ def read_pairs(source: str | Path, target: str | Path) -> tuple[Lines, str]:
     if not full:
         fail(f"no line of {source} and {target} has text on both sides")
     empty = counted(len(sides[0]) - len(full), "pair")
-    note = f"without {empty} with an empty line in {source} or {target}"
+    note = f"{empty} with an empty line in {source} or {target} left out"
     return Lines(*map(list, zip(*full, strict=True))), note if len(full) < len(sides[0]) else ""
 
 

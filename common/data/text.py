@@ -168,8 +168,7 @@ def losses(encoded: Sequence[Encoded], max_length: int) -> str:
     """What to say of truncated sentences and unknown characters; empty where there are none."""
     cut = sum(part.cut for part in encoded)
     unknown = sorted({character for part in encoded for character in part.unknown})
-    were = "sentence was", "sentences were"
-    notes = [f"{counted(cut, *were)} longer than {max_length} tokens and cut"] if cut else []
+    notes = [f"{counted(cut, 'sentence')} cut at {max_length} tokens"] if cut else []
     if unknown:
         shown = [c if c.isprintable() else f"U+{ord(c):04X}" for c in unknown[:20]]
         shown = " ".join(shown) + (" …" if len(unknown) > 20 else "")
