@@ -203,7 +203,7 @@ class Parser(OneLineParser):
     def add_argument(
         self, *names, default=None, group: str = GROUPS[2], none: str = "none", **kwargs
     ) -> argparse.Action:
-        """As in argparse, in a `group` of --help; `none` says there what None means.
+        """Adds a flag to a `group` of --help; `none` says there what None means.
 
         The default is kept aside, as a recipe may change it.
         """

@@ -156,7 +156,7 @@ class LeNet5(nn.Module):
 
 
 class LeNet5Modern(nn.Module):
-    """The same sizes with today's parts: 61,706 parameters."""
+    """LeNet-5's sizes with today's parts: 61,706 parameters."""
 
     def __init__(self, num_classes: int = 10):
         super().__init__()

@@ -97,7 +97,7 @@ def projection(in_channels: int, channels: int, stride: int) -> nn.Module:
 
 
 class PaddedShortcut(nn.Module):
-    """The same, option A: every second pixel, and zeros for the channels that are new."""
+    """A shortcut of option A: every second pixel, and zeros for the channels that are new."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Devices, precision, parts and processes (DESIGN.md 3: "Batches and steps")."""
+"""Devices, precision, parts and processes."""
 
 import platform
 import textwrap
@@ -273,3 +273,38 @@ def test_freed_memory_is_kept():
     """
     counts = [int(run_python("-c", textwrap.dedent(code), k).stdout) for k in ("yes", "no")]
     assert 5 * counts[0] < counts[1]
+
+
+# ---------------------------------------------------------------------- other systems
+
+
+def test_a_system_without_resource_and_without_a_c_library():
+    """As Windows: `import resource` fails, and so does CDLL(None)."""
+    code = """
+        import sys, ctypes
+        sys.modules["resource"] = None
+
+        def no_library(name):
+            raise TypeError("bad argument type for built-in operation")
+
+        ctypes.CDLL = no_library
+        from common import device
+        device.keep_memory()
+        device.Path = lambda path: type("None", (), {"exists": lambda self: False})()
+        print(device.peak_memory())
+        import lenet.train
+    """
+    if not (ROOT / "lenet").exists():
+        code = code.replace("import lenet.train", "")
+    done = run_python("-c", textwrap.dedent(code))
+    assert (done.returncode, done.stdout) == (0, "nan\n"), done.stderr
+
+
+def test_nothing_of_common_needs_what_windows_lacks():
+    """Modules that other systems don't have are imported where they are caught."""
+    import ast
+
+    for path in (ROOT / "common").rglob("*.py"):
+        tops = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import)]
+        names = {alias.name for node in tops for alias in node.names}
+        assert not names & {"resource", "fcntl", "pwd", "grp", "termios"}, path

@@ -1,4 +1,4 @@
-"""Runs: folders, checkpoints, exact resuming, stopping, and what a run writes (DESIGN.md 5)."""
+"""Runs: folders, checkpoints, exact resuming, stopping, and what a run writes."""
 
 import itertools
 import json

@@ -60,7 +60,7 @@ def object_cover(form: dict[str, Tensor], size: int) -> Tensor:
 
 
 def stroke_cover(stroke: Tensor, place: Tensor) -> Tensor:
-    """The same for a thin line between two points: (N, S, S)."""
+    """How much of each pixel a thin line between two points covers, 0 to 1: (N, S, S)."""
     ends = stroke[:, :4].view(-1, 2, 2) * 1.4 - 0.2
     begin, along = ends[:, 0], ends[:, 1] - ends[:, 0]  # (N, 2): x, y
     x, y = (place - begin[:, :1])[:, None], (place - begin[:, 1:])[:, :, None]

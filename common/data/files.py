@@ -68,7 +68,7 @@ class ImageFiles(torch.utils.data.Dataset):
         return F.pad(pixels.permute(2, 0, 1), [self.pad] * 4)
 
     def take(self, indices: Tensor) -> "ImageFiles":
-        """Those at `indices`, with the same settings."""
+        """The files at `indices`, to be read alike."""
         paths = [self.paths[i] for i in indices.tolist()]
         settings = self.size, self.channels, self.pad, self.window, self.cut, self.top
         return type(self)(paths, *settings)

@@ -70,7 +70,7 @@ class Held:
         return len(self.pixels)
 
     def take(self, indices: Tensor) -> "Held":
-        """Those at `indices`."""
+        """The images at `indices`, still in memory."""
         return Held(self.pixels[indices.to(self.pixels.device)], self.dev)
 
     def draws(self, parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterable[Draw]:
@@ -97,7 +97,7 @@ class Streamed:
         return len(self.files)
 
     def take(self, indices: Tensor) -> "Streamed":
-        """Those at `indices`."""
+        """The images at `indices`, still in files."""
         return Streamed(self.files.take(indices), self.workers, self.dev)
 
     def draws(self, parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterator[Draw]:

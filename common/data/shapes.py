@@ -64,7 +64,7 @@ class ShapeImages:
         return len(self.indices)
 
     def take(self, places: Tensor) -> "ShapeImages":
-        """Those at `places`."""
+        """The scenes at `places`, still to be drawn."""
         return ShapeImages([self.indices[i] for i in places.tolist()], self.seed)
 
     def draw(self, size: int, chunk: int = 100) -> Iterator[Tensor]:

@@ -63,7 +63,7 @@ class Labelled:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> "Labelled":
-        """Those at `indices`."""
+        """The examples at `indices`, with their labels."""
         whole = isinstance(self.pixels, Tensor)
         pixels = self.pixels[indices] if whole else self.pixels.take(indices)
         return Labelled(pixels, self.labels[indices])
