@@ -8,7 +8,7 @@ import processes
 import pytest
 import torch
 import toy
-from conftest import run_python, torchrun
+from conftest import ROOT, run_python, torchrun
 from test_common_run import same, saved
 from torch import nn
 
@@ -281,7 +281,7 @@ def test_freed_memory_is_kept():
 def test_a_system_without_resource_and_without_a_c_library():
     """As Windows: `import resource` fails, and so does CDLL(None)."""
     code = """
-        import sys, ctypes
+        import sys, ctypes, torch
         sys.modules["resource"] = None
 
         def no_library(name):
