@@ -6,6 +6,7 @@ Order and processes change nothing: every fixture and every test draws from the 
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MILESTONES = sorted(path.parent.name for path in ROOT.glob("*/model.py"))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # for child processes
 torch.cpu.get_capabilities = dict  # precision "auto" is fp32 on every processor
-WORKER_BYTES = 5 << 29  # 2.5 GiB, what a worker takes with its largest test
+WORKER_BYTES = 3 << 30  # what a worker takes with its largest test
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -46,6 +47,7 @@ def pytest_pyfunc_call():
 def elsewhere(tmp_path, monkeypatch):
     """The current directory is empty, so that `runs/` and `data/` are never the user's."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("common.run.LINE_SECONDS", math.inf)  # no line because it takes long
     yield
     with contextlib.suppress(OSError, AttributeError):  # Linux, glibc: what a large test freed
         if int(Path("/proc/self/statm").read_text().split()[1]) > (1 << 30) // 4096:
