@@ -90,7 +90,7 @@ def warmup_of(args: argparse.Namespace, steps: int, dev: Device) -> int:
     warmup, end = min(args.warmup, most), min(steps, args.max_steps or steps)
     if warmup < args.warmup:
         dev.say(f"note: of {steps:,} steps the warm-up has {warmup:,}, not {args.warmup:,}")
-    if warmup >= end and args.ramp and not args.evaluate:
+    if warmup > end and args.ramp and not args.evaluate:
         dev.say(f"note: the run ends after step {end:,}, inside its warm-up of {warmup:,} steps")
     return warmup
 
@@ -152,7 +152,7 @@ def weights_to_use(state: dict, args: argparse.Namespace) -> tuple[dict[str, Ten
     model, average, count = state["model"], state["average"], min(args.average, args.epochs)
     if average["count"] >= count and not args.patience:
         return {name: average[name] for name in average if name != "count"}, ""
-    note = f"note: the last weights, as of the mean of the last {count} epochs some are missing"
+    note = f"note: the last weights, for --average lacks some of the last {count} epochs"
     alone = args.patience or count == 1
     return model.state_dict() if isinstance(model, nn.Module) else model, "" if alone else note
 

@@ -191,7 +191,8 @@ def text_files(args: argparse.Namespace) -> Source:
         fail(f"--data {args.data} holds one pair of sentences: that can't be split")
     share = min(0.1, MOST_TEST / len(everything))
     train, test = (everything.take(some) for some in split(len(everything), share, 0))
-    notes = [f"a seeded {100 * share:.2g}% of all pairs is the test part", note]
+    percent = 100 * len(test) / len(everything)
+    notes = [f"a seeded {percent:.2g}% of all pairs is the test part", note]
     languages = [Path(name.removesuffix(".gz")).suffix[1:] or "source" for name in names]
     facts = {"languages": languages, "metric": "bleu"}
     return Source([], {"train": train, "test": test}, "; ".join(filter(None, notes)), facts)
