@@ -114,6 +114,9 @@ class Device:
         """The optimiser's own gradient scaler; it does nothing unless the precision is fp16."""
         if optimizer not in self.scalers:
             enabled = self.precision == "fp16"
+            # A fused optimiser would skip a step that overflowed by itself, and its momentum would
+            # then be memory that nobody wrote: the scaler is to skip it.
+            optimizer._step_supports_amp_scaling = False
             self.scalers[optimizer] = torch.amp.GradScaler(self.device.type, enabled=enabled)
         return self.scalers[optimizer]
 

@@ -308,3 +308,15 @@ def test_nothing_of_common_needs_what_windows_lacks():
         tops = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import)]
         names = {alias.name for node in tops for alias in node.names}
         assert not names & {"resource", "fcntl", "pwd", "grp", "termios"}, path
+
+
+def test_an_overflow_in_the_first_fp16_step_leaves_no_momentum():
+    dev = Device(processes.device_args(precision="fp16"))
+    model = nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    assert not dev.step(model(torch.ones(1, 2)).mean() * 1e38, optimizer)
+    assert torch.equal(model.weight, before)
+    assert not any("momentum_buffer" in state for state in optimizer.state.values())
+    assert dev.step(model(torch.ones(1, 2)).mean(), optimizer)
+    torch.testing.assert_close(model.weight, before - 0.1)

@@ -12,9 +12,9 @@ from helpers import count, weights
 from PIL import Image
 
 from common.data.batches import Draw
-from common.data.masks import load_masks, two_distances
 from common.device import Device
 from unet import claims, sample, train
+from unet.data import load_masks, two_distances
 from unet.model import (
     MODELS,
     UNet,
@@ -233,17 +233,15 @@ def test_the_energy_is_eq_1():
 
 def test_weight_maps_of_the_script():
     cells()
-    args = train.parse_args(
-        ["--data", "folder:set", "--quiet", "--balance", "yes", "--border", "10"]
-    )
+    args = train.parse_args(["--data", "folder:set", "--quiet", "--balance", "--border", "10"])
     images = load_masks(args, Device(args), 48)[0]
     maps = train.weigh(images, args)
-    frequencies = torch.stack([m.float().mean() for m in images.pairs.masks]).mean()
-    for mask, found in zip(images.pairs.masks, maps, strict=True):
+    frequencies = torch.stack([m.float().mean() for m in images.content.masks]).mean()
+    for mask, found in zip(images.content.masks, maps, strict=True):
         assert torch.allclose(found[mask == 1], 0.5 / frequencies, rtol=1e-4)  # no border there
         assert (found[mask == 0] >= 0.5 / (1 - frequencies) - 1e-4).all()
     assert max(float(found.max()) for found in maps) > 5
-    args.balance, args.border = "no", 0.0
+    args = args.but(balance=False, border=0.0)
     assert train.weigh(images, args) is None
 
 
@@ -258,7 +256,7 @@ def test_displacements_are_bicubic_between_a_3x3_grid():
 
 
 def cut(count=3, context=0, size=60, **changes):
-    typed = ["--augment", "yes", "--size", "32", "--data", "nuclei"]
+    typed = ["--augment", "--size", "32", "--data", "nuclei"]
     args = train.parse_args(typed)
     vars(args).update(changes)
     sizes = torch.full((count,), size)
@@ -266,7 +264,7 @@ def cut(count=3, context=0, size=60, **changes):
 
 
 def test_tiles_without_augmentation_are_straight():
-    places, side = cut(augment="no", size=50)
+    places, side = cut(augment=False, size=50)
     assert side == 32
     assert places.shape == (3, 32, 32, 2)
     assert torch.allclose(places[:, 0, 1:, 0] - places[:, 0, :-1, 0], torch.ones(3, 31), atol=1e-4)
@@ -315,16 +313,16 @@ def test_image_and_mask_are_bent_together():
 
 def test_recipes():
     args = train.parse_args([])
-    assert (args.model, args.data, args.tile) == ("unet_small", "shapes", 64)
+    assert (args.model, args.data, train.tile_of(args)) == ("unet_small", "shapes", 64)
     args = train.parse_args(["--paper"])
-    assert (args.model, args.optimizer, args.batch_size, args.tile) == ("unet", "sgd", 1, 388)
+    assert (args.model, args.optimizer, args.batch_size, train.tile_of(args)) == ("unet", "sgd", 1, 388)
     assert (args.border, args.sigma, args.elastic) == (10, 5, 10)
     args = train.parse_args(["--data", "isbi", "--epochs", "7"])
-    assert (args.epochs, args.augment, args.border) == (7, "yes", 0)
+    assert (args.epochs, args.augment, args.border) == (7, True, 0)
     assert train.parse_args(["--data", "nuclei", "--border", "3"]).border == 3
     assert train.parse_args(["--data", "isbi", "--paper"]).epochs == 2400
-    assert train.parse_args(["--size", "50"]).tile == 64
-    assert train.parse_args(["--size", "50", "--model", "unet"]).tile == 52
+    assert train.tile_of(train.parse_args(["--size", "50"])) == 64
+    assert train.tile_of(train.parse_args(["--size", "50", "--model", "unet"])) == 52
 
 
 def test_bad_flags(refused):

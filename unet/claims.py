@@ -13,6 +13,7 @@ import statistics
 
 from common import cli
 from common.claims import run_arms, write_summary
+from common.folder import make_folder
 from unet.train import main as train
 
 DATA = {"skips": "nuclei", "elastic": "isbi", "border": "nuclei", "folds": "isbi"}
@@ -23,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("unet", __doc__, DATA)
     parser.add_argument("--data", help="which data (default: nuclei, or isbi)")
-    parser.add_argument("--epochs", type=cli.whole(1), help="of each run, to shorten it")
+    parser.add_argument("--epochs", type=cli.integer(1), help="of each run, to shorten it")
     return parser.parse_args(argv)
 
 
@@ -34,7 +35,7 @@ def arms_of(claim: str, epochs: int | None) -> dict[str, list[str]]:
         return {f"fold {k}": [*length, "--fold", str(k)] for k in range(6)}
     if claim != "elastic":
         length = ["--epochs", str(epochs or 8)]
-        other = ["--skips", "no"] if claim == "skips" else ["--border", "10"]
+        other = ["--no-skips"] if claim == "skips" else ["--border", "10"]
         return {"U-Net": length, " ".join(other)[2:]: [*length, *other]}
     arms = {}
     for count in (5, 10, 25):
@@ -49,7 +50,7 @@ def arms_of(claim: str, epochs: int | None) -> dict[str, list[str]]:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_<name>.json and .png; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
+    make_folder(args.out)
     arms = arms_of(args.claim, args.epochs)
     shared = ["--data", args.data or DATA[args.claim]]
     results, commands, _ = run_arms("unet", train, arms, shared, args)

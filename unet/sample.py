@@ -13,14 +13,15 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from common import cli
-from common.classify import find_images, names_for
-from common.data.files import luminance
-from common.data.masks import MaskSet, load_masks, norm_of, normalise, read_image
+from common import cli, counted
+from common.classify import names_for
+from common.data.files import find_images, luminance
 from common.device import Device
-from common.run import progress
-from common.segmentation import overlay
+from common.folder import make_folder, open_run
+from common.run import progress_bar
+from unet.data import MaskSet, load_masks, norm_of, normalise, read_image
 from unet.model import MODELS, UNet, segment
+from unet.scores import overlay
 from unet.train import build
 
 
@@ -29,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.sample_parser("unet", __doc__)
     parser.add_argument("inputs", nargs="*", type=Path, help="image files, or folders of them")
     parser.add_argument(
-        "--tile", type=cli.whole(16), default=388, help="pixels of a tile's answer (default: 388)"
+        "--tile", type=cli.integer(16), default=388, help="pixels of a tile's answer (default: 388)"
     )
     return parser.parse_args(argv)
 
@@ -63,7 +64,7 @@ def show_test(
 
     shown = []
     for index in range(min(count, len(test))):
-        image, mask = test.pairs.images[index], test.pairs.masks[index]
+        image, mask = test.content.images[index], test.content.masks[index]
         answer = classes_of(model, image, test.facts, dev, tile, views)
         shown.append([image, overlay(image, mask), overlay(image, answer)])
     titles = ["image"] * len(shown) + ["truth"] * len(shown) + ["answer"] * len(shown)
@@ -77,26 +78,25 @@ def main(argv: list[str] | None = None) -> dict:
     """Segments the inputs, or test images; returns each file's shares and parts by class."""
     args = parse_args(argv)
     files = find_images(args.inputs)
-    checkpoint, flags, dev = cli.open_run(args, "unet", MODELS)
+    checkpoint, flags, dev, out = open_run(args, "unet", MODELS)
     facts = checkpoint["dataset"]
     model = build(flags, facts)
     model.load_state_dict(checkpoint["model"])
     model.to(dev.device, memory_format=torch.channels_last).eval()
-    print(f"{flags.model} trained on {flags.data}, from {args.checkpoint}")
     if not files:
         test = load_masks(flags, dev, flags.size)[2]
-        cli.make_folder(args.out)
-        show_test(model, test, dev, args.out, args.tile, flags.views)
+        make_folder(out)
+        show_test(model, test, dev, out, args.tile, flags.views)
         return {"shown": len(test)}
-    images = [read_image(path) for path in files]  # before anything is written
-    cli.make_folder(args.out)
-    found, named = {}, zip(files, names_for(files), images, strict=True)
-    for path, name, image in progress(named, dev, "segmenting", len(files)):
+    images = [read_image(path, facts.get("top")) for path in files]  # before anything is written
+    make_folder(out)
+    found, notes, named = {}, [], zip(files, names_for(files), images, strict=True)
+    for path, name, image in progress_bar(named, dev, "segmenting", len(files)):
         image, note = fit(image, facts["channels"])
         answer = classes_of(model, image, facts, dev, args.tile, flags.views)
-        Image.fromarray(answer.numpy()).save(args.out / f"{name}-mask.png")
+        Image.fromarray(answer.numpy()).save(out / f"{name}-mask.png")
         picture = overlay(image, answer).permute(1, 2, 0).numpy()
-        Image.fromarray(picture).save(args.out / f"{name}-overlay.jpg", quality=90)
+        Image.fromarray(picture).save(out / f"{name}-overlay.jpg", quality=90)
         found[str(path)] = {
             label: {
                 "share": float((answer == k).float().mean()),
@@ -104,12 +104,16 @@ def main(argv: list[str] | None = None) -> dict:
             }
             for k, label in enumerate(facts["classes"])
         }
-        answers = ", ".join(
-            f"{label} {v['share']:.1%} in {v['parts']} parts"
-            for label, v in found[str(path)].items()
+        notes.append(note)
+    for (path, answers), note in zip(found.items(), notes, strict=True):
+        shares = (
+            f"{label} {v['share']:.1%} in {counted(v['parts'], 'part')}"
+            for label, v in answers.items()
         )
-        print(f"{path}{note}: {answers}")
-    print(f"wrote {len(files)} masks (a pixel's value is its class) and pictures to {args.out}")
+        print(f"{path}{note}: {', '.join(shares)}")
+    print(
+        f"wrote {counted(len(files), 'mask')} (a pixel's value is its class) and pictures to {out}"
+    )
     return found
 
 

@@ -7,7 +7,6 @@ python unet/train.py --data folder:PATH                   # your own images/ and
 python unet/train.py --paper --data-dir PATH              # the paper's network and recipe
 """
 
-import argparse
 import math
 from functools import partial
 
@@ -18,71 +17,83 @@ from torch import Tensor
 from common import cli, fail
 from common.classify import check_images
 from common.data.batches import Draw
-from common.data.masks import MASK_SETS, UNKNOWN, MaskSet, add_mask_flags, load_masks
 from common.device import Device
 from common.run import Run
-from common.segmentation import class_scores, iou_of, match_cells, tally
+from common.schedule import cosine
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
+from unet.data import MASK_SETS, UNKNOWN, MaskSet, add_mask_flags, load_masks
 from unet.model import MODELS, UNet, border_weights, elastic_displacement, energy, segment
+from unet.scores import class_scores, iou_of, match_cells, tally
 
 # fmt: off
 QUICK = dict(model="unet_small", data="shapes", epochs=2, val=100, batch_size=16, lr=3e-3, size=64,
-             optimizer="adamw", augment="no", contrast="set", border=10.0, balance="no", views=1)
+             optimizer="adamw", augment=False, contrast="set", border=10.0, balance=False, views=1)
 PAPER = dict(model="unet", data="isbi", epochs=2400, val=0, batch_size=1, lr=1e-3, size=388,
-             optimizer="sgd", augment="yes", contrast="set", border=10.0, balance="yes", views=8)
-CELLS = dict(val=0, batch_size=2, size=256, augment="yes", contrast="set", border=0.0, views=8)
+             optimizer="sgd", augment=True, contrast="set", border=10.0, balance=True, views=8)
+CELLS = dict(val=0, batch_size=2, size=256, augment=True, contrast="set", border=0.0, views=8)
 EPOCHS = {"isbi": 200, "nuclei": 12}  # with CELLS, which are for all images but shapes
 # fmt: on
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
+    """Photographs of cells and the user's own have another recipe than shapes."""
+    width = dict(width=getattr(MODELS[model], "keywords", {}).get("width", 64))  # Fig. 1's 64
+    if paper or data in (None, "shapes"):
+        return width, {}
+    return width | CELLS | {"epochs": EPOCHS.get(data, 40)}, {}
+
+
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("unet", __doc__, QUICK, PAPER, MODELS, MASK_SETS)
+    parser = cli.Parser("unet", __doc__, QUICK, PAPER, MODELS, MASK_SETS, recipe)
     add_mask_flags(parser)
     add_weight_flags(parser, published=False)
-    add, amount = parser.add_argument, cli.not_negative
-    add("--size", type=cli.whole(1), help="pixels of a training tile's answer (shapes: of a scene)")
-    add("--width", type=cli.whole(1), help="channels of the first stage (default: the model's)")
-    add("--skips", choices=["yes", "no"], default="yes", help="connect the two paths")
+    add, switch = parser.add_argument, parser.add_switch
+    count, amount = dict(type=cli.integer(1), metavar="N"), dict(type=cli.not_negative, metavar="X")
+    add("--size", **count, help="pixels of a training tile's answer (shapes: of a scene)")
+    add("--width", **count, help="channels of the first stage")
+    switch("--skips", default=True, help="connect the two paths")
     add("--optimizer", choices=["sgd", "adamw"], help="sgd has the paper's momentum of 0.99")
-    add("--augment", choices=["yes", "no"], help="turn, bend and brighten training tiles")
-    add("--elastic", type=amount, default=10.0, help="deviation of the 3x3 displacements, pixels")
-    add("--rotate", type=amount, default=180.0, help="turn by up to so many degrees")
-    add("--border", type=amount, help="w0 of Eq. 2; 0: borders weigh as the rest")
-    add("--sigma", type=cli.positive, default=5.0, help="sigma of Eq. 2, in pixels")
-    add("--balance", choices=["yes", "no"], help="w_c of Eq. 1: rare classes count")
+    switch("--augment", help="turn, bend and brighten training tiles")
+    add("--elastic", **amount, default=10.0, help="deviation of the 3x3 displacements, pixels")
+    add("--rotate", **amount, default=180.0, help="turn by up to so many degrees")
+    add("--border", **amount, help="w0 of Eq. 2; 0: borders weigh as the rest")
+    add("--sigma", type=cli.positive, metavar="X", default=5.0, help="sigma of Eq. 2, in pixels")
+    switch("--balance", help="w_c of Eq. 1: rare classes count")
     add("--views", type=int, choices=[1, 8], help="average test answers over so many turns")
     args = parser.parse_args(argv)
     check_weights(args, {})
-    if not args.paper and args.data != "shapes":
-        recipe = CELLS | {"epochs": EPOCHS.get(args.data, 40)}
-        vars(args).update({k: v for k, v in recipe.items() if k not in args.chosen})
-    if {"elastic", "rotate"} & set(args.typed) and args.augment == "no":
-        fail("--elastic and --rotate are parts of --augment yes")
-    rest = 0 if args.model == "unet_small" else 4  # sides are multiples of 16, unpadded 4 more
-    args.tile = -(-max(1, args.size - rest) // 16) * 16 + rest
+    if {"elastic", "rotate"} & set(args.typed) and not args.augment:
+        fail("--elastic and --rotate are parts of --augment")
     return args
 
 
-def build(args: argparse.Namespace, facts: dict) -> UNet:
+def tile_of(args: cli.Flags) -> int:
+    """The side of a training tile's answer: multiples of 16, unpadded networks 4 more."""
+    rest = 0 if args.model == "unet_small" else 4
+    return -(-max(1, args.size - rest) // 16) * 16 + rest
+
+
+def build(args: cli.Flags, facts: dict) -> UNet:
     """The network that the flags ask for."""
-    settings = {"skips": args.skips == "yes"} | ({"width": args.width} if args.width else {})
+    settings = {"skips": args.skips} | ({"width": args.width} if args.width else {})
     return MODELS[args.model](facts["channels"], len(facts["classes"]), **settings)
 
 
 def cut(
-    draw: Draw, heights: Tensor, widths: Tensor, args: argparse.Namespace, context: int
+    draw: Draw, heights: Tensor, widths: Tensor, args: cli.Flags, context: int
 ) -> tuple[Tensor, int]:
     """Where a training tile's pixels are (B, S, S, 2), x and y; and the side with answers.
 
     Anywhere in the image; with --augment turned, mirrored, and bent (Sec. 3.1).
     """
-    side, sizes = args.tile + 2 * context, torch.stack([widths, heights], 1)
+    tile, sizes = tile_of(args), torch.stack([widths, heights], 1)
+    side = tile + 2 * context
     axis = torch.arange(side, device=heights.device) - (side - 1) / 2
     places = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))  # (2, S, S), x and y
-    free = (sizes - args.tile).clamp(min=0)  # (B, 2), where a tile may begin
-    if args.augment == "yes":
-        free = torch.where(free > 0, free, args.tile / 8)  # a shift, mirrored at the border
+    free = (sizes - tile).clamp(min=0)  # (B, 2), where a tile may begin
+    if args.augment:
+        free = torch.where(free > 0, free, tile / 8)  # a shift, mirrored at the border
         angle = draw.uniform(-1, 1) * math.radians(args.rotate)
         flip = draw.integers(0, 1) * 2 - 1
         turn = torch.stack([angle.cos() * flip, -angle.sin(), angle.sin() * flip, angle.cos()], 1)
@@ -90,7 +101,7 @@ def cut(
         normal = draw.normal(2, 3, 3).float()
         places = places + elastic_displacement(normal, side, side, args.elastic)
     middle = (draw.uniform(0, 1, 2) - 0.5) * free + (sizes - 1) / 2  # of the tile
-    return (places + middle[:, :, None, None]).movedim(1, 3), args.tile
+    return (places + middle[:, :, None, None]).movedim(1, 3), tile
 
 
 def brighten(images: Tensor, draw: Draw) -> Tensor:
@@ -99,25 +110,25 @@ def brighten(images: Tensor, draw: Draw) -> Tensor:
     return images * gain + offset
 
 
-def weigh(images: MaskSet, args: argparse.Namespace) -> list[Tensor] | None:
+def weigh(images: MaskSet, args: cli.Flags) -> list[Tensor] | None:
     """The weight maps (H, W) of a set: w_c and the border term of Eq. 2, computed beforehand."""
-    masks, balance = images.pairs.masks, torch.ones(UNKNOWN + 1)
-    if args.balance == "yes":  # the inverse frequency of a class; 1 on average
+    masks, balance = images.content.masks, torch.ones(UNKNOWN + 1)
+    if args.balance:  # the inverse frequency of a class; 1 on average
         counts = sum(torch.bincount(mask.flatten(), minlength=UNKNOWN + 1) for mask in masks)
         counts = counts[: len(images.facts["classes"])]
         balance[: len(counts)] = counts.sum() / (len(counts) * counts.clamp(min=1))
     if not args.border:
-        return [balance[mask.long()] for mask in masks] if args.balance == "yes" else None
+        return [balance[mask.long()] for mask in masks] if args.balance else None
     return [  # the border term is for the background
         balance[mask.long()] + border_weights(*distances, args.border, args.sigma) * (mask == 0)
-        for mask, *distances in images.distances()
+        for mask, *distances in images.distances(args.border, args.sigma)
     ]
 
 
 def step_size(steps: int, step: int) -> float:
     """Share of the learning rate: a short warm-up, then a half cosine down to zero."""
     done = step / max(1, steps)
-    return min(1.0, done / 0.05) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return min(1.0, done / 0.05) * cosine(min(1.0, done))
 
 
 @torch.inference_mode()
@@ -134,7 +145,7 @@ def evaluate(model: UNet, images: MaskSet, dev: Device, views: int = 1) -> dict[
         answers = logits.argmax(1).cpu()
         for index, mask, answer in zip(indices.tolist(), masks.cpu(), answers, strict=True):
             seen = tally(mask, answer, num)
-            labels = images.pairs.labels and images.pairs.labels[index]
+            labels = images.content.labels and images.content.labels[index]
             cells = (0.0, 0, 0) if labels is None else match_cells(labels, answer > 0)
             counts += seen
             iou = iou_of(seen)[1:].nanmean().nan_to_num(1.0)  # right if nothing is there, nor seen
@@ -142,7 +153,7 @@ def evaluate(model: UNet, images: MaskSet, dev: Device, views: int = 1) -> dict[
     loss, counts, sums = (dev.sum(t.to(dev.device)).cpu() for t in (loss, counts, sums))
     metrics = {f"{part}_loss": float(loss / counts.sum()), **class_scores(counts, classes, part)}
     metrics[f"{part}_image_iou"] = float(sums[0]) / len(images)
-    if images.pairs.labels:
+    if images.content.labels:
         metrics[f"{part}_ap"] = float(sums[1]) / len(images)
         metrics[f"{part}_merged"] = float(sums[2] / sums[3].clamp(min=1))
     return metrics
@@ -155,7 +166,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     dev = Device(args)
     train, val, test = load_masks(args, dev, args.size)
     model = build(args, train.facts)
-    check_images(model, args, dev, args.tile + 2 * model.context, train.facts["channels"])
+    side = tile_of(args) + 2 * model.context
+    check_images(model, args, dev, len(train), side, train.facts["channels"])
     start_from(model, args, dev, train.facts, ("head",), {})
     net = dev.wrap(model)
     steps = args.epochs * len(train.batches(args.batch_size, cut))
@@ -171,7 +183,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     train.weights = weigh(train, args)
     places = partial(cut, args=args, context=model.context)
-    augment = brighten if args.augment == "yes" else None
+    augment = brighten if args.augment else None
     for epoch in run.epochs():
         model.train()
         keep_frozen(model)

@@ -125,6 +125,18 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in DEEP or image.mode.startswith("I;16")
 
 
+def white_in(paths: Sequence[str | Path]) -> float | None:
+    """What is white in those files that have more than 8 bits, looking at all; None without any."""
+    deep = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                deep += [path] if is_deep(image) else []
+        except UNREADABLE:
+            continue  # reading it will complain
+    return white_of(deep) if deep else None
+
+
 def white_of(paths: Sequence[str | Path]) -> float:
     """What is white in images of more than 8 bits: one scale for all, by the largest value."""
     largest, whole = 0.0, True
@@ -165,7 +177,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def open_image(path: str | Path, top: float | None = None) -> Image.Image:
+def open_image(path: str | Path, top: float | None = None, page: int = 0) -> Image.Image:
     """An image file as 8-bit L or RGB, turned upright; of more bits `top` (else its own) is white.
 
     Transparent places become white, or black where all that is opaque is light.
@@ -173,6 +185,7 @@ def open_image(path: str | Path, top: float | None = None) -> Image.Image:
     with warnings.catch_warnings():  # of large images: they are read all the same
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(path)
+        image.seek(page)
         image.load()
         image = upright(image)
     if is_deep(image):

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from common.data.masks import UNKNOWN, load_masks, look_up, read_mask, separate, two_distances
 from common.device import Device
-from common.segmentation import class_scores, iou_of, match_cells, overlay, tally
+from unet.data import UNKNOWN, load_masks, look_up, read_mask, separate, two_distances
+from unet.scores import class_scores, iou_of, match_cells, overlay, tally
 
 
 def flags(**changes):
@@ -19,7 +19,7 @@ def flags(**changes):
         data="shapes", data_dir="data", val=0, limit=None, seed=0, folds=3, fold=0, contrast="set",
         typed=[],
         chosen=[], device="cpu", precision="fp32", quiet=True, accumulate=1, clip=None, fsdp=False,
-        compile=False,
+        compile=False, stored={},
     )  # fmt: skip
     return Namespace(**{**values, **changes})
 
@@ -46,11 +46,11 @@ def test_folds_hold_each_image_once():
         train, val, test = load("set", fold=fold)
         assert val is None
         assert len(train) + len(test) == 7
-        assert not set(train.pairs.names) & set(test.pairs.names)
-        seen += test.pairs.names
+        assert not set(train.content.names) & set(test.content.names)
+        seen += test.content.names
     assert sorted(seen) == [f"{k}.png" for k in range(7)]
     other = load("set", seed=5)[2]
-    assert other.pairs.names == load("set")[2].pairs.names  # the seed chooses no test images
+    assert other.content.names == load("set")[2].content.names  # the seed chooses no test images
 
 
 def test_a_tree_with_a_test_part():
@@ -74,9 +74,9 @@ def test_classes_of_masks(refused):
     make("three", values=(0, 1, 2, 255))
     facts = load("three")[0].facts
     assert facts["classes"] == ["background", "class 1", "class 2"]
-    assert any((m == UNKNOWN).any() for m in load("three")[0].pairs.masks)
+    assert any((m == UNKNOWN).any() for m in load("three")[0].content.masks)
     make("two", values=(0, 7))
-    assert {int(v) for m in load("two")[0].pairs.masks for v in m.unique()} == {0, 1}
+    assert {int(v) for m in load("two")[0].content.masks for v in m.unique()} == {0, 1}
     make("gap", values=(0, 1, 3))
     line = refused(load, "gap")
     assert "value 3" in line
@@ -117,7 +117,7 @@ def test_label_maps_are_separated():
     make("cells", kind="labels", values=(0, 1, 2, 3))
     train = load("cells")[0]
     assert train.facts["labelled"]
-    for mask, labels in zip(train.pairs.masks, train.pairs.labels, strict=True):
+    for mask, labels in zip(train.content.masks, train.content.labels, strict=True):
         parts, _ = ndimage.label(mask.numpy(), np.ones((3, 3)))
         for part in range(1, parts.max() + 1):
             assert len(labels[torch.from_numpy(parts == part)].unique()) == 1
@@ -168,11 +168,11 @@ def test_training_batches_are_the_images():
         y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
         return (torch.stack([x, y], 2) + 5).expand(len(heights), 8, 8, 2), 4
 
-    train.weights = [mask.float() + 2 for mask in train.pairs.masks]
+    train.weights = [mask.float() + 2 for mask in train.content.masks]
     for images, masks, weights in train.batches(2, cut):
         assert images.shape == (2, 1, 8, 8)
         assert masks.shape == weights.shape == (2, 4, 4)
-        whole, classes = train.whole(torch.arange(len(train)))
+        whole, classes = train.uncut(torch.arange(len(train)))
         same = [(images[0] - other[:, 5:13, 5:13]).abs().max() < 1e-4 for other in whole]
         assert sum(same) == 1
         index = same.index(True)
@@ -189,7 +189,7 @@ def test_evaluation_batches_hold_everything_once():
     Image.new("L", (10, 10)).save("set/masks/0.png")
     for fold in range(3):  # sizes differ in some part: one at a time there
         for part in load("set", fold=fold)[::2]:
-            differ = len({m.shape for m in part.pairs.masks}) > 1
+            differ = len({m.shape for m in part.content.masks}) > 1
             assert all(not differ or len(x) == 1 for x, *_ in part.batches(3))
 
 
@@ -234,3 +234,150 @@ def test_overlay_leaves_the_first_class():
     classes[2:4, 2:4] = 1
     changed = (overlay(image, classes) != 100).any(0)
     assert torch.equal(changed, classes > 0)
+
+
+# ---------------------------------------------------------------------- other people's folders
+
+
+def printed(root, capsys, **changes):
+    args = flags(data=f"folder:{root}", **changes)
+    dev = Device(args)
+    dev.quiet = False
+    return load_masks(args, dev, 16), capsys.readouterr().out
+
+
+def photo(path, pixels, turn):
+    """A JPEG whose EXIF data say that it has to be turned."""
+    exif = Image.Exif()
+    exif[274] = turn
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, exif=exif, quality=100)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("size", [(16, 24), (16, 16)])
+def test_masks_of_stored_pixels_turn_with_their_images(turn, size, capsys):
+    pixels = np.zeros(size, dtype=np.uint8)
+    pixels[2:6, 3:12] = 255  # in no symmetric place
+    for k in range(3):
+        photo(f"set/images/{k}.jpg", pixels, turn)
+        Path("set/masks").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(f"set/masks/{k}.png")
+    (train, _, _), line = printed("set", capsys)
+    for image, mask in zip(train.content.images, train.content.masks, strict=True):
+        assert ((image[0] > 127) == (mask > 0)).float().mean() > 0.99
+    assert ("turned" in line) == (turn > 1)
+
+
+def test_masks_of_upright_pixels_stay():
+    pixels = np.zeros((16, 24), dtype=np.uint8)
+    pixels[2:6, 3:12] = 255
+    for k in range(3):
+        photo(f"set/images/{k}.jpg", pixels, 6)
+        Path("set/masks").mkdir(exist_ok=True)
+        Image.fromarray(np.rot90(pixels, -1).copy()).save(f"set/masks/{k}.png")
+    for image, mask in zip(*(getattr(load("set")[0].content, n) for n in ("images", "masks")),
+                           strict=True):  # fmt: skip
+        assert ((image[0] > 127) == (mask > 0)).float().mean() > 0.99
+
+
+def test_deep_images_share_one_scale(capsys):
+    make("set")
+    for k in range(6):
+        values = np.full((20, 30), 500 * (k + 1), dtype=np.uint16)
+        Image.fromarray(values).save(f"set/images/{k}.png")
+    (train, _, test), line = printed("set", capsys)
+    shades = sorted(int(i.max()) for part in (train, test) for i in part.content.images)
+    assert shades == [round(500 * (k + 1) / 4095 * 255) for k in range(6)]
+    assert "4095 is white" in line
+    assert train.facts["top"] == 4095
+
+
+def test_pages_are_images_where_masks_have_them_too(capsys):
+    make("set", 1)
+    pages = [Image.new("L", (30, 20), 40 * k) for k in range(5)]
+    masks = [Image.new("L", (30, 20), 255 * (k % 2)) for k in range(5)]
+    pages[0].save("set/images/stack.tif", save_all=True, append_images=pages[1:])
+    masks[0].save("set/masks/stack.tif", save_all=True, append_images=masks[1:])
+    pages[0].save("set/images/film.tif", save_all=True, append_images=pages[1:])
+    masks[1].save("set/masks/film.png")
+    (train, _, test), line = printed("set", capsys)
+    assert len(train) + len(test) == 1 + 5 + 1
+    assert "1 file has further pages" in line
+    names = train.content.names + test.content.names
+    assert {f"stack.tif page {k}" for k in range(1, 6)} <= set(names)
+
+
+def test_subfolders_brackets_side_files_and_hidden_ones():
+    make("set")
+    for kind in ("images", "masks"):
+        Path("set", kind, "deep [1]").mkdir()
+        Path("set", kind, "0.png").rename(Path("set", kind, "deep [1]", "0 [x].png"))
+        Path("set", kind, ".hidden.png").write_bytes(b"")
+        Path("set", kind, "notes.txt").write_text("1")
+    Path("set/images/1.xml").write_text("<a/>")
+    train, _, test = load("set")
+    assert len(train) + len(test) == 6
+    assert "0 [x].png" in train.content.names + test.content.names
+
+
+def test_masks_without_foreground_are_refused(refused, capsys):
+    make("empty", values=(0,))
+    assert "no mask of the training part marks anything" in refused(load, "empty")
+    make("full", values=(255,))
+    assert "255 everywhere" in refused(load, "full")
+    make("alpha")
+    for k in range(6):
+        grey = Image.open(f"alpha/masks/{k}.png")
+        ink = Image.new("RGBA", grey.size, (0, 0, 0, 0))
+        ink.putalpha(grey)
+        ink.save(f"alpha/masks/{k}.png")
+    (train, _, _), line = printed("alpha", capsys)
+    make("plain")
+    plain = load("plain")[0]
+    assert all(map(torch.equal, train.content.masks, plain.content.masks))
+    assert "alpha channel" in line
+
+
+def test_a_set_without_one_of_the_models_classes(refused):
+    make("set", values=(0, 1))
+    known = {"dataset": {"values": [0, 1, 2], "classes": ["background", "class 1", "class 2"]}}
+    train = load("set", stored=known)[0]
+    assert train.facts["classes"] == known["dataset"]["classes"]
+    make("two", values=(0, 2))  # by value, not by place
+    assert {int(v) for m in load("two", stored=known)[0].content.masks for v in m.unique()} == {
+        0,
+        2,
+    }
+    make("three", values=(0, 1, 3))
+    assert "value 3" in refused(lambda: load("three", stored=known))
+
+
+def test_instance_numbers_in_masks_are_noticed(capsys):
+    Path("set/images").mkdir(parents=True)
+    Path("set/masks").mkdir()
+    for k in range(6):
+        numbers = np.zeros((20, 30), dtype=np.uint8)
+        numbers[::2, : 10 + k] = np.arange(1, 11 + k)
+        Image.new("L", (30, 20), 9).save(f"set/images/{k}.png")
+        Image.fromarray(numbers).save(f"set/masks/{k}.png")
+    _, line = printed("set", capsys)
+    assert "call the folder labels/" in line
+    make("classes", values=tuple(range(12)))
+    assert "call the folder" not in printed("classes", capsys)[1]
+
+
+@pytest.mark.parametrize(("w0", "sigma"), [(10.0, 5.0), (10.0, 20.0), (3.0, 1.0)])
+def test_border_weights_reach_as_far_as_they_are_something(w0, sigma):
+    from unet.data import reach_of
+    from unet.model import border_weights
+
+    labels = torch.zeros(20, 400, dtype=torch.int32)
+    gap = round(4.5 * sigma)
+    labels[8:12, 2:6], labels[8:12, 6 + gap : 16 + gap] = 1, 2
+    reach = reach_of(w0, sigma)
+    cut = border_weights(*two_distances(labels, reach), w0, sigma)
+    whole = border_weights(*two_distances(labels, 1000), w0, sigma)
+    assert (cut - whole).abs().max() < 1e-12
+    assert whole.max() > 0
+    assert reach_of(10.0, 20.0) > 150

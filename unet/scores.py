@@ -1,4 +1,4 @@
-"""What scripts that give each pixel a class share: counting connected cells, and pictures."""
+"""Scores of masks: pixels, connected cells; and masks drawn over their images."""
 
 import torch
 from torch import Tensor
