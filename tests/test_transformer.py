@@ -625,11 +625,12 @@ def test_the_last_epochs_are_averaged(few):
     for key, value in seen[1]["model"].items():
         torch.testing.assert_close(average[key], (value + seen[0]["model"][key]) / 2)
     args = train.parse_args(["--epochs", "3", "--average", "2"])
-    used, note = train.weights_to_use(seen[1], args)
-    assert (used["embedding.weight"] is average["embedding.weight"], note) == (True, "")
-    used, note = train.weights_to_use(seen[0], args)
-    assert used is seen[0]["model"]  # one of two
-    assert "lacks some of the last 2 epochs" in note
+    said = []
+    used = train.weights_to_use(seen[1], args, said.append)
+    assert used["embedding.weight"] is average["embedding.weight"]
+    assert not said
+    assert train.weights_to_use(seen[0], args, said.append) is seen[0]["model"]  # one of two
+    assert "lacks some of the last 2 epochs" in said[0]
     for extra in (["--max-steps", "10"], []):  # a longer training averages its own last epochs
         train.main(["--quiet", "--resume", "--run-dir", "to3", "--epochs", "6", *extra])
         seen.append(torch.load("to3/last.pt"))
@@ -744,11 +745,11 @@ def test_references_that_are_not_in_normal_form(capsys):
 
 
 def test_empty_translations_are_said(few, capsys, monkeypatch):
-    monkeypatch.setattr(train, "generate", lambda model, source, most: [[]] * len(source))
+    monkeypatch.setattr(train, "write", lambda model, source, *_: [[]] * len(source))
     train.main([*FAST, "--no-quiet", "--max-steps", "1", "--run-dir", "run"])
     assert "all 40 translations are empty" in capsys.readouterr().out
-    monkeypatch.setattr(sample, "generate", lambda model, source, most: [[]] * len(source))
-    sample.main(["--checkpoint", "run/last.pt", "--beam", "1", "1.2.1950"])
+    monkeypatch.setattr(sample, "write", lambda model, source, *_: [[]] * len(source))
+    sample.main(["--checkpoint", "run/last.pt", "1.2.1950"])
     assert "all translations are empty" in capsys.readouterr().err
 
 

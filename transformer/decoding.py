@@ -89,6 +89,15 @@ def generate(
     return found
 
 
+def write(
+    model: Transformer, source: Tensor, beam: int, alpha: float, most: int
+) -> list[list[int]]:
+    """By beam search, or with a beam of one the likeliest token at each step."""
+    if beam == 1:
+        return generate(model, source, most=most)
+    return beam_search(model, source, beam, alpha, most=most)
+
+
 @torch.no_grad()
 def beam_search(
     model: Transformer,

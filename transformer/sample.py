@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from common.data.pairs import load_pairs
 from common.data.text import START, as_text, decode, encode, losses, pad, read_lines, read_tokenizer
 from common.device import Device
 from common.folder import make_folder, open_run
-from transformer.decoding import beam_search, generate
+from transformer.decoding import generate, write
 from transformer.model import MODELS, MultiHeadAttention, Transformer
 from transformer.train import build, weights_to_use
 
@@ -79,10 +80,8 @@ def translate(
         source = pad([encoded.tokens[i] for i in some], dev)
         if args.temperature:
             written = generate(model, source, args.temperature, most=most, generator=generator)
-        elif args.beam > 1:
-            written = beam_search(model, source, args.beam, args.length_penalty, most=most)
         else:
-            written = generate(model, source, most=most)
+            written = write(model, source, args.beam, args.length_penalty, most)
         for i, text in zip(some, decode(tokenizer, written), strict=True):
             found[full[i]] = text
     return found
@@ -176,11 +175,8 @@ def main(argv: list[str] | None = None) -> dict:
     facts = checkpoint["dataset"]
     tokenizer = read_tokenizer(facts["tokenizer"])
     model = build(flags, tokenizer.get_vocab_size())
-    weights, note = weights_to_use(checkpoint, flags)
-    model.load_state_dict(weights)
+    model.load_state_dict(weights_to_use(checkpoint, flags, partial(print, file=sys.stderr)))
     model.to(dev.device).eval()
-    if note:
-        print(note, file=sys.stderr)
 
     def answer(lines: list[str]) -> list[str]:
         return translate(lines, model, tokenizer, facts["longest"] * 5 // 4, dev, args)

@@ -7,6 +7,7 @@ python transformer/train.py --paper --data pairs:train.en,train.de    # Sec. 5: 
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,7 +20,7 @@ from common.data.pairs import FIXED, PAIR_SETS, PairSet, add_pair_flags, load_pa
 from common.data.text import PAD, decode
 from common.device import Device
 from common.run import Run
-from transformer.decoding import beam_search, generate
+from transformer.decoding import write
 from transformer.model import MODELS, SIZES, Transformer
 
 # fmt: off
@@ -41,11 +42,9 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     peak = (sizes["d_model"] * max(own["warmup"], given.get("warmup", 0))) ** -0.5
     own = {"lr": peak, "warmup_share": None if "warmup" in given else 0.35} | own
     own = {name: sizes[name] for name in ("num_heads", "num_layers", "dropout")} | own
-    nothing = {}
-    if given.get("beam", own.get("beam")) == 1:
-        nothing["length_penalty"] = "it compares the targets of a beam: add --beam 4"
-    if given.get("patience"):
-        nothing["average"] = "it is of the last weights, and --patience keeps the best"
+    greedy, best = given.get("beam", own.get("beam")) == 1, given.get("patience")
+    nothing = {"length_penalty": "it compares targets: add --beam 4"} if greedy else {}
+    nothing |= {"average": "it is of the last weights, --patience keeps the best"} if best else {}
     return own, nothing
 
 
@@ -66,8 +65,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--smoothing", type=kind, metavar="P", default=0.1, help="of labels (Sec. 5.4)")
     add("--average", type=count, metavar="N", default=5, help="test the mean of the last N epochs")
     add("--beam", type=count, metavar="N", default=4, help="width, for the test part; 1 is greedy")
-    kind, text = cli.not_negative, "alpha of the beam's scores"
-    add("--length-penalty", type=kind, metavar="A", default=0.6, help=text)
+    add("--length-penalty", type=cli.not_negative, metavar="A", default=0.6, help="of the beam")
     args = parser.parse_args(argv)
     if args.length_penalty >= 10:
         fail(f"--length-penalty needs a number below 10, not {args.length_penalty:g}")
@@ -88,7 +86,7 @@ def warmup_of(args: argparse.Namespace, steps: int, dev: Device) -> int:
     """The steps of the warm-up in a run of `steps`; says where they are fewer, or too many."""
     most = args.warmup if args.warmup_share is None else max(1, int(args.warmup_share * steps))
     warmup, end = min(args.warmup, most), min(steps, args.max_steps or steps)
-    if warmup < args.warmup:
+    if warmup < args.warmup and not args.evaluate:
         dev.say(f"note: of {steps:,} steps the warm-up has {warmup:,}, not {args.warmup:,}")
     if warmup > end and args.ramp and not args.evaluate:
         dev.say(f"note: the run ends after step {end:,}, inside its warm-up of {warmup:,} steps")
@@ -103,13 +101,8 @@ def step_size(warmup: int, ramp: bool, step: int) -> float:
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """The sum over real tokens; `smoothing` of each label goes to all tokens alike (Sec. 5.4)."""
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(),
-        labels.flatten(),
-        ignore_index=PAD,
-        reduction="sum",
-        label_smoothing=smoothing,
-    )
+    how = dict(ignore_index=PAD, reduction="sum", label_smoothing=smoothing)
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), **how)
 
 
 @torch.no_grad()
@@ -124,37 +117,22 @@ def evaluate(
         with dev.autocast():
             loss = cross_entropy(model(source, target[:, :-1]), target[:, 1:])
         sums += torch.stack([loss, torch.full_like(loss, count)])
-        if len(indices) and beam > 1:
-            written = beam_search(model, source, beam, args.length_penalty, most=most)
-        else:
-            written = generate(model, source, most=most) if len(indices) else []
+        written = write(model, source, beam, args.length_penalty, most)[: len(indices)]
         found += zip(indices.tolist(), decode(pairs.tokenizer, written), strict=True)
     loss, count = dev.sum(sums).tolist()
     translations = [text for _, text in sorted(p for part in dev.gather(found) for p in part)]
-    metrics, wanted = {f"{pairs.part}_loss": loss / count}, pairs.lines.target
-    if pairs.part == "test" and not any(translations):
-        dev.say(f"note: all {len(wanted):,} translations are empty: nothing was learned so far")
-    if pairs.facts["metric"] == "exact":
-        right = sum(map(str.__eq__, translations, wanted))
-        return metrics | {f"{pairs.part}_exact": right / len(pairs)}, translations
-    from sacrebleu.metrics import BLEU
-
-    bleu = BLEU()
-    score = bleu.corpus_score(translations, [wanted]).score
-    if pairs.part == "test":
-        dev.say(f"BLEU {score:.2f}, {bleu.get_signature()}")
-    return metrics | {f"{pairs.part}_bleu": score / 100}, translations
+    return {f"{pairs.part}_loss": loss / count} | pairs.score(translations), translations
 
 
-def weights_to_use(state: dict, args: argparse.Namespace) -> tuple[dict[str, Tensor], str]:
-    """Of a run's parts, or of its checkpoint: the average if it is whole, else the last weights,
-    and a note on that. With --patience the best weights are there, and wanted."""
+def weights_to_use(state: dict, args: argparse.Namespace, say: Callable) -> dict[str, Tensor]:
+    """Of a run's parts, or of its checkpoint: the average if it is whole, else the last weights;
+    with --patience the best, which have taken their place."""
     model, average, count = state["model"], state["average"], min(args.average, args.epochs)
     if average["count"] >= count and not args.patience:
-        return {name: average[name] for name in average if name != "count"}, ""
-    note = f"note: the last weights, for --average lacks some of the last {count} epochs"
-    alone = args.patience or count == 1
-    return model.state_dict() if isinstance(model, nn.Module) else model, "" if alone else note
+        return {name: average[name] for name in average if name != "count"}
+    if count > 1 and not args.patience:
+        say(f"note: the last weights, for --average lacks some of the last {count} epochs")
+    return model.state_dict() if isinstance(model, nn.Module) else model
 
 
 @cli.command
@@ -176,10 +154,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(args, dev, (f"val_{train.facts['metric']}", max), **parts, dataset=train.facts)
 
     def measure(pairs: PairSet, beam: int = 1) -> dict[str, float]:
-        weights, note = weights_to_use(parts, args) if pairs is test else (model.state_dict(), "")
+        weights = weights_to_use(parts, args, dev.say) if pairs is test else model.state_dict()
         judge.load_state_dict({name: gathered(value) for name, value in weights.items()})
-        if note:
-            dev.say(note)
         metrics, translations = evaluate(judge, pairs, dev, args, beam)
         if pairs is test and dev.main:
             (run.folder / "translations.txt").write_text("\n".join(translations) + "\n", "utf-8")

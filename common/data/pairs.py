@@ -276,6 +276,24 @@ class PairSet:
 
         return TokenBatches(lengths, batch_size, self.dev, shuffle, fetch)
 
+    def score(self, translations: list[str]) -> dict[str, float]:
+        """BLEU of all sources' translations in order; of dates, the share that is right.
+
+        Says in which way BLEU was computed for the test part, and if nothing was translated there.
+        """
+        wanted, say = self.lines.target, self.dev.say if self.part == "test" else lambda *_: None
+        if not any(translations):
+            say(f"note: all {len(wanted):,} translations are empty: nothing was learned so far")
+        if self.facts["metric"] == "exact":
+            right = sum(map(str.__eq__, translations, wanted))
+            return {f"{self.part}_exact": right / len(self)}
+        from sacrebleu.metrics import BLEU
+
+        bleu = BLEU()
+        score = bleu.corpus_score(translations, [wanted]).score
+        say(f"BLEU {score:.2f}, {bleu.get_signature()}")
+        return {f"{self.part}_bleu": score / 100}
+
 
 def load_pairs(args: argparse.Namespace, dev: Device) -> tuple[PairSet, PairSet | None, PairSet]:
     """The training, validation (None without --val) and test part of `--data`.
