@@ -9,7 +9,7 @@ import torchvision
 from conftest import torchrun
 from helpers import count
 from PIL import Image
-from test_common_boxes import voc
+from test_yolo_data import voc
 from torch import nn
 from yolo_loss import loop_loss
 
@@ -309,12 +309,12 @@ def test_step_sizes_are_the_papers():
 def test_bad_flags(refused):
     for argv, words in (
         (["--model", "yolov1", "--size", "100"], "multiple of 64"),
-        (["--model", "yolov1_tiny", "--width", "8"], "--width is for yolov1_small"),
+        (["--model", "yolov1_tiny", "--width", "8"], "--width has no meaning here"),
         (["--grid", "20"], "--size 160"),
         (["--freeze"], "--weights"),
         (["--weights", "nothing.pt"], "no such file"),
         (["--weights", "imagenet"], "no such file"),
-        (["--augment", "no", "--mirror", "both"], "--mirror"),
+        (["--no-augment", "--mirror", "both"], "--mirror"),
         (["--similar", "circle,unicorn", "--limit", "64"], "'unicorn'"),
         (["--data", "shape"], "did you mean shapes?"),
         (["--data", "voc:"], "unknown data set"),
@@ -341,7 +341,7 @@ def toy(root="toy", n=12):
 
 
 def test_it_overfits_a_batch():
-    argv = [*toy(), "--quiet", "--augment", "no", "--lr", "0.01"]
+    argv = [*toy(), "--quiet", "--no-augment", "--lr", "0.01"]
     metrics = train.main([*argv, "--epochs", "60", "--run-dir", "run"])
     assert metrics["train_loss"] < 0.3
     assert set(metrics) == {
@@ -408,7 +408,7 @@ def test_fine_tuning_from_a_file(capsys, refused):
 
 
 def test_samples(capsys, refused):
-    argv = [*toy(), "--quiet", "--epochs", "40", "--augment", "no", "--lr", "0.01"]
+    argv = [*toy(), "--quiet", "--epochs", "40", "--no-augment", "--lr", "0.01"]
     train.main([*argv, "--run-dir", "runs/yolo/run"])
     shown = sample.main(["--out", "grid", "--count", "3"])
     assert shown["images"] == 3

@@ -29,6 +29,7 @@ from common import cli, fail
 from common.claims import history, run_arms, write_summary
 from common.detection import suppress
 from common.device import Device
+from common.folder import make_folder
 from yolo.errors import KINDS
 from yolo.model import MODELS, decode
 from yolo.train import main as train
@@ -47,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("yolo", __doc__, ["one-pass", "errors", "grid"])
     parser.add_argument("--models", nargs="+", choices=list(SPEED), help="of one-pass: all")
-    parser.add_argument("--epochs", type=cli.whole(1), help="on blood cells")
+    parser.add_argument("--epochs", type=cli.integer(1), help="on blood cells")
     args = parser.parse_args(argv)
     if args.claim == "one-pass" and args.epochs:
         fail("--epochs is for errors and grid: one-pass trains nothing")
@@ -208,7 +209,7 @@ def grid(args: argparse.Namespace) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes JSON and picture; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
+    make_folder(args.out)
     return {"one-pass": one_pass, "errors": errors, "grid": grid}[args.claim](args)
 
 

@@ -13,16 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common import cli, fail
-from common.classify import find_images, names_for, open_model
+from common import cli, counted, fail
+from common.classify import names_for, open_model
 from common.data.boxes import load_boxes, scale_of, squeeze
-from common.data.files import UNREADABLE, open_image
-from common.data.images import ImageSet
+from common.data.files import UNREADABLE, find_images, open_image
+from common.data.images import Held, ImageSet
 from common.detection import Found, draw_boxes, suppress
 from common.device import Device
+from common.folder import make_folder
 from yolo.model import MODELS, decode
 from yolo.train import build
 
+SIDES = "    left     top   right  bottom"
 TILE, GAP = 360, 6  # pixels of an image's longer side in predictions.jpg, and between images
 
 
@@ -37,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.2,
         help="the least score of a box that is shown, below 1 (default: 0.2)",
     )
-    add("--count", type=cli.whole(1), default=12, help="test images to show (default: 12)")
+    add("--count", type=cli.integer(1), default=12, help="test images to show (default: 12)")
     add("--json", action="store_true", help="print JSON, a line a file, in place of the table")
     args = parser.parse_args(argv)
     if args.threshold >= 1:
@@ -63,18 +65,18 @@ def find(
     facts: dict,
     dev: Device,
     args: argparse.Namespace,
+    out: Path,
 ) -> dict[str, list[dict]]:
     """Prints a table, draws each image with its boxes, and writes detections.json."""
     found, seconds, classes = {}, [], facts["classes"]
     blank = torch.zeros(1, 3, flags.size, flags.size, dtype=torch.uint8)
-    images = ImageSet("test", blank, torch.zeros(1), facts, dev)
-    detect(model, images.normalise(images.pixels.to(dev.device)), flags, dev, 1.0)  # warms up
+    images = ImageSet("test", Held(blank, dev), torch.zeros(1), facts, dev)
+    detect(model, images.normalise(blank.to(dev.device)), flags, dev, 1.0)  # warms up
     width = max(len(str(path)) for path in files)
-    if not args.json:
-        print(f"{'file':<{width}}  class           score    left     top   right  bottom")
+    lines = [] if args.json else [f"{'file':<{width}}  class           score{SIDES}"]
     for path, name in zip(files, names_for(files), strict=True):
         try:
-            image = open_image(path).convert("RGB")
+            image = open_image(path, facts.get("top")).convert("RGB")
         except UNREADABLE as error:
             fail(f"{path} is not a readable image ({error})")
         pixels = squeeze(image, flags.size)[None].to(dev.device)
@@ -94,17 +96,22 @@ def find(
             )
         for row in rows if not args.json else ():
             sides = "".join(f"{v:8.1f}" for v in row["box"])
-            print(f"{path!s:<{width}}  {row['class']:<15} {row['score']:.3f}{sides}")
+            lines.append(f"{path!s:<{width}}  {row['class']:<15} {row['score']:.3f}{sides}")
         if args.json:
-            print(json.dumps({"file": str(path), "objects": rows}))
+            lines.append(json.dumps({"file": str(path), "objects": rows}))
         elif not rows:
-            print(f"{path!s:<{width}}  nothing over {args.threshold:g}")
+            best = detect(model, images.normalise(pixels), flags, dev, 0.0).scores
+            surest = f"the surest has {float(best.max()):.2g}" if len(best) else "there is none"
+            lines.append(
+                f"{path!s:<{width}}  nothing over {args.threshold:g} (--threshold): {surest}"
+            )
         texts = [f"{row['class']} {row['score']:.2f}" for row in rows]
         drawn = draw_boxes(image, boxes, here.labels, texts)
-        drawn.save(args.out / f"{name}.jpg", quality=90)
+        drawn.save(out / f"{name}.jpg", quality=90)
         found[str(path)] = rows
-    (args.out / "detections.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(f"wrote {len(files)} pictures and detections.json to {args.out}")
+    (out / "detections.json").write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(lines))
+    print(f"wrote {counted(len(files), 'picture')} and detections.json to {out}")
     rate = len(files) / sum(seconds)
     print(f"{rate:.1f} frames a second, one at a time, without reading and drawing ({dev}, "
           f"{dev.precision}, {flags.size} pixels)")  # fmt: skip
@@ -117,6 +124,7 @@ def show(
     facts: dict,
     dev: Device,
     args: argparse.Namespace,
+    out: Path,
 ) -> dict[str, int]:
     """Writes predictions.jpg: test images, the true boxes in white and those found in colour."""
     test = load_boxes(flags, dev, flags.size)[2]
@@ -125,14 +133,12 @@ def show(
     chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]
     pictures, total = [], 0
     for i in chosen.tolist():
-        pixels = test.pixels[i]
-        if isinstance(pixels, str):  # streamed, and unreadable
-            fail(pixels)
-        pixels = test.normalise(pixels[None].to(dev.device))
+        (stored,) = test.images.read([torch.tensor([i])], None)  # (1, 3, S, S)
+        pixels = test.normalise(stored)
         here = detect(model, pixels, flags, dev, args.threshold)
         width, height = test.sizes[i]
         large = (TILE * width // max(width, height), TILE * height // max(width, height))
-        image = Image.fromarray(test.pixels[i].cpu().permute(1, 2, 0).numpy()).resize(large)
+        image = Image.fromarray(stored[0].cpu().permute(1, 2, 0).numpy()).resize(large)
         truth = test.objects[i]
         image = draw_boxes(
             image, truth.boxes * scale_of(large), truth.labels, [""] * len(truth.labels), "white"
@@ -149,9 +155,10 @@ def show(
     sheet = Image.new("RGB", size, "white")
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (number % columns * (TILE + GAP), number // columns * deep))
-    sheet.save(args.out / "predictions.jpg", quality=75)
-    print(f"{total} boxes over {args.threshold:g} in {count} test images (white: the true ones); "
-          f"wrote {args.out / 'predictions.jpg'}")  # fmt: skip
+    sheet.save(out / "predictions.jpg", quality=75)
+    boxes, images = counted(total, "box", "boxes"), counted(count, "test image")
+    print(f"{boxes} over {args.threshold:g} in {images} (white: the true ones)")
+    print(f"wrote {out / 'predictions.jpg'}")
     return {"boxes": total, "images": count}
 
 
@@ -160,11 +167,11 @@ def main(argv: list[str] | None = None) -> dict:
     """Finds objects in the inputs, or shows test images; returns what it found."""
     args = parse_args(argv)
     files = find_images(args.inputs)
-    model, flags, facts, dev = open_model(args, "yolo", MODELS, build)
-    cli.make_folder(args.out)
+    model, flags, facts, dev, out = open_model(args, "yolo", MODELS, build)
+    make_folder(out)
     if files:
-        return find(files, model, flags, facts, dev, args)
-    return show(model, flags, facts, dev, args)
+        return find(files, model, flags, facts, dev, args, out)
+    return show(model, flags, facts, dev, args, out)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@
 Measured on one core of a Zen 4 server (see the README).
 """
 
-import argparse
-import math
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +19,15 @@ from common.classify import check_images
 from common.data import boxes as data
 from common.data.batches import Draw
 from common.data.images import add_image_flags
-from common.detection import Found, average_precisions, coco_precision, draw_curves, suppress
+from common.detection import Found, coco_precision, suppress
 from common.device import Device
 from common.run import Run
+from common.schedule import cosine
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
+from yolo.augment import random_exposure, random_mirror, random_scale_and_shift
 from yolo.errors import SIMILAR, breakdown, similar_classes
 from yolo.model import MODELS, decode, yolo_loss
+from yolo.precision import average_precisions, draw_curves
 
 # fmt: off
 QUICK = dict(model="yolov1_small", data="shapes",  epochs=10,  val=250, batch_size=16, lr=2e-3, optimizer="adamw")  # noqa: E501
@@ -35,42 +36,42 @@ PAPER = dict(model="yolov1",       data="voc0712", epochs=135, val=0,   batch_si
 THRESHOLD = 0.001  # surer candidates are kept for precision and recall
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
+    """Sizes of images by model and data; which classes Fig. 4 calls similar."""
+    small, data = model == "yolov1_small", data or (PAPER if paper else QUICK)["data"]
+    drawn = data == "shapes"
+    size = (96 if drawn else 256) if small else (128 if drawn else 448)
+    own = dict(size=size, similar=SIMILAR.get(data, "none"))
+    return own, {} if small else {"width": f"{model} has the paper's widths"}
+
+
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("yolo", __doc__, QUICK, PAPER, MODELS, data.BOX_SETS)
+    parser = cli.Parser("yolo", __doc__, QUICK, PAPER, MODELS, data.BOX_SETS, recipe)
     add_image_flags(parser)
     add_weight_flags(parser, published=False)
-    add = parser.add_argument
-    add(
-        "--size",
-        type=cli.whole(8),
-        help="pixels the network sees: 448 of photos, 256 with yolov1_small",
-    )
-    add("--grid", type=cli.whole(1), default=7, help="cells a side, S")
-    add("--boxes", type=cli.whole(1), default=2, help="predictors of a cell, B")
-    add("--width", type=cli.whole(1), help="channels that yolov1_small begins with")
+    add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
+    add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")
+    add("--grid", **count, default=7, help="cells a side, S")
+    add("--boxes", **count, default=2, help="predictors of a cell, B")
+    add("--width", **count, none="the model's", help="channels that yolov1_small begins with")
     add("--optimizer", choices=["adamw", "sgd"], help="sgd is the paper's, with its steps")
-    add("--augment", choices=["yes", "no"], default="yes", help="train on changed images")
+    parser.add_switch("--augment", default=True, help="train on changed images")
     add("--mirror", choices=["no", "sideways", "both"], default="sideways", help="how to augment")
-    add("--similar", help="classes that Fig. 4 calls similar: 'cat,dog;car,bus' or none")
+    text = "classes that Fig. 4 calls similar: 'cat,dog;car,bus' or none"
+    add("--similar", metavar="NAMES", help=text)
     args = parser.parse_args(argv)
     check_weights(args, {})
-    if args.augment == "no" and "mirror" in args.typed:
-        fail("--mirror is a part of --augment yes")
-    small, drawn = args.model == "yolov1_small", args.data == "shapes"
-    args.size = args.size or ((96 if drawn else 256) if small else (128 if drawn else 448))
-    if args.width and not small:
-        fail(f"--width is for yolov1_small: {args.model} has the paper's widths")
-    if args.size % 64 and not small:
+    if not args.augment and "mirror" in args.typed:
+        fail("--mirror is a part of --augment")
+    if args.size % 64 and args.model != "yolov1_small":
         fail(f"--size {args.size}: {args.model} needs a multiple of 64")
-    if small and args.size < 8 * args.grid:
+    if args.model == "yolov1_small" and args.size < 8 * args.grid:
         fail(f"--grid {args.grid} needs --size {8 * args.grid}: a cell is 8 pixels or more")
-    if args.similar is None:
-        args.similar = SIMILAR.get(args.data, "none")
     return args
 
 
-def build(args: argparse.Namespace, num_classes: int) -> torch.nn.Module:
+def build(args: cli.Flags, num_classes: int) -> torch.nn.Module:
     """The network that the flags ask for."""
     width = {"width": args.width} if args.width else {}
     return MODELS[args.model](num_classes, args.grid, args.boxes, args.size, **width)
@@ -80,12 +81,12 @@ def change(
     images: Tensor, boxes: Tensor, labels: Tensor, draw: Draw, mirror: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scaling and translation up to 20%, exposure and saturation up to 1.5 (Sec. 2.2)."""
-    images, boxes, labels = data.random_scale_and_shift(images, boxes, labels, draw, 0.2, 0.2)
+    images, boxes, labels = random_scale_and_shift(images, boxes, labels, draw, 0.2, 0.2)
     if mirror != "no":
-        images, boxes = data.random_mirror(images, boxes, draw)
+        images, boxes = random_mirror(images, boxes, draw)
     if mirror == "both":
-        images, boxes = data.random_mirror(images, boxes, draw, vertical=True)
-    return data.random_exposure(images, draw, 1.5), boxes, labels
+        images, boxes = random_mirror(images, boxes, draw, vertical=True)
+    return random_exposure(images, draw, 1.5), boxes, labels
 
 
 def paper_steps(done: float) -> float:
@@ -95,9 +96,9 @@ def paper_steps(done: float) -> float:
     return 1.0 if done < 75 / 135 else 0.1 if done < 105 / 135 else 0.01
 
 
-def warmup_and_cosine(done: float) -> float:
+def up_and_down(done: float) -> float:
     """Share of the peak learning rate when a share `done` of the training is over."""
-    return min((done + 1e-3) / 0.05, (1 + math.cos(math.pi * done)) / 2)
+    return min((done + 1e-3) / 0.05, cosine(done))
 
 
 @torch.inference_mode()
@@ -105,7 +106,7 @@ def evaluate(
     model: torch.nn.Module,
     images: data.BoxSet,
     dev: Device,
-    args: argparse.Namespace,
+    args: cli.Flags,
     folder: Path | None = None,
 ) -> dict[str, float]:
     """Loss and mAP at 0.5; with `folder` COCO's mAP, the errors of Fig. 4, and curves there."""
@@ -138,8 +139,6 @@ def evaluate(
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
-    if "weights" in args.typed and not Path(args.weights).is_file():
-        fail(f"--weights {args.weights}: there is no such file")
     dev = Device(args)
     train, val, test = data.load_boxes(args, dev, args.size)
     classes = train.facts["classes"]
@@ -148,7 +147,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     except KeyError as error:
         fail(f"--similar names {error.args[0]!r}, which is none of {', '.join(classes)}")
     model = build(args, len(classes))
-    check_images(model, args, dev, args.size)
+    check_images(model, args, dev, len(train), args.size)
     start_from(model, args, dev, train.facts, ("head",), {})
     net = dev.wrap(model)
     if args.optimizer == "sgd":
@@ -156,7 +155,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         optimizer, share = torch.optim.SGD(trained(model), args.lr, **settings), paper_steps
     else:
         optimizer = torch.optim.AdamW(trained(model), args.lr, weight_decay=0.05)
-        share = warmup_and_cosine
+        share = up_and_down
     steps = args.epochs * len(train.batches(args.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step / steps))
     parts = dict(model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
@@ -164,7 +163,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.evaluate:
         return run.finish(**evaluate(model, test, dev, args, run.folder))
 
-    augment = partial(change, mirror=args.mirror) if args.augment == "yes" else None
+    augment = partial(change, mirror=args.mirror) if args.augment else None
     for epoch in run.epochs():
         model.train()
         keep_frozen(model)

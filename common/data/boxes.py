@@ -6,7 +6,8 @@
 Images are squeezed to a square. Boxes (B, M, 4) are left, top, right, bottom in shares of the
 image, labels (B, M) their classes, and -1 where an image has fewer. `voc:PATH` is a folder in
 Pascal's layout (Annotations, JPEGImages and, if there, ImageSets/Main), `coco:JSON` an annotation
-file of COCO's format. As in Pascal's devkit, pixels count from 1 and both corners belong to a box.
+file of COCO's format. In Pascal's files pixels count from 1 and both corners belong to a box; in
+COCO's the first edge is 0.
 """
 
 import argparse
@@ -21,19 +22,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from common import fail, unknown
+from common import counted, fail, unknown
 from common.data import shapes as world
 from common.data.batches import Batches, Draw
-from common.data.files import UNREADABLE, ImageFiles, open_image, read_files
-from common.data.images import STREAM_BYTES, ImageSet, statistics
+from common.data.files import UNREADABLE, ImageFiles, notes_on, open_image
+from common.data.images import STREAM_BYTES, Held, ImageSet, Streamed, read_or_stream, statistics
 from common.data.shapes import ShapeImages
-from common.data.sources import cut_parts, download, split
+from common.data.sources import Source, download, named, open_source, say_parts, split
 from common.device import Device
-from common.run import progress
+from common.run import progress_bar
 
 BOX_SETS = ["shapes", "bccd", "voc2007", "voc2012", "voc0712", "voc:PATH", "coco:JSON"]
 VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
@@ -66,21 +66,9 @@ class Part:
     def take(self, indices: Tensor) -> "Part":
         """The images at `indices`."""
         if isinstance(self.images, ShapeImages):
-            return Part(self.images.subset(indices), [], [])
+            return Part(self.images.take(indices), [], [])
         lists = (self.images, self.objects, self.sizes)
         return Part(*([items[i] for i in indices.tolist()] for items in lists))
-
-
-@dataclasses.dataclass
-class Source:
-    """The parts of a data set, and what is known of it."""
-
-    classes: list[str]
-    train: Part
-    test: Part
-    val: Part | None = None
-    note: str = ""
-    points: int = 0  # average precision over so many recalls; 0 for the area under the curve
 
 
 class SquareFiles(ImageFiles):
@@ -88,7 +76,7 @@ class SquareFiles(ImageFiles):
 
     def __getitem__(self, index: int) -> Tensor | str:
         try:
-            image = open_image(self.paths[index]).convert("RGB")
+            image = open_image(self.paths[index], self.top).convert("RGB")
         except UNREADABLE as error:
             return f"{self.paths[index]} is not a readable image ({error})"
         return squeeze(image, self.size)
@@ -103,7 +91,7 @@ class BoxSet(ImageSet):
     def __init__(
         self,
         part: str,
-        pixels: Tensor | ImageFiles,
+        images: Held | Streamed,
         objects: list[Objects],
         sizes: list[tuple[int, int]],
         facts: dict,
@@ -116,7 +104,7 @@ class BoxSet(ImageSet):
         for i, (corners, classes, difficult) in enumerate(objects):
             boxes[i, : len(classes)] = corners
             labels[i, : len(classes)] = classes.masked_fill(difficult, -1)
-        super().__init__(part, pixels, labels, facts, dev)
+        super().__init__(part, images, labels, facts, dev)
         self.boxes, self.objects, self.sizes = boxes.to(dev.device), objects, sizes
         self.points = points
 
@@ -131,13 +119,8 @@ class BoxSet(ImageSet):
         shuffle = self.part == "train" if shuffle is None else shuffle
 
         def fetch(parts: list[Tensor], draws: list[Draw], epoch: int) -> Iterator:
-            if isinstance(self.pixels, ImageFiles):
-                keys = (part.tolist() for part in parts)
-                pixels = read_files(self.pixels, keys, self.workers, self.dev)
-            else:
-                pixels = (self.pixels[part.to(self.pixels.device)] for part in parts)
-            for part, images, draw in zip(parts, pixels, draws, strict=True):
-                images = images.to(self.dev.device, non_blocking=True)
+            read = self.images.read(parts, None)
+            for part, images, draw in zip(parts, read, draws, strict=True):
                 places = part.to(self.dev.device)
                 boxes, labels = self.boxes[places], self.labels[places]
                 if augment:
@@ -151,7 +134,7 @@ class BoxSet(ImageSet):
         return self.in_pixels(index, self.objects[index])
 
     def in_pixels(self, index: int, content: NamedTuple) -> NamedTuple:
-        """The same with its `boxes`, shares of the image at `index`, in pixels of its file."""
+        """Things whose `boxes` are shares of the image at `index`, in pixels of its file."""
         return content._replace(boxes=content.boxes * scale_of(self.sizes[index]))
 
 
@@ -164,55 +147,6 @@ def squeeze(image: Image.Image, size: int) -> Tensor:
     """An RGB image as uint8 (3, size, size), whatever its shape was."""
     image = image.resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-# ---------------------------------------------------------------------- augmentation
-
-
-def random_scale_and_shift(
-    images: Tensor, boxes: Tensor, labels: Tensor, draw: Draw, scale: float, shift: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scales by 1 ± `scale` about the middle and shifts by up to `shift` of the image's sides.
-
-    What comes into sight is grey. Boxes are clipped, and lose their label where less than a
-    tenth of them is left.
-    """
-    numbers = draw.uniform(-1, 1, 3)
-    s, (x, y) = 1 + numbers[:, 0] * scale, (numbers[:, 1:] * shift).unbind(1)
-    zero = torch.zeros_like(s)
-    rows = [1 / s, zero, -2 * x / s, zero, 1 / s, -2 * y / s]  # from places of the output
-    matrices = torch.stack(rows, 1).view(-1, 2, 3)
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    grey = 127.5
-    images = F.grid_sample(images.to(grid.dtype) - grey, grid, align_corners=False) + grey
-    move = torch.stack([x, y, x, y], 1)[:, None]
-    moved = (boxes - 0.5) * s[:, None, None] + 0.5 + move
-    clipped = moved.clamp(0, 1)
-    return images, clipped, labels.masked_fill(area(clipped) < 0.1 * area(moved), -1)
-
-
-def random_mirror(
-    images: Tensor, boxes: Tensor, draw: Draw, vertical: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Mirrors half of the images left to right, or with `vertical` top to bottom."""
-    chosen = draw.uniform(0, 1) < 0.5
-    images = torch.where(chosen[:, None, None, None], images.flip(2 if vertical else 3), images)
-    left, top, right, bottom = boxes.unbind(2)
-    sides = [left, 1 - bottom, right, 1 - top] if vertical else [1 - right, top, 1 - left, bottom]
-    return images, torch.where(chosen[:, None, None], torch.stack(sides, 2), boxes)
-
-
-def random_exposure(images: Tensor, draw: Draw, factor: float) -> Tensor:
-    """Multiplies or divides saturation and value (of HSV) by up to `factor`; 0 to 255, floats."""
-    size, up = draw.uniform(1, factor, 2), draw.uniform(0, 1, 2) < 0.5
-    by_saturation, by_value = torch.where(up, size, 1 / size).view(-1, 2, 1, 1, 1).unbind(1)
-    images = images.float()
-    value = images.amax(1, keepdim=True)  # V; a channel is V (1 - S t), t its hue's share
-    low = images.amin(1, keepdim=True)
-    # S V is V - low: it grows up to V, where the saturation is 1.
-    by_saturation = by_saturation.minimum(value / (value - low).clamp(min=1e-3))
-    images = value - (value - images) * by_saturation
-    return images * by_value.minimum(255 / value.clamp(min=1e-3))
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -355,13 +289,14 @@ def voc_source(roots: dict[str, Path], tested: Path, classes: list[str] | None, 
     if val and test != "val":
         held_out = read_voc([(path, lists[path]["val"]) for path in roots.values()], reader)
     part = read_voc([(tested, lists[tested][test])], reader)
-    return Source(reader.classes, train, part, held_out, reader.note())
+    return Source(reader.classes, {"train": train, "val": held_out, "test": part}, reader.note())
 
 
 def shapes(args: argparse.Namespace) -> Source:
     """Scenes of the world of shapes with up to four objects."""
     parts = [ShapeImages(range(n), seed) for seed, n in enumerate(NUM_SCENES.values())]
-    return Source(world.CLASSES, *(Part(part, [], []) for part in parts))
+    train, test = (Part(part, [], []) for part in parts)
+    return Source(world.CLASSES, {"train": train, "test": test})
 
 
 def bccd(args: argparse.Namespace) -> Source:
@@ -389,7 +324,7 @@ def voc_year(args: argparse.Namespace) -> Source:
         source.note = ", ".join(filter(None, ["its val part is the test part", source.note]))
         return source
     source = voc_source(roots, roots["2007"], VOC, bool(args.val))
-    source.points = 11  # as the devkit did until 2009; since 2010 the whole area
+    source.facts["points"] = 11  # as the devkit did until 2009; since 2010 the whole area
     return source
 
 
@@ -420,7 +355,9 @@ def voc_folder(args: argparse.Namespace) -> Source:
     if "trainval" in lists and "test" in lists:
         reader = Reader(classes)
         parts = [read_voc([(root, lists[name])], reader) for name in ("trainval", "test")]
-        return Source(reader.classes, *parts, note=reader.note())
+        return Source(
+            reader.classes, dict(zip(("train", "test"), parts, strict=True)), reader.note()
+        )
     if "train" in lists and "val" in lists:
         source = voc_source({"": root}, root, classes, False, test="val")
         source.note = ", ".join(filter(None, ["no test.txt: val is the test part", source.note]))
@@ -436,7 +373,8 @@ def fifth(part: Part, reader: Reader, args: argparse.Namespace) -> Source:
         fail(f"--data {args.data} holds {len(part)} images: that can't be split")
     parts = [part.take(indices) for indices in split(len(part), 0.2, 0)]
     note = "there is no list of test images, so a seeded fifth is the test part"
-    return Source(reader.classes, *parts, note=", ".join(filter(None, [note, reader.note()])))
+    parts = dict(zip(("train", "test"), parts, strict=True))
+    return Source(reader.classes, parts, ", ".join(filter(None, [note, reader.note()])))
 
 
 def coco(args: argparse.Namespace) -> Source:
@@ -447,7 +385,7 @@ def coco(args: argparse.Namespace) -> Source:
     if sibling != path and sibling.exists():
         test, _, reader = read_coco(sibling, names, reader)
         note = ", ".join(filter(None, [f"{sibling.name} is the test part", reader.note()]))
-        return Source(names, part, test, note=note)
+        return Source(names, {"train": part, "test": test}, note)
     return fifth(part, reader, args)
 
 
@@ -490,7 +428,7 @@ def read_coco(
     return Part([str(file) for file in files], objects, sizes), classes or reader.classes, reader
 
 
-SOURCES = {
+READERS = {
     "shapes": shapes,
     "bccd": bccd,
     **dict.fromkeys(("voc2007", "voc2012", "voc0712"), voc_year),
@@ -506,44 +444,39 @@ def load_boxes(
 
     Images become `size` x `size` pixels, in memory, or streamed where they are many.
     """
-    kind = args.data.partition(":")[0]
-    for flag in {"stream", "workers"} & set(args.typed):
-        if kind == "shapes":
-            fail(f"--{flag} is for files: shapes are drawn in memory")
-    source = SOURCES[kind](args)
-    if source.val and args.val and "val" in args.typed and args.val != len(source.val):
-        fail(
-            f"--val {args.val}: {args.data} has a val part of its own, of {len(source.val)}; "
-            "--val 0 trains on it too"
-        )
-    parts = cut_parts(args, {"train": source.train, "val": source.val, "test": source.test})
-    stored = 3 * size**2 * sum(map(len, parts.values()))
-    stream = args.stream == "yes" or (args.stream == "auto" and stored > STREAM_BYTES)
-    facts, sets = {"classes": source.classes}, {}
-    for name, part in parts.items():
-        pixels, objects, sizes = read_pixels(part, size, stream, args.workers, dev)
-        sets[name] = BoxSet(name, pixels, objects, sizes, facts, dev, source.points)
-        sets[name].workers = args.workers
+    source = open_source(args, dev, READERS)
+    stored = 3 * size**2 * sum(map(len, source.parts.values()))
+    stream = stored > STREAM_BYTES if args.stream is None else args.stream
+    facts, sets, notes = {"classes": source.classes}, {}, [source.note]
+    if not isinstance(source.parts["train"].images, ShapeImages):
+        paths = [path for part in source.parts.values() for path in part.images]
+        more, facts["top"] = notes_on(paths)
+        notes += more
+    for name, part in source.parts.items():
+        images, objects, sizes = read_pixels(part, size, stream, args.workers, facts, dev)
+        points = source.facts.get("points", 0)
+        sets[name] = BoxSet(name, images, objects, sizes, facts, dev, points)
     count = int((sets["train"].labels >= 0).sum())
     if not count:
-        fail(f"--data {args.data}: its training part has no boxes")
+        why = f" ({source.note})" if source.note else ""
+        fail(f"--data {args.data}: its training part has no boxes{why}")
     facts["mean"], facts["std"] = statistics(sets["train"])
-    counts = ", ".join(f"{len(s):,} {name}" for name, s in sets.items())
-    place = "streamed" if isinstance(sets["train"].pixels, ImageFiles) else "in memory"
-    note = f" ({source.note})" if source.note else ""
-    dev.say(f"{args.data}: {counts} images, {len(source.classes)} classes, {count:,} boxes to "
-            f"train on, {place}{note}")  # fmt: skip
+    place = "streamed" if isinstance(sets["train"].images, Streamed) else "in memory"
+    note = "; ".join(filter(None, notes))
+    boxes = f"{counted(count, 'box', 'boxes')} to train on"
+    place += f" ({note})" if note else ""
+    say_parts(args, dev, sets, "images", named(source.classes), boxes, place)
     return sets["train"], sets.get("val"), sets["test"]
 
 
 def read_pixels(
-    part: Part, size: int, stream: bool, workers: int, dev: Device
-) -> tuple[Tensor | ImageFiles, list[Objects], list[tuple[int, int]]]:
+    part: Part, size: int, stream: bool, workers: int, facts: dict, dev: Device
+) -> tuple[Held | Streamed, list[Objects], list[tuple[int, int]]]:
     """The images of a part with their objects: read, drawn, or still on disk."""
     if isinstance(part.images, ShapeImages):
         pixels, objects, chunk = [], [], 100
         begins = range(0, len(part), chunk)
-        for begin in progress(begins, dev, "drawing scenes", len(begins)):
+        for begin in progress_bar(begins, dev, "drawing scenes", len(begins)):
             scenes = world.draw(
                 part.images.indices[begin : begin + chunk], size, part.images.seed, MAX_OBJECTS
             )
@@ -552,11 +485,6 @@ def read_pixels(
             for boxes, labels, there in zip(scenes.boxes, scenes.shapes, seen, strict=True):
                 flags = torch.zeros(int(there.sum()), dtype=torch.bool)
                 objects.append(Objects(boxes[there] / size, labels[there], flags))
-        return torch.cat(pixels), objects, [(size, size)] * len(part)
-    files = SquareFiles(part.images, size)
-    if stream:
-        return files, part.objects, part.sizes
-    keys = [keys.tolist() for keys in torch.arange(len(files)).split(64)]
-    read = read_files(files, keys, workers, dev)
-    pixels = torch.cat(list(progress(read, dev, "reading images", len(keys))))
-    return pixels, part.objects, part.sizes
+        return Held(torch.cat(pixels), dev), objects, [(size, size)] * len(part)
+    files = SquareFiles(part.images, size, top=facts["top"])
+    return read_or_stream(files, stream, workers, dev), part.objects, part.sizes

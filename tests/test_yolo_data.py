@@ -17,6 +17,8 @@ from common.data.batches import Draw
 from common.data.boxes import Objects, load_boxes
 from common.detection import Found
 from common.device import Device
+from yolo import augment
+from yolo import precision as pascal
 
 XML = """<annotation><filename>{file}</filename>{objects}</annotation>"""
 OBJECT = """<object><name>{0}</name><difficult>{5}</difficult><bndbox><xmin>{1}</xmin>
@@ -41,7 +43,7 @@ def arguments(name, **changes):
     values = dict(
         data=name, data_dir="data", val=0, limit=None, seed=0, typed=[], chosen=[], device="cpu",
         precision="fp32", accumulate=1, clip=None, compile=False, fsdp=False, quiet=False,
-        stream="auto", workers=0,
+        stream=None, workers=0, stored={},
     )  # fmt: skip
     return argparse.Namespace(**values | changes)
 
@@ -92,8 +94,8 @@ def test_boxes_become_shares():
     train, _, test = load("voc:mine", size=16)
     torch.testing.assert_close(train.boxes[0, 0], torch.tensor([0.25, 0.25, 0.5, 0.75]))
     assert test.boxes[0, 0].tolist() == [0, 0, 1, 1]
-    assert train.pixels.shape == (1, 3, 16, 16)
-    assert train.pixels.dtype == torch.uint8
+    assert train.images.pixels.shape == (1, 3, 16, 16)
+    assert train.images.pixels.dtype == torch.uint8
 
 
 def test_lists_that_are_not_there(refused):
@@ -170,7 +172,9 @@ def test_names_stay_in_their_folder(refused):
     voc("mine", one(3), {"train": ["i0"], "test": ["i1"]})
     path = Path("mine/Annotations/i1.xml")
     path.write_text(path.read_text().replace("i1.jpg", "/home/other/i1.jpg"))
-    assert "mine/JPEGImages/i1.jpg" in str(data.voc_folder(arguments("voc:mine")).test.images[0])
+    assert "mine/JPEGImages/i1.jpg" in str(
+        data.voc_folder(arguments("voc:mine")).parts["test"].images[0]
+    )
     coco("set/train.json", images=[{"id": 10, "file_name": "../gone.png"}], annotations=[])
     assert "not below" in refused(load, "coco:set/train.json")
 
@@ -196,7 +200,11 @@ def coco(path, **changes):
 def test_coco_file(capsys, refused):
     coco("mine/train.json")
     source = data.coco(arguments("coco:mine/train.json"))
-    assert (len(source.train), len(source.test), source.classes) == (4, 1, ["cat", "dog"])
+    assert (len(source.parts["train"]), len(source.parts["test"]), source.classes) == (
+        4,
+        1,
+        ["cat", "dog"],
+    )
     assert "1 box of zero area skipped, 1 box reaching out" in source.note
     coco("mine/val.json")
     train, _, test = load("coco:mine/train.json")
@@ -236,9 +244,8 @@ def test_shapes_know_their_boxes():
 
 def test_val_and_flags(refused):
     voc("mine", one(6), {"train": ["i0", "i1", "i2"], "val": ["i3"], "test": ["i4"]})
-    assert "val part of its own" in refused(lambda: load("voc:mine", val=2, typed=["val"]))
+    assert "validation part of its own" in refused(lambda: load("voc:mine", val=2, typed=["val"]))
     assert "leaves nothing" in refused(lambda: load("shapes", val=2500, chosen=["val"]))
-    assert "drawn" in refused(lambda: load("shapes", stream="yes", typed=["stream"]))
 
 
 # ---------------------------------------------------------------------- batches
@@ -248,12 +255,12 @@ def test_batches_are_functions_of_seed_epoch_and_step():
     voc("mine", {f"i{k}": [("cat", 1 + k, 1, 20, 10, 0)] for k in range(20)},
         {"train": [f"i{k}" for k in range(16)], "test": ["i17", "i18", "i19"]})  # fmt: skip
 
-    def augment(images, boxes, labels, draw):
-        return data.random_scale_and_shift(images, boxes, labels, draw, 0.2, 0.2)
+    def change(images, boxes, labels, draw):
+        return augment.random_scale_and_shift(images, boxes, labels, draw, 0.2, 0.2)
 
     def epochs(**changes):
         train, _, test = load("voc:mine", **changes)
-        batches = train.batches(8, augment)
+        batches = train.batches(8, change)
         batches.seek(3, 0)
         content = [torch.cat([b[k] for b in batches]) for k in range(4)]
         assert [len(b[0]) for b in test.batches(2)] == [2, 1]
@@ -265,7 +272,7 @@ def test_batches_are_functions_of_seed_epoch_and_step():
 
     whole = epochs()
     assert sorted(whole[3].tolist()) == list(range(16))
-    for changes in (dict(accumulate=4), dict(stream="yes")):
+    for changes in (dict(accumulate=4), dict(stream=True)):
         for a, b in zip(whole, epochs(**changes), strict=True):
             torch.testing.assert_close(a, b)
     assert not torch.equal(whole[1], epochs(seed=1)[1])
@@ -303,11 +310,13 @@ def test_boxes_are_carried_along(kind):
     before = boxes.clone()
     draw = draw_of(count)
     if kind in ("zoom", "all"):
-        images, boxes, labels = data.random_scale_and_shift(images, boxes, labels, draw, 0.2, 0.2)
+        images, boxes, labels = augment.random_scale_and_shift(
+            images, boxes, labels, draw, 0.2, 0.2
+        )
     if kind in ("sideways", "all"):
-        images, boxes = data.random_mirror(images, boxes, draw)
+        images, boxes = augment.random_mirror(images, boxes, draw)
     if kind in ("upside down", "all"):
-        images, boxes = data.random_mirror(images, boxes, draw, vertical=True)
+        images, boxes = augment.random_mirror(images, boxes, draw, vertical=True)
     assert (boxes - before).abs().max() > 0.1
     checked = 0
     for image, moved, label in zip(images, boxes[:, 0], labels[:, 0], strict=True):
@@ -325,7 +334,7 @@ def test_boxes_that_leave_lose_their_label():
     images = torch.zeros(1, 3, 20, 20, dtype=torch.uint8)
     boxes = torch.tensor([[[0.85, 0.1, 0.95, 0.3], [0.7, 0, 1, 1], [0.79, 0, 1, 1]]])
     labels = torch.tensor([[1, 2, 3]])
-    images, moved, labels = data.random_scale_and_shift(images, boxes, labels, Fixed(), 0.2, 0.2)
+    images, moved, labels = augment.random_scale_and_shift(images, boxes, labels, Fixed(), 0.2, 0.2)
     assert labels.tolist() == [[-1, 2, -1]]
     assert moved[0, 1].tolist() == pytest.approx([0.9, 0, 1, 1])
     assert images[0, 0, 0].tolist() == pytest.approx([127.5] * 4 + [0.0] * 16, abs=1e-3)
@@ -334,7 +343,7 @@ def test_boxes_that_leave_lose_their_label():
 def test_exposure_is_that_of_hsv():
     images = torch.randint(0, 256, (200, 3, 1, 1), generator=torch.Generator().manual_seed(0))
     images = torch.cat([images, torch.tensor([0, 0, 0, 255, 255, 255, 255, 0, 0]).view(3, 3, 1, 1)])
-    changed = data.random_exposure(images.byte(), draw_of(len(images)), 1.5)
+    changed = augment.random_exposure(images.byte(), draw_of(len(images)), 1.5)
     draw = draw_of(len(images))
     size, up = draw.uniform(1, 1.5, 2), draw.uniform(0, 1, 2) < 0.5
     factors = torch.where(up, size, 1 / size)
@@ -427,7 +436,7 @@ def devkit(found, truth, label, least=0.5):
 
 def test_average_precision_is_the_devkits():
     found, truth = random_detections()
-    precisions, curves = detection.average_precisions(found, truth, 4)
+    precisions, curves = pascal.average_precisions(found, truth, 4)
     for label in range(3):
         precision, recall = devkit(found, truth, label)
         np.testing.assert_allclose(curves[label][0], precision)
@@ -438,7 +447,7 @@ def test_average_precision_is_the_devkits():
         )
         assert precisions[label] == pytest.approx(area)
         levels = [max([*precision[recall >= t / 10 - 1e-9], 0.0]) for t in range(11)]
-        points = detection.average_precision(precision, recall, 11)
+        points = pascal.average_precision(precision, recall, 11)
         assert points == pytest.approx(sum(levels) / 11)
     assert precisions[3] is None
 
@@ -448,20 +457,20 @@ def test_average_precision_by_hand():
     there = Objects(box, torch.tensor([0]), torch.tensor([False]))
     nothing = Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())
     twice = Found(box.repeat(2, 1), torch.tensor([0.9, 0.8]), torch.tensor([0, 0]))
-    assert detection.average_precisions([nothing], [there], 1)[0] == [0.0]
-    assert detection.average_precisions([twice], [there], 1)[0] == [1.0]
+    assert pascal.average_precisions([nothing], [there], 1)[0] == [0.0]
+    assert pascal.average_precisions([twice], [there], 1)[0] == [1.0]
     # the second box on an object is wrong: right, wrong, right
-    [(precision, recall)] = detection.precision_recall(
+    [(precision, recall)] = pascal.precision_recall(
         [twice, twice._replace(scores=torch.tensor([0.7, 0.1]))], [there, there], 1
     )
     assert precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2])
     assert recall.tolist() == [0.5, 0.5, 1, 1]
-    assert detection.average_precision(precision, recall) == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert pascal.average_precision(precision, recall) == pytest.approx(0.5 + 0.5 * 2 / 3)
     eleven = (6 * 1 + 5 * 2 / 3) / 11
-    assert detection.average_precision(precision, recall, 11) == pytest.approx(eleven)
+    assert pascal.average_precision(precision, recall, 11) == pytest.approx(eleven)
     half = box * torch.tensor([1, 1, 1, 0.5])  # an IoU of exactly 0.5 counts
     exact = Found(half, torch.tensor([0.9]), torch.tensor([0]))
-    assert detection.average_precisions([exact], [there], 1)[0] == [1.0]
+    assert pascal.average_precisions([exact], [there], 1)[0] == [1.0]
 
 
 def test_cocos_precision():
@@ -483,12 +492,7 @@ def test_cocos_precision():
     )
     # at each threshold Pascal's rules say nearly the same (COCO reads the curve at 101 places)
     means = [
-        np.mean(
-            [
-                detection.average_precision(*c)
-                for c in detection.precision_recall(found, truth, 3, t)
-            ]
-        )
+        np.mean([pascal.average_precision(*c) for c in pascal.precision_recall(found, truth, 3, t)])
         for t in np.linspace(0.5, 0.95, 10)
     ]
     assert detection.coco_precision(found, truth, sizes, names) == pytest.approx(
@@ -505,5 +509,5 @@ def test_pictures():
     assert drawn.getpixel((25, 35)) == (0, 0, 0)
     assert detection.draw_boxes(image, boxes[:0], labels[:0], []).getbbox() is None
     curve = (np.array([1.0, 0.5]), np.array([0.5, 0.5]))
-    detection.draw_curves([curve, None], [0.5, None], ["a", "b"], "out/curves.png")
+    pascal.draw_curves([curve, None], [0.5, None], ["a", "b"], "out/curves.png")
     assert Path("out/curves.png").exists()
