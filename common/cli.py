@@ -220,7 +220,7 @@ class Parser(OneLineParser):
 
     def parse_args(self, argv: list[str] | None = None) -> Flags:
         """The flags; with them come `milestone`, `run_dir` (a Path or None), the names of those
-        that were `typed`, of those typed or stored (`chosen`), and what is `stored` in the
+        that were `typed`, of those typed now or when the run began (`chosen`), and what is `stored` in the
         checkpoint that the command goes on with ({} if there is none).
 
         Raises SystemExit(2) after one line on stderr for anything that can't be.
@@ -243,7 +243,8 @@ class Parser(OneLineParser):
         self.check(values, typed)
         folder = source if values["resume"] and source else values["run_dir"]
         values["run_dir"] = Path(folder) if folder else None
-        chosen = sorted({*typed, *kept})  # the rest are defaults
+        once = flags.get("chosen", kept)  # by whoever began the run
+        chosen = sorted({*typed, *(name for name in kept if name in once)})
         more = dict(milestone=self.milestone, typed=sorted(typed), chosen=chosen, stored=stored)
         return Flags(**values, **more)
 

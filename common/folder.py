@@ -110,7 +110,7 @@ def open_run(
     )
     here = dict(device=args.device, data_dir=args.data_dir or flags["data_dir"])
     alone = dict(quiet=True, fsdp=False, compile=False, accumulate=1, typed=[], stored=checkpoint)
-    flags = Flags(**flags | here | alone | dict(chosen=["val"]))
+    flags = Flags(**{"chosen": ["val"]} | flags | here | alone)
     return checkpoint, flags, Device(flags), out
 
 

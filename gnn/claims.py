@@ -13,10 +13,10 @@ works.
 """
 
 import argparse
-import statistics
 
 from common import cli
-from common.claims import run_arms, write_summary
+from common.claims import plus_minus, run_arms, write_summary
+from common.folder import make_folder
 from gnn.gcn import RULES
 from gnn.model import MODELS
 from gnn.train import main as train
@@ -58,23 +58,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.claims_parser("gnn", __doc__, CLAIMS)
     parser.set_defaults(seeds=None)
     parser.add_argument("--data", default="cora", help="which data (default: cora)")
-    parser.add_argument("--epochs", type=cli.whole(1), help="of each run, to shorten it")
+    parser.add_argument("--epochs", type=cli.integer(1), help="of each run, to shorten it")
     args = parser.parse_args(argv)
-    args.seeds = args.seeds or SEEDS.get(args.claim, list(range(10)))
+    if not args.seeds:
+        args.seeds = SEEDS.get(args.claim, list(range(10)))
     return args
-
-
-def percent(values: list[float]) -> str:
-    """Mean and standard deviation, in per cent."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f}% ± {100 * deviation:.1f}"
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
+    make_folder(args.out)
     shared = ["--data", args.data, *(["--epochs", str(args.epochs)] if args.epochs else [])]
     results, commands, _ = run_arms("gnn", train, CLAIMS[args.claim], [*shared, "--quiet"], args)
     name = args.claim + (f"_{args.data}" if args.claim == "folds" else "")
@@ -86,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict:
             m: [v for arm in scores if arm.startswith(m) for v in scores[arm]] for m in MODELS
         }
     for arm, values in scores.items():
-        print(f"{arm:>28}: {percent(values)}")
+        print(f"{arm:>28}: {plus_minus(values)}")
     draw(args, scores, path.with_suffix(".png"))
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return summary

@@ -20,7 +20,7 @@ TISSUES = dict(epochs=200, lr=0.005, dropout=0.0, weight_decay=0.0, patience=100
 SHARED = dict(activation="relu", window=None, patience=None)
 
 
-def recipe(model: str, kind: str) -> dict:
+def defaults_for(model: str, kind: str) -> dict:
     """Defaults for `kind` of data ("cora", "mutag", "graph"), on top of which come the flags."""
     if kind in ("mutag", "proteins"):
         return SHARED | GRAPHS | ({"num_heads": 4, "hidden": [16, 16]} if model == "gat" else {})

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from common import cli, fail
-from common.data.graphs import Graph, GraphSet, load_graphs, read_tables, row_normalised
 from common.device import Device
+from common.folder import make_folder, open_run
+from gnn.data import Graph, GraphSet, load_graphs, read_tables, row_normalised
 from gnn.gat import AttentionLayer, with_loops
 from gnn.model import MODELS
 from gnn.train import build
@@ -66,7 +67,7 @@ def run_model(model, part: GraphSet) -> tuple[Tensor, Tensor, Tensor]:
     if part.facts["task"] == "graphs":
         batch = part.some(torch.arange(len(part.graph.labels), device=part.dev.device))
     else:
-        batch = part.whole()
+        batch = part.everything()
     logits, hidden = model(*batch.inputs).float(), model.embed(*batch.inputs).float()
     several = part.facts["task"] == "labels"
     return logits.sigmoid() if several else logits.softmax(1), hidden, part.graph.labels
@@ -136,12 +137,12 @@ def draw_graph(
 @torch.no_grad()
 def draw_attention(model, part: GraphSet, node: int, path: Path) -> None:
     """Draws how much each head of each layer looks at each neighbour of a node, itself included."""
-    from common.plot import attention_rows
+    from gnn.plot import attention_rows
 
     layers = [m for m in model.modules() if isinstance(m, AttentionLayer)]
     for layer in layers:
         layer.recording = True
-    features, edge_index = part.whole().inputs
+    features, edge_index = part.everything().inputs
     model(features, edge_index)
     edges = with_loops(edge_index, len(features))
     here = (edges.targets == node).nonzero()[:, 0]
@@ -157,42 +158,38 @@ def draw_attention(model, part: GraphSet, node: int, path: Path) -> None:
 def main(argv: list[str] | None = None) -> dict:
     """Classifies and draws; returns the predictions by name."""
     args = parse_args(argv)
-    checkpoint = cli.open_checkpoint(args, "gnn", MODELS)
-    flags, facts = argparse.Namespace(**checkpoint["config"]["flags"]), checkpoint["dataset"]
-    flags.device, flags.quiet, flags.fsdp, flags.typed = args.device, True, False, []
-    flags.data_dir, flags.chosen = args.data_dir or flags.data_dir, ["val"]
+    checkpoint, flags, dev, out = open_run(args, "gnn", MODELS)
+    facts = checkpoint["dataset"]
     if args.graph and facts["task"] != "nodes":
-        fail(f"--graph is for networks that classify nodes; {args.checkpoint} is of {flags.data}")
-    dev = Device(flags)
+        fail(f"--graph is for networks that classify nodes; this one is of {flags.data}")
     part = read_own(args.graph, flags, facts, dev) if args.graph else load_graphs(flags, dev)[2]
     model = build(flags, facts)
     model.load_state_dict(checkpoint["model"])
     model = model.to(dev.device).eval()
     if flags.loss == "unsupervised":
-        fail(f"{args.checkpoint} was trained without labels: it has embeddings, and no classes")
-    print(f"{flags.model} trained on {flags.data}, from {args.checkpoint}")
+        fail("the network was trained without labels: it has embeddings, and no classes")
     shares, hidden, labels = run_model(model, part)
     chosen = choose(args.nodes, part, len(shares))
-    cli.make_folder(args.out)
-    found = write_predictions(args.out / "predictions.csv", chosen, shares, labels, part)
+    make_folder(out)
+    found = write_predictions(out / "predictions.csv", chosen, shares, labels, part)
     answers = shares.argmax(1)
     colours = answers if labels.dim() == 2 else torch.where(labels >= 0, labels, -1)
     count, written, points = len(shares), ["predictions.csv"], None
     if count <= MOST_DRAWN:
-        points = drawn = draw_hidden(hidden, colours, facts, args.out / "tsne.png")
+        points = drawn = draw_hidden(hidden, colours, facts, out / "tsne.png")
     else:
         some = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST_DRAWN]
-        drawn = draw_hidden(hidden[some], colours[some], facts, args.out / "tsne.png")
+        drawn = draw_hidden(hidden[some], colours[some], facts, out / "tsne.png")
     written += ["tsne.png"] if drawn is not None else []
     if facts["task"] == "nodes" and count > MOST_DRAWN:
         print(f"graph.png is for {MOST_DRAWN:,} nodes at most, and here are {count:,}: not drawn")
     elif facts["task"] == "nodes":
-        draw_graph(part.graph, points, answers, facts, args.out / "graph.png")
+        draw_graph(part.graph, points, answers, facts, out / "graph.png")
         written.append("graph.png")
     if flags.model == "gat" and facts["task"] != "graphs":
-        draw_attention(model, part, chosen[0], args.out / "attention.png")
+        draw_attention(model, part, chosen[0], out / "attention.png")
         written.append("attention.png")
-    print(f"wrote {', '.join(written)} in {args.out}")
+    print(f"wrote {', '.join(written)} in {out}")
     return found
 
 

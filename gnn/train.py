@@ -7,7 +7,6 @@ python gnn/train.py --model sage --data mutag --data-dir PATH    # molecules
 python gnn/train.py --model gat --data graph:PATH                # your own nodes.csv, edges.csv
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import cli, fail
-from common.data.graphs import GRAPH_SETS, Batch, GraphSet, load_graphs
 from common.device import Device
-from common.graphs import draw_frames, embeddings, probe
 from common.run import Run
+from gnn.data import GRAPH_SETS, Batch, GraphSet, load_graphs
+from gnn.embedding import draw_frames, embeddings, probe
 from gnn.model import MODELS, GraphClassifier
-from gnn.options import UNUSED, add_flags, settle
-from gnn.recipes import SETTINGS
+from gnn.options import add_flags, check, layers_of, recipe
+from gnn.recipes import SETTINGS, takes_all
 from gnn.sage import Neighbours, unsupervised_loss, walk_batch
 
 # fmt: off
@@ -31,20 +30,23 @@ QUICK = dict(model="gcn", data="karate", epochs=300, val=500, batch_size=512, lr
 PAPER = dict(model="gcn", data="cora", epochs=200, val=500, batch_size=512, lr=0.01,
              hidden=[16], dropout=0.5, weight_decay=5e-4, window=10)
 # fmt: on
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("gnn", __doc__, QUICK, PAPER, MODELS, GRAPH_SETS, UNUSED)
+    parser = cli.Parser("gnn", __doc__, QUICK, PAPER, MODELS, GRAPH_SETS, recipe)
     add_flags(parser)
-    return settle(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    check(args)
+    return args
 
 
-def build(args: argparse.Namespace, facts: dict) -> nn.Module:
+def build(args: cli.Flags, facts: dict) -> nn.Module:
     """The network that the flags ask for."""
     settings = {name: getattr(args, name) for name in SETTINGS[args.model]}
-    settings |= {"hidden": args.hidden, "dropout": args.dropout}
+    hidden, _ = layers_of(args)
+    settings |= {"hidden": hidden, "dropout": args.dropout}
     num_classes, make = len(facts["classes"]), MODELS[args.model]
     if facts["task"] == "graphs":
-        nodes = make(facts["channels"], width := (args.hidden or [64])[-1], **settings)
+        nodes = make(facts["channels"], width := (hidden or [64])[-1], **settings)
         return GraphClassifier(nodes, width, num_classes, args.readout)
     model = make(facts["channels"], num_classes, **settings)
     if args.loss == "unsupervised":
@@ -67,7 +69,7 @@ def evaluate(
     part: GraphSet,
     train: GraphSet,
     dev: Device,
-    args: argparse.Namespace,
+    args: cli.Flags,
     picture: Path | None = None,
 ) -> dict[str, float]:
     """Loss, and accuracy or micro-averaged F1; all neighbours count, none are drawn."""
@@ -78,7 +80,7 @@ def evaluate(
     classes = ["absent", "present"] if task == "labels" else classes
     size, loss = len(classes), torch.zeros((), device=dev.device)
     counts = torch.zeros(size**2, dtype=torch.int64, device=dev.device)  # true x predicted
-    for batch in part.batches(args.batch_size) if task == "graphs" else [part.whole()]:
+    for batch in part.batches(args.batch_size) if task == "graphs" else [part.everything()]:
         with dev.autocast():
             logits = model(*batch.inputs)[batch.rows]
         loss += loss_of(logits, batch.labels, "sum")
@@ -99,8 +101,9 @@ def evaluate(
     return {f"{name}_loss": loss / total, f"{name}_accuracy": right / total}
 
 
-def sampler(part: GraphSet, args: argparse.Namespace) -> Callable[[Tensor, int], Batch]:
+def sampler(part: GraphSet, args: cli.Flags) -> Callable[[Tensor, int], Batch]:
     """Makes a mini-batch of places in the part, with neighbours drawn from a key (Alg. 2)."""
+    fanouts = layers_of(args)[1]
     graph, neighbours = part.graph, Neighbours(part.graph.edge_index, len(part.graph.features))
     if args.loss == "unsupervised" and not (graph.edge_index[0] != graph.edge_index[1]).any():
         fail("--loss unsupervised learns from walks along edges: the training part has none")
@@ -111,7 +114,7 @@ def sampler(part: GraphSet, args: argparse.Namespace) -> Callable[[Tensor, int],
         else:
             seeds = part.indices[places]
             labels = graph.labels[seeds]
-        nodes, blocks = neighbours.sample(seeds, args.fanouts, key)
+        nodes, blocks = neighbours.sample(seeds, fanouts, key)
         return Batch((graph.features[nodes], blocks), slice(None), labels)
 
     return make
@@ -128,12 +131,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
     dev = Device(args, auto_precision="fp32")
-    if args.full and dev.distributed:
+    full = takes_all(args.model, args.data.partition(":")[0])  # each step takes the whole graph
+    if full and dev.distributed:
         fail(f"torchrun: {args.model} on {args.data} takes the whole graph at once, in one process")
     train, val, test = load_graphs(args, dev)
     model = build(args, train.facts)
     net = dev.wrap(model)
-    first = list((model.convs[0] if args.model == "gcn" and args.full else model).parameters())
+    first = list((model.convs[0] if args.model == "gcn" and full else model).parameters())
     rest = [p for p in model.parameters() if all(p is not q for q in first)]
     groups = [{"params": first, "weight_decay": args.weight_decay}, {"params": rest}]
     optimizer = torch.optim.Adam(groups if rest else groups[:1], args.lr)
@@ -144,17 +148,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.evaluate:
         return run.finish(**evaluate(model, test, train, dev, args, run.folder / "confusion.png"))
 
-    batches = [train.whole()] if args.full else train.batches(args.batch_size)
+    batches = [train.everything()] if full else train.batches(args.batch_size)
     if args.model == "sage" and train.facts["task"] != "graphs":
         size = len(train.graph.features) if args.loss == "unsupervised" else None
         batches = train.batches(args.batch_size, sampler(train, args), size)
     walks = args.loss == "unsupervised"
     even = not walks and (args.model == "sage" or train.facts["task"] != "labels")  # the parts
     shown = [args.epochs * k // 12 for k in (0, 1, 2, 4, 8)] if args.data == "karate" else []
-    for epoch in run.epochs():
-        if args.window and above_mean(history["val_loss"], args.window):
-            break
-        if epoch in shown and run.position == 0:
+    worse = (lambda: above_mean(history["val_loss"], args.window)) if args.window else None
+    for epoch in run.epochs(ended=worse):
+        if epoch in shown and run.epoch_begins:
             history["frames"].append((epoch, embeddings(model, train)))
         model.train()
         for batch in run.progress(batches):
@@ -168,10 +171,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             run.add(count or 1, train_loss=loss / (count or 1))
             dev.step(loss, optimizer, count)
         metrics = evaluate(model, val, train, dev, args) if val else {}
-        history["val_loss"].append(metrics.get("val_loss", 0.0))
+        if run.epoch_is_whole:
+            history["val_loss"].append(metrics.get("val_loss", 0.0))
         run.log(epoch, **run.means(), **metrics)
         run.save(every=10)
-    run.save()
     if shown:  # Appendix A; with --fsdp all processes have to take part in the embeddings
         frames = [*history["frames"], (run.epoch, embeddings(model, train))]
         if dev.main:

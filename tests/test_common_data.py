@@ -655,3 +655,16 @@ def test_border_padding_without_the_devices_help():
     clamped = augment.clamped(grid, size)
     found = torch.nn.functional.grid_sample(images, clamped, align_corners=False)
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_default_validation_part_is_the_same_after_resuming():
+    """Nobody typed --val: the default of 100, cut to a tenth, is so again."""
+    make_tree("tree", count=30)
+    flags = ["--quiet", "--data", "folder:tree", "--batch-size", "8"]
+    toy.main([*flags, "--run-dir", "run", "--max-steps", "2"])
+    toy.main(["--quiet", "--resume", "--run-dir", "run"])
+    assert toy.main(["--quiet", "--evaluate", "run/last.pt"])["test_count"] == 12
+    dev = device()
+    args = toy.parse_args(["--resume", "--run-dir", "run"])
+    assert "val" not in args.chosen
+    assert len(images.load_images(args, dev, 8, 1)[1]) == 4

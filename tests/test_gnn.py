@@ -17,8 +17,8 @@ from conftest import ROOT, torchrun
 from helpers import count, perturb, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.data.graphs import load_graphs
-from gnn import claims, sample, train
+from gnn import claims, options, sample, train
+from gnn.data import load_graphs
 from gnn.gat import AttentionLayer, with_loops
 from gnn.gcn import RULES, GraphConvolution
 from gnn.graph import Edges, linear, sparse
@@ -602,7 +602,7 @@ def test_unseen_nodes(tables):
         (["--dropout", "1"], "below 1"),
         (["--window", "3"], "validation part"),
         (["--patience", "3"], "validation part"),
-        (["--fold", "1"], "--fold is for"),
+        (["--fold", "1"], "--fold has no meaning here"),
         (["--val", "4"], "leaves nothing of 4"),
         (["--limit", "2"], "absent from the training part"),
         (["--rule", "chebishev3"], "did you mean chebyshev3"),
@@ -614,9 +614,10 @@ def test_bad_flags(argv, words, refused):
 
 
 def test_flags_that_recipes_follow():
-    assert train.parse_args(["--model", "sage", "--hidden", "8"]).fanouts == [25]
+    small = train.parse_args(["--model", "sage", "--hidden", "8"])
+    assert options.layers_of(small)[1] == [25]
     three = train.parse_args(["--model", "sage", "--data", "cora", "--num-layers", "3"])
-    assert (three.hidden, three.fanouts) == ([128] * 3, [25, 10, 10])
+    assert options.layers_of(three) == ([128] * 3, [25, 10, 10])
     gcn = train.parse_args(["--data", "cora", "--patience", "5"])
     assert (gcn.window, gcn.patience) == (None, 5)  # the window would take the last weights
     gat = train.parse_args(["--model", "gat", "--data", "cora", "--window", "5"])

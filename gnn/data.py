@@ -31,8 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import fail, seed_of
-from common.cli import whole
+from common import cli, counted, fail, seed_of
 from common.data.batches import Batches
 from common.data.sources import split
 from common.device import Device
@@ -44,12 +43,23 @@ NUM_FOLDS = 10
 MOST_WITHOUT_FEATURES = 20_000  # nodes: as many features of their own each take 1.6 GB
 
 
-def add_graph_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of scripts that use `load_graphs`."""
-    add = parser.add_argument
-    add("--features", choices=["rows", "raw"], help="divide each node's features by their sum")
-    add("--fold", type=whole(0), default=0, help="of mutag, proteins: which tenth is the test part")
-    add("--unseen", action="store_true", help="train without the nodes of the other parts")
+def add_graph_flags(parser: cli.Parser) -> None:
+    """The flags that say how graphs are read."""
+    add, text = parser.add_argument, "divide each node's features by their sum, or not"
+    add("--features", choices=["rows", "raw"], default="rows", group="data", help=text)
+    text = "which tenth is the test part"
+    add("--fold", type=cli.integer(0), metavar="K", default=0, group="data", help=text)
+    text = "train without the nodes of the other parts"
+    parser.add_switch("--unseen", group="data", help=text)
+
+    def of_kinds(_model: str, data: str, _paper: bool, **_given) -> tuple[dict, dict]:
+        kind = data.partition(":")[0]
+        needless = {} if kind in MOLECULES else {"fold": f"{kind} has a split of its own"}
+        if kind in (*MOLECULES, "ppi"):
+            needless["unseen"] = f"{kind} has other graphs in its test part anyway"
+        return {}, needless
+
+    parser.recipes.append(of_kinds)
 
 
 @dataclasses.dataclass
@@ -67,7 +77,7 @@ class Graph:
     names: Sequence[str] | None = None  # of the nodes, in the user's table
 
     def to(self, device: torch.device) -> "Graph":
-        """The same on a device."""
+        """The graph with its tensors on a device."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return Graph(*(v.to(device) if isinstance(v, Tensor) else v for v in values))
 
@@ -451,7 +461,7 @@ class GraphSet:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def whole(self) -> Batch:
+    def everything(self) -> Batch:
         """The whole graph at once."""
         graph = self.graph
         inputs = (graph.features, graph.edge_index)
@@ -513,11 +523,7 @@ def load_graphs(
 ) -> tuple[GraphSet, GraphSet | None, GraphSet]:
     """The training, validation (None without --val) and test part of `--data`."""
     kind = args.data.partition(":")[0]
-    if "fold" in args.typed and kind not in MOLECULES:
-        fail(f"--fold is for {' and '.join(MOLECULES)}: {args.data} has a split of its own")
     source = READERS[kind](args)
-    if args.unseen and source.task != "nodes":
-        fail(f"--unseen is for one graph: {args.data} has other graphs in its test part anyway")
     parts, note = choose(args, source), source.note
     check_classes(args, source, parts["train"])
     channels = next(iter(source.graphs.values())).features.shape[1]
@@ -559,24 +565,19 @@ def choose(args: argparse.Namespace, source: Source) -> dict[str, Tensor]:
                 f"--val {args.val}: {args.data} has a validation part of {there}; "
                 "--val 0 does without"
             )
-        if "val" not in args.chosen or args.val:
-            args.val = there
-        else:
+        if "val" in args.chosen and not args.val:
             del parts["val"]
     else:
+        cut = args.val
         if "val" not in args.chosen:  # a default made for other data
-            args.val = count // 10 if source.task == "graphs" else 0
-        if args.val >= count:
-            fail(f"--val {args.val} leaves nothing of {count} training examples: lower it")
-        if args.val:
-            cuts = split(count, args.val / count, "val", args.seed)
-            train = parts["train"]
+            cut = count // 10 if source.task == "graphs" else 0
+        if cut >= count:
+            fail(f"--val {cut} leaves nothing of {counted(count, 'training example')}: lower it")
+        if cut:
+            cuts, train = split(count, cut / count, "val", args.seed), parts["train"]
             parts["train"], parts["val"] = (train[indices] for indices in cuts)
-    if not args.val:
-        for flag in ("window", "patience"):
-            if flag in args.typed:
-                fail(f"--{flag} needs a validation part to watch: give --val N too")
-            setattr(args, flag, None)
+    if "val" not in parts and "window" in args.typed:
+        fail("--window needs a validation part to watch: give --val N too")
     count = len(parts["train"])
     if args.limit and args.limit < count:
         parts["train"] = parts["train"][split(count, args.limit / count, "limit", args.seed)[1]]

@@ -1,4 +1,4 @@
-"""What the scripts of graph networks share: what embeddings hold, and pictures of them."""
+"""What embeddings of nodes hold, and pictures of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.data.graphs import GraphSet
+from gnn.data import GraphSet
 
 
 @torch.no_grad()
 def embeddings(model: nn.Module, part: GraphSet) -> Tensor:
     """What `model.embed` makes of the nodes, on the two axes of greatest variance (N, 2)."""
     model.eval()
-    inputs = part.whole().inputs
+    inputs = part.everything().inputs
     model(*inputs)  # with --fsdp the whole has to be called before a part of it
     z = model.embed(*inputs).float().cpu()
     if z.shape[1] == 2:
@@ -27,7 +27,7 @@ def probe(model: nn.Module, train: GraphSet, part: GraphSet) -> float:
     """Accuracy of a logistic regression on what `model` makes of nodes, fitted to `train`."""
     from sklearn.linear_model import LogisticRegression
 
-    wholes = [p.whole() for p in (train, part)]
+    wholes = [p.everything() for p in (train, part)]
     (z, z_part) = (model(*whole.inputs)[whole.rows].float().cpu() for whole in wholes)
     labels, labels_part = (whole.labels.cpu() for whole in wholes)
     return float(LogisticRegression(max_iter=1000).fit(z, labels).score(z_part, labels_part))
