@@ -220,8 +220,8 @@ class Parser(OneLineParser):
 
     def parse_args(self, argv: list[str] | None = None) -> Flags:
         """The flags; with them come `milestone`, `run_dir` (a Path or None), the names of those
-        that were `typed`, of those typed now or when the run began (`chosen`), and what is `stored` in the
-        checkpoint that the command goes on with ({} if there is none).
+        that were `typed`, of those typed now or when the run began (`chosen`), and what is
+        `stored` in the checkpoint that the command goes on with ({} if there is none).
 
         Raises SystemExit(2) after one line on stderr for anything that can't be.
         """
