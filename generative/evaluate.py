@@ -11,7 +11,6 @@ the same for all models:
   test images to theirs: far below 1 is copying.
 """
 
-import argparse
 import contextlib
 import time
 from collections.abc import Iterator
@@ -21,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import seed_of
+from common import cli, seed_of
 from common.checkpoint import read_tensors, write_checkpoint
 from common.data.images import ImageSet
 from common.device import Device
-from common.run import progress
-from generative.options import load
+from common.run import progress_bar
+from generative.data import load
 
 CACHE = Path("data", "cache", "generative")
 SHOWN = 10  # columns of the pictures
@@ -51,14 +50,14 @@ class Classifier(nn.Module):
         return self.layers(x)
 
 
-def classifier(test: ImageSet, args: argparse.Namespace, dev: Device) -> Classifier:
+def classifier(test: ImageSet, args: cli.Flags, dev: Device) -> Classifier:
     """The classifier of this data, trained if it isn't in the cache.
 
     It learns from the whole training part, whatever --val, --limit and --without say: the same for
     all models.
     """
     data = str(Path(args.data[7:]).resolve()) if args.data.startswith("folder:") else args.data
-    channels, size, classes = test.facts["channels"], args.size, test.facts["classes"]
+    channels, size, classes = len(test.facts["mean"]), args.size, test.facts["classes"]
     key = seed_of(data, size, channels, *classes, len(test)) % 16**8
     path = CACHE / f"{Path(data).name}-{size}-{key:08x}.pt"
     with forked("classifier", dev, alike=True):
@@ -66,11 +65,10 @@ def classifier(test: ImageSet, args: argparse.Namespace, dev: Device) -> Classif
         if path.exists():
             net.load_state_dict(read_tensors(path))
             return net.eval()
-        all_of_it = dict(val=0, limit=None, without=None)
-        train = load(argparse.Namespace(**vars(args) | all_of_it), dev)[0]
+        train = load(args.but(val=0, limit=None, without=None), dev)[0]
         steps, batch = max(LEAST_STEPS, 2 * len(train) // 128), min(128, len(train))
         optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-        for _ in progress(range(steps), dev, "training the classifier", steps):
+        for _ in progress_bar(range(steps), dev, "training the classifier", steps):
             x, labels = train.examples(torch.randint(len(train), (batch,)))
             F.cross_entropy(net.head(net(x)), labels).backward()
             optimizer.step()
@@ -100,12 +98,12 @@ def mean_loss(model: nn.Module, images: ImageSet, dev: Device) -> dict[str, floa
     with forked("loss", dev):
         for x, _ in images.batches(500):
             total += model(x).cpu().double() * len(x)
-    return {f"{images.part}_loss": float(dev.sum(total.to(dev.device).float())) / len(images)}
+    return {f"{images.part}_loss": float(dev.sum(total.float().to(dev.device))) / len(images)}
 
 
 @torch.inference_mode()
 def bounds(
-    model: nn.Module, images: ImageSet, args: argparse.Namespace, dev: Device, picture: Path | None
+    model: nn.Module, images: ImageSet, args: cli.Flags, dev: Device, picture: Path | None
 ) -> dict[str, float]:
     """What the model says of held-out examples: errors, bounds, likelihoods, bits a dimension.
 
@@ -167,7 +165,7 @@ def draw_samples(
     model.eval()
     sizes, drawn = [part] * (n // part) + [n % part] * (n % part > 0), []
     with forked(f"{key}", dev):
-        for size in progress(sizes, dev, "sampling", len(sizes)):
+        for size in progress_bar(sizes, dev, "sampling", len(sizes)):
             with dev.autocast():
                 drawn.append(model.sample(size))
     return torch.cat(drawn)
@@ -219,12 +217,7 @@ def nearest(images: Tensor, train: ImageSet) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def sample_quality(
-    model: nn.Module,
-    train: ImageSet,
-    test: ImageSet,
-    args: argparse.Namespace,
-    dev: Device,
-    folder: Path,
+    model: nn.Module, train: ImageSet, test: ImageSet, args: cli.Flags, dev: Device, folder: Path
 ) -> dict[str, float]:
     """Draws --samples images, measures them against the test part, writes samples.png and
     neighbours.png: samples over their nearest training images."""

@@ -7,27 +7,32 @@
 The flags are those of train.py, which calls this script when its --model is `gan` or `dcgan`.
 """
 
-import argparse
-
 import torch
 
 from common import cli, fail
-from common.checkpoint import whole
+from common.checkpoint import gathered
 from common.data.augment import random_flip
 from common.device import Device
 from common.run import Run
+from generative.data import load
 from generative.evaluate import sample_quality
 from generative.gan import discriminator_loss, generator_loss
-from generative.options import GANS, build, load, start_from
-from generative.train import parse_args
+from generative.options import GANS, build, parse, start_from
+
+QUICK = PAPER = dict(model="gan")
 
 
-def train_gan(args: argparse.Namespace) -> dict[str, float]:
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
+    """The flags; see --help."""
+    return parse(__doc__, QUICK, PAPER, argv)
+
+
+def train_gan(args: cli.Flags) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     dev = Device(args)
     train, _, test = load(args, dev)
     model, judge = build(args, train.facts), build(args, train.facts).to(dev.device)
-    start_from(model, args, dev)
+    start_from(model, args)
     generator, discriminator = dev.wrap(model.generator), dev.wrap(model.discriminator)
     betas = (0.5, 0.999)  # 0.9 made DCGAN's training swing (its Sec. 4)
     opt_g = torch.optim.Adam(model.generator.parameters(), args.lr, betas)
@@ -37,12 +42,12 @@ def train_gan(args: argparse.Namespace) -> dict[str, float]:
     def measure() -> dict[str, float]:
         if not args.samples:
             return {}
-        judge.load_state_dict({name: whole(value) for name, value in model.state_dict().items()})
+        judge.load_state_dict({name: gathered(value) for name, value in model.state_dict().items()})
         return sample_quality(judge, train, test, args, dev, run.folder)
 
     if args.evaluate:
         return run.finish(**measure())
-    augment = random_flip if args.flip == "yes" else None
+    augment = random_flip if args.flip else None
     for epoch in run.epochs():
         model.train()
         parts = []
@@ -75,7 +80,7 @@ def train_gan(args: argparse.Namespace) -> dict[str, float]:
 @cli.command
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """As in train.py, for the two GANs."""
-    args = parse_args(argv, model="gan")
+    args = parse_args(argv)
     if args.model not in GANS:
         fail(f"{args.model} has one loss: train it with generative/train.py")
     return train_gan(args)
