@@ -27,6 +27,8 @@ class Autoencoder(nn.Module):
     is the deviation of what is added to the pixels that the encoder sees in training.
     """
 
+    infers, prior, straight = True, False, True  # see model.py
+
     def __init__(self, encoder: nn.Module, decoder: nn.Module, latent: int, noise: float = 0.0):
         super().__init__()
         self.encoder, self.decoder, self.latent, self.noise = encoder, decoder, latent, noise
@@ -36,11 +38,19 @@ class Autoencoder(nn.Module):
     # fmt: off
     def forward(self, x: Tensor) -> Tensor:               # (B, C, H, W)
         """The loss: squared error, summed over pixels, averaged over images."""
-        codes = self.encoder(self.spoil(x))               # (B, D)
+        codes = self.to_codes(self.spoil(x))              # (B, D)
         if self.training:
             self.remember(codes.detach().float())
-        return self.error(x, self.decoder(codes)).mean()
+        return self.error(x, self.from_codes(codes)).mean()
     # fmt: on
+
+    def to_codes(self, x: Tensor) -> Tensor:
+        """Codes (B, D) of images (B, C, H, W)."""
+        return self.encoder(x)
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """Images (B, C, H, W) of codes (B, D)."""
+        return self.decoder(codes)
 
     def spoil(self, x: Tensor) -> Tensor:
         """Images as a denoising autoencoder gets them."""
@@ -53,7 +63,7 @@ class Autoencoder(nn.Module):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) through the code and back."""
-        return self.decoder(self.encoder(x)).to(x.dtype)
+        return self.from_codes(self.to_codes(x)).to(x.dtype)
 
     def measures(self, x: Tensor) -> dict[str, Tensor]:
         """For each image (B,): the squared error; with noise, also that of the spoilt image."""
@@ -71,14 +81,17 @@ class Autoencoder(nn.Module):
         self.code_mean.lerp_(codes.mean(0), rate)
         self.code_covariance.lerp_((apart[:, :, None] * apart[:, None]).mean(0), rate)
 
-    def sample(self, n: int) -> Tensor:
-        """Images (n, C, H, W) decoded from codes drawn from a normal distribution."""
+    def draw_codes(self, n: int) -> Tensor:
+        """Codes (n, D) from the normal distribution with the mean and covariance of those seen."""
         device = self.code_mean.device
         found = torch.linalg.eigh(self.code_covariance.cpu())  # not all devices can
         values, vectors = (part.to(device) for part in found)
         normal = torch.randn(n, self.latent, device=device)
-        codes = self.code_mean + (normal * values.clamp(min=0).sqrt()) @ vectors.T
-        return self.decoder(codes).float()
+        return self.code_mean + (normal * values.clamp(min=0).sqrt()) @ vectors.T
+
+    def sample(self, n: int) -> Tensor:
+        """Images (n, C, H, W)."""
+        return self.from_codes(self.draw_codes(n)).float()
 
 
 def mlp(sizes: list[int]) -> list[nn.Module]:

@@ -20,18 +20,18 @@ from pathlib import Path
 import torch
 
 from common import cli
-from common.checkpoint import read_checkpoint
 from common.claims import finished, run_arms, write_summary
+from common.folder import make_folder
+from generative.data import load
 from generative.evaluate import classifier, draw_samples, features, frechet, precision_recall
-from generative.options import load
-from generative.sample import restore
+from generative.sample import open_model
 from generative.train import main as train
 
 FIVE = ["conv_autoencoder", "conv_vae", "dcgan", "realnvp", "ddpm_small"]
 ARMS = {
     "samples": {
         "autoencoder": ["--model", "conv_autoencoder", "--latent", "20"],
-        "VAE": ["--model", "conv_vae", "--latent", "20", "--binarise", "no"],
+        "VAE": ["--model", "conv_vae", "--latent", "20", "--no-binarise"],
     },
     "codes": {f"{k} numbers": ["--model", "autoencoder", "--latent", str(k)] for k in (2, 10, 30)},
     "denoising": {
@@ -81,8 +81,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("generative", __doc__, ARMS)
     parser.add_argument("--data", help="which data (default: digits; table: mnist)")
-    parser.add_argument("--epochs", type=cli.whole(1), help="of each run, to shorten it")
-    parser.add_argument("--samples", type=cli.whole(2), help="measured (default: 1000, or 10000)")
+    parser.add_argument("--epochs", type=cli.integer(1), help="of each run, to shorten it")
+    parser.add_argument("--samples", type=cli.integer(2), help="measured (default: 1000, or 10000)")
     args = parser.parse_args(argv)
     args.data = args.data or ("mnist" if args.claim == "table" else "digits")
     args.samples = args.samples or (10_000 if args.claim == "table" else 1000)
@@ -93,7 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_<name>.json and .png; returns the summary."""
     args = parse_args(argv)
-    cli.make_folder(args.out)
+    make_folder(args.out)
     shared = ["--data", args.data]
     shared += ["--epochs", str(args.epochs)] if args.epochs else []
     shared += ["--samples", str(args.samples)] if args.claim in SAMPLED else []
@@ -115,11 +115,11 @@ def main(argv: list[str] | None = None) -> dict:
         show_five(folders, args)
     path = args.out / f"claim_{args.claim}.json"
     summary = write_summary(path, results, commands)
+    draw(summary, args)
     if args.claim == "table":
         print_table(summary, args)
     else:
         print_arms(summary, args.claim)
-    draw(summary, args)
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return summary
 
@@ -141,8 +141,8 @@ def measure_again(trained: list[Path], args: argparse.Namespace) -> tuple[dict, 
 
 def reopen(folder: Path, args: argparse.Namespace) -> tuple:
     """The model of a run, its flags, the parts of its data and the device."""
-    checkpoint = read_checkpoint(folder / "last.pt")
-    model, flags, _, dev = restore(checkpoint, args.device, args.data_dir)
+    here = dict(device=args.device, data_dir=args.data_dir, out=None, sample_steps=None)
+    model, flags, _, dev, _ = open_model(cli.Flags(checkpoint=folder / "last.pt", **here))
     return model, flags, load(flags, dev), dev
 
 
@@ -150,7 +150,7 @@ def reopen(folder: Path, args: argparse.Namespace) -> tuple:
 def pca_error(folder: Path, latent: int, args: argparse.Namespace) -> float:
     """The squared error of test images that as many principal components rebuild."""
     _, _, (train, _, test), _ = reopen(folder, args)
-    x, y = (part.examples(torch.arange(len(part)))[0].flatten(1) for part in (train, test))
+    x, y = (p.examples(torch.arange(len(p)))[0].flatten(1).cpu() for p in (train, test))
     mean = x.mean(0)
     axes = torch.linalg.eigh(((x - mean).T @ (x - mean)).double()).eigenvectors[:, -latent:]
     apart = (y - mean).double()
@@ -173,7 +173,7 @@ def rank(folders: list[Path], args: argparse.Namespace, command: str) -> tuple[d
             spoilt = ((x + noise * torch.randn_like(x)).clamp(0, 1) * 255).round() / 255
             bits = torch.cat([model.measures(part)["bits"] for part in spoilt.split(500)])
             clean = bits if clean is None else clean
-            ranked = (clean < bits).double().mean() if noise else torch.ones(())
+            ranked = (clean < bits).cpu().double().mean() if noise else torch.ones(())
             found = {"test_bits": float(bits.mean()), "ranked": float(ranked)}
             results[f"noise {noise}"].append(found)
     return results, dict.fromkeys(results, command)
@@ -183,7 +183,7 @@ def rank(folders: list[Path], args: argparse.Namespace, command: str) -> tuple[d
 def compare_training(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     """What training images score in place of samples: as good as the measures can get."""
     _, flags, (train, _, test), dev = reopen(folder, args)
-    flags.samples = args.samples
+    flags = flags.but(samples=args.samples)
     with torch.inference_mode(False):
         net = classifier(test, flags, dev)
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: args.samples]

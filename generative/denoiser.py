@@ -127,8 +127,9 @@ class TimeEmbedding(nn.Module):
 class UNet(nn.Module):
     """Images with noise (B, C, H, W) and times (B,) to the noise in them (Appendix B).
 
-    `width` times `multiples` are the channels of each resolution, `attention` lists the resolutions
-    that have it, `depth` counts the blocks of each.
+    `width` times `multiples` are the channels of each resolution, `attention` lists those that have
+    it by their numbers (0 is the finest), `depth` counts the blocks of each on the way down, one
+    fewer than on the way up.
     """
 
     def __init__(

@@ -38,6 +38,8 @@ class DDPM(nn.Module):
     Algorithm 2; fewer by DDIM, without noise on the way.
     """
 
+    infers, prior, straight = False, True, False  # see model.py
+
     def __init__(self, unet: nn.Module, shape: tuple[int, ...], sample_steps: int = 1000):
         super().__init__()
         self.unet, self.shape, self.sample_steps = unet, shape, sample_steps
@@ -106,10 +108,18 @@ class DDPM(nn.Module):
                 x = self.signal[then] * clean + self.noise[then] * noise if then >= 0 else clean
             yield x
 
+    def draw_codes(self, n: int) -> Tensor:
+        """Noise (n, D) to begin at."""
+        return torch.randn(n, math.prod(self.shape), device=self.signal.device)
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """Images (B, C, H, W) of noise (B, D)."""
+        last = deque(self.denoise(codes.view(-1, *self.shape)), maxlen=1).pop()
+        return self.to_pixels(last)
+
     def sample(self, n: int) -> Tensor:
         """Images (n, C, H, W)."""
-        noise = torch.randn(n, *self.shape, device=self.signal.device)
-        return self.to_pixels(deque(self.denoise(noise), maxlen=1).pop())
+        return self.from_codes(self.draw_codes(n))
 
     @staticmethod
     def to_pixels(x: Tensor) -> Tensor:

@@ -164,8 +164,10 @@ class Scale(nn.Module):
 
 
 class Flow(nn.Module):
-    """What flows share: `encode` to noise (B, D) with the log-determinant (B,), and `decode`."""
+    """What flows share: `encode` to noise (B, D) with the log-determinant (B,), and its inverse,
+    `from_codes`."""
 
+    infers, prior, straight = True, True, True  # see model.py
     shape: tuple[int, ...]
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -173,10 +175,17 @@ class Flow(nn.Module):
         z, log_det = self.encode(x)
         return log_det - (z.square() + math.log(2 * math.pi)).sum(1) / 2
 
+    def to_codes(self, x: Tensor) -> Tensor:
+        """The noise (B, D) that examples become."""
+        return self.encode(x)[0]
+
+    def draw_codes(self, n: int) -> Tensor:
+        """Noise (n, D)."""
+        return torch.randn(n, math.prod(self.shape), device=next(self.parameters()).device)
+
     def sample(self, n: int) -> Tensor:
-        """n examples, decoded from noise."""
-        device = next(self.parameters()).device
-        return self.decode(torch.randn(n, math.prod(self.shape), device=device))
+        """n examples, of noise."""
+        return self.from_codes(self.draw_codes(n))
 
 
 class RealNVP(Flow):
@@ -217,7 +226,11 @@ class RealNVP(Flow):
         x, change = follow(self.last, x)
         return torch.cat([*found, x.flatten(1)], 1), log_det + change
 
-    def decode(self, z: Tensor) -> Tensor:
+    def to_codes(self, x: Tensor) -> Tensor:
+        """The noise (B, D) that images become, from the middle of their grey values."""
+        return self.encode((255 * x + 0.5) / 256)[0]
+
+    def from_codes(self, z: Tensor) -> Tensor:
         """Noise (B, D) to images (B, C, H, W), of 256 grey values from 0 to 1."""
         return (256 * self.undo(z)).floor().clamp(0, 255) / 255
 
@@ -259,8 +272,8 @@ class RealNVP2d(Flow):
         """Points (B, 2) to noise (B, 2), and the log-determinant (B,)."""
         return follow(self.couplings, x)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The inverse of `encode`."""
+    def from_codes(self, z: Tensor) -> Tensor:
+        """The inverse of `encode`: noise (B, 2) to points (B, 2)."""
         return retrace(self.couplings, z)
 
 

@@ -38,23 +38,30 @@ class GAN(nn.Module):
     Train each with its own optimiser on the losses above; `labels` (B,) only with `num_classes`.
     """
 
+    infers, prior, straight = False, True, False  # see model.py
+
     def __init__(self, generator: nn.Module, discriminator: nn.Module, num_classes: int = 0):
         super().__init__()
         self.generator, self.discriminator = generator, discriminator
         self.num_classes = num_classes
 
-    def noise(self, n: int) -> Tensor:
+    def draw_codes(self, n: int) -> Tensor:
         """Noise (n, Z) for the generator."""
         return torch.randn(n, self.generator.noise, device=next(self.parameters()).device)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """The discriminator's loss on images (B, C, H, W) and as many generated ones."""
-        fake = self.generator(self.noise(len(x)), labels)
+        fake = self.generator(self.draw_codes(len(x)), labels)
         return discriminator_loss(*self.discriminator([x, fake], labels))
+
+    def from_codes(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W) of noise (B, Z); with classes, of the first."""
+        labels = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        return self.generator(z, labels if self.num_classes else None)
 
     def sample(self, n: int, labels: Tensor | None = None) -> Tensor:
         """Images (n, C, H, W); of random classes, unless `labels` (n,) says which."""
-        noise = self.noise(n)
+        noise = self.draw_codes(n)
         if self.num_classes and labels is None:
             labels = torch.randint(self.num_classes, (n,), device=noise.device)
         return self.generator(noise, labels).float()

@@ -6,10 +6,23 @@
     flow.py         steps with an inverse  Dinh et al. 2016, arXiv:1605.08803
     diffusion.py    noise, undone          Ho et al. 2020, arXiv:2006.11239
 
-Each file can be copied out whole (diffusion.py with its U-Net, denoiser.py). All have one contract:
-images are (B, C, H, W) from 0 to 1, `forward(x)` returns the loss, `sample(n)` draws n images. The
-players of a GAN are `generator` and `discriminator`; their losses are functions of gan.py.
-Factories take `channels` and `size`.
+Each file can be copied out whole (diffusion.py with its U-Net, denoiser.py). All have one contract,
+in which images are (B, C, H, W) from 0 to 1 (for realnvp2d points, (B, 2)):
+
+    forward(x)      the loss (of a GAN the discriminator's; its two are functions of gan.py)
+    sample(n)       n images, from_codes(draw_codes(n))
+    draw_codes(n)   codes (n, D) as the model expects them: noise, but for the autoencoder
+    from_codes(z)   images of codes
+    to_codes(x)     codes of images, where the model `infers` them
+    reconstruct(x)  images through their codes and back, where something is lost on the way
+    denoise(z)      all steps from noise to images, where there are several
+    measures(x)     a number for each image, by name: an error, a bound, bits (not of a GAN)
+
+    infers          images have codes
+    prior           codes are standard normal by design
+    straight        the way from code to code is a line; else, between noises, along a sphere
+
+Factories take `channels` and `size`, those of points neither.
 """
 
 from generative.autoencoder import autoencoder, conv_autoencoder

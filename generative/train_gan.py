@@ -54,7 +54,7 @@ def train_gan(args: cli.Flags) -> dict[str, float]:
         for real, labels in run.progress(train.batches(args.batch_size, augment=augment)):
             labels = labels if args.conditional else None
             with dev.autocast():
-                fake = generator(model.noise(len(real)), labels)
+                fake = generator(model.draw_codes(len(real)), labels)
                 on_real, on_fake = discriminator([real, fake.detach()], labels)
                 loss = discriminator_loss(on_real, on_fake)
             dev.step(loss, opt_d)
@@ -66,7 +66,7 @@ def train_gan(args: cli.Flags) -> dict[str, float]:
                 continue
             for count, labels, fake in parts:
                 with dev.autocast():
-                    fake = generator(model.noise(count), labels) if fake is None else fake
+                    fake = generator(model.draw_codes(count), labels) if fake is None else fake
                     (on_fake,) = discriminator([fake], labels)
                     loss = generator_loss(on_fake, args.saturating)
                 dev.step(loss, opt_g)

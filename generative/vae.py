@@ -30,6 +30,8 @@ class VAE(nn.Module):
     `binarise` draws each pixel as 0 or 1, anew each time, with its grey value as probability.
     """
 
+    infers, prior, straight = True, True, True  # see model.py
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -76,14 +78,18 @@ class VAE(nn.Module):
         apart = (x - mean.sigmoid()).square() / log_var.exp()
         return -(apart + log_var + math.log(2 * math.pi)).flatten(1).sum(1) / 2
 
-    def decode(self, z: Tensor) -> Tensor:
+    def to_codes(self, x: Tensor) -> Tensor:
+        """Codes (B, D) of images (B, C, H, W): the means of q."""
+        return self.encode(x)[0]
+
+    def from_codes(self, z: Tensor) -> Tensor:
         """The pixels (B, C, H, W) expected for codes (B, D)."""
         out = self.decoder(z).to(z.dtype)
         return (out if self.likelihood == "bernoulli" else out.chunk(2, 1)[0]).sigmoid()
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Images through the mean of q and back."""
-        return self.decode(self.encode(x)[0])
+        return self.from_codes(self.to_codes(x))
 
     def measures(self, x: Tensor) -> dict[str, Tensor]:
         """For each image (B,): the bound (beta 1) and its second term, in nats."""
@@ -113,10 +119,13 @@ class VAE(nn.Module):
         """
         return int((means.var(0) > 0.01).sum())
 
+    def draw_codes(self, n: int) -> Tensor:
+        """Codes (n, D) from the prior."""
+        return torch.randn(n, self.latent, device=next(self.parameters()).device)
+
     def sample(self, n: int) -> Tensor:
         """Images (n, C, H, W): the pixels expected for codes from the prior."""
-        device = next(self.parameters()).device
-        return self.decode(torch.randn(n, self.latent, device=device))
+        return self.from_codes(self.draw_codes(n))
 
 
 def outputs(channels: int, likelihood: str) -> int:

@@ -154,7 +154,7 @@ def test_the_bound_sums_pixels_and_latents_and_averages_images(factory):
     torch.manual_seed(1)
     mean, log_var = model.encode(x)
     z = mean + (log_var / 2).exp() * torch.randn_like(mean)
-    p, total = model.decode(z), 0.0
+    p, total = model.from_codes(z), 0.0
     for b in range(3):
         for pixel, chance in zip(x[b].flatten(), p[b].flatten(), strict=True):
             total -= pixel * chance.log() + (1 - pixel) * (1 - chance).log()
@@ -175,7 +175,7 @@ def test_the_gaussian_decoder_is_a_density():
     mean, log_var = model.decoder(z).chunk(2, 1)
     want = Normal(mean.sigmoid(), (log_var / 2).exp()).log_prob(x).sum((1, 2, 3))
     assert torch.allclose(model.log_p(x, z), want)
-    assert torch.equal(model.decode(z), mean.sigmoid())
+    assert torch.equal(model.from_codes(z), mean.sigmoid())
     with torch.no_grad():
         model.decoder[-2].bias.fill_(-100.0)  # deviations stop at a grey value
     assert model.log_p(x, z).isfinite().all()
@@ -291,7 +291,7 @@ def test_batches_keep_their_own_statistics():
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
 def test_both_players_are_told_the_class(name):
     model = small(name, num_classes=3).eval()
-    z, labels = model.noise(4), torch.tensor([0, 1, 2, 0])
+    z, labels = model.draw_codes(4), torch.tensor([0, 1, 2, 0])
     fake = model.generator(z, labels)
     assert not torch.allclose(fake, model.generator(z, labels.roll(1)))
     (logits,), (others,) = (model.discriminator([fake], k) for k in (labels, labels.roll(1)))
@@ -331,7 +331,7 @@ def flows():
         torch.manual_seed(2)
         yield model, 0.05 + 0.9 * torch.rand(3, channels, size, size).double(), model.undo
     model = shaken(realnvp2d(width=8, num_couplings=4))
-    yield model, torch.randn(3, 2).double(), model.decode
+    yield model, torch.randn(3, 2).double(), model.from_codes
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -460,7 +460,7 @@ def test_a_gan_learns_to_be_bright():
     g = torch.optim.Adam(model.generator.parameters(), 5e-3, (0.5, 0.999))
     d = torch.optim.Adam(model.discriminator.parameters(), 5e-3, (0.5, 0.999))
     for _ in range(60):
-        fake = model.generator(model.noise(16))
+        fake = model.generator(model.draw_codes(16))
         d.zero_grad()
         discriminator_loss(*model.discriminator([x, fake.detach()])).backward()
         d.step()

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +11,11 @@ from conftest import torchrun
 from helpers import count, weights
 from PIL import Image
 
-from common.data.points import load_moons
 from common.device import Device
 from generative import claims, evaluate, sample, train, train_gan
+from generative.data import load
 from generative.model import MODELS
-from generative.options import build, load
+from generative.options import build
 
 TINY = ["--limit", "64", "--val", "0", "--batch-size", "16", "--quiet", "--precision", "fp32"]
 
@@ -45,20 +44,20 @@ def test_recipes():
     args = train.parse_args(["--paper"])
     assert (args.model, args.data, args.size, args.val) == ("ddpm", "cifar10", 32, 0)
     assert (args.batch_size, args.lr, args.ema, args.clip) == (128, 2e-4, 0.9999, 1)
-    assert (args.epochs * 50_000 // 128, args.warmup, args.decay) == (801_171, 5000, "no")
+    assert (args.epochs * 50_000 // 128, args.warmup, args.decay) == (801_171, 5000, False)
     args = train.parse_args(["--model", "vae", "--paper"])
     assert (args.data, args.optimizer, args.batch_size, args.ema) == ("mnist", "adagrad", 100, 0)
     args = train.parse_args(["--model", "dcgan", "--data", "folder:somewhere"])
     assert (args.size, args.val, args.lr) == (64, 0, 2e-4)
     args = train.parse_args(["--model", "realnvp", "--paper"])
-    assert (args.batch_size, args.lr, args.clip, args.decay) == (64, 1e-3, None, "no")
+    assert (args.batch_size, args.lr, args.clip, args.decay) == (64, 1e-3, None, False)
     assert train.parse_args(["--model", "realnvp2d"]).data == "moons"
     assert train.parse_args(["--model", "vae", "--data", "mnist"]).size == 28
-    assert train_gan.parse_args([], model="gan").model == "gan"
+    assert train_gan.parse_args([]).model == "gan"
 
 
 def test_models_are_the_papers_with_paper_and_smaller_without():
-    facts = {"channels": 3, "classes": ["a", "b"]}
+    facts = {"mean": [0.0] * 3, "classes": ["a", "b"]}
     for argv, want in ((["--paper"], 13_837_620), ([], None)):
         args = train.parse_args(["--model", "realnvp", *argv])
         found = count(build(args, facts))
@@ -109,7 +108,7 @@ def test_the_average_warms_up():
         (["--dropout", "1.5"], "--dropout"),
         (["--model", "vae", "--latent", "0"], "--latent"),
         (["--model", "vae", "--beta", "-1"], "--beta"),
-        (["--model", "vae", "--likelihood", "gaussian", "--binarise", "yes"], "--binarise"),
+        (["--model", "vae", "--likelihood", "gaussian", "--binarise"], "--binarise"),
         (["--model", "conv_vae", "--size", "10"], "multiple of 4"),
         (["--model", "ddpm", "--size", "20"], "multiple of 8"),
         (["--model", "dcgan", "--size", "18"], "18"),
@@ -197,7 +196,9 @@ def test_accumulated_equals_the_large_batch(model, monkeypatch):
     if model == "gan":
         from generative.gan import GAN
 
-        monkeypatch.setattr(GAN, "noise", lambda self, n: torch.linspace(-1, 1, 100).expand(n, 100))
+        monkeypatch.setattr(
+            GAN, "draw_codes", lambda self, n: torch.linspace(-1, 1, 100).expand(n, 100)
+        )
         monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
     for accumulate in ("1", "4"):
         argv = ["--max-steps", "3", "--accumulate", accumulate, "--run-dir", accumulate]
@@ -256,16 +257,15 @@ def test_a_vae_is_measured_in_nats():
 
 
 def test_moons():
-    args = SimpleNamespace(val=1000, limit=None, seed=0)
-    dev = Device(train.parse_args(["--model", "realnvp2d", "--quiet"]))
-    parts = load_moons(args, dev)
+    args = train.parse_args(["--model", "realnvp2d", "--quiet"])
+    dev = Device(args)
+    parts = load(args, dev)
     assert [len(part) for part in parts] == [9000, 1000, 2000]
     x, labels = parts[0].points, parts[0].labels
     assert x.mean(0).abs().max() < 0.05
     assert (x.std(0) - 1).abs().max() < 0.05
     assert x[labels == 0, 1].mean() > x[labels == 1, 1].mean() + 1
-    args.limit = 50
-    assert len(load_moons(args, dev)[0]) == 50
+    assert len(load(args.but(limit=50), dev)[0]) == 50
     metrics = train.main(["--model", "realnvp2d", "--epochs", "3", "--quiet", "--run-dir", "run"])
     assert metrics["test_log_likelihood"] > -2.3  # a normal distribution has about -2.8
     sample.main(["--checkpoint", "run/last.pt", "--out", "out", "--count", "5"])
@@ -276,7 +276,7 @@ def test_images_of_a_folder_in_colour():
     folder_of(("a", 6), ("b", 6))
     for model in ("conv_vae", "dcgan"):
         argv = ["--model", model, "--data", "folder:set", "--size", "16", "--max-steps", "2"]
-        train.main([*argv, "--quiet", "--flip", "yes", "--samples", "4", "--run-dir", model])
+        train.main([*argv, "--quiet", "--flip", "--samples", "4", "--run-dir", model])
         sample.main(["--checkpoint", f"{model}/last.pt", "--out", f"{model}/out", "--count", "4"])
         assert Image.open(f"{model}/samples.png").mode in ("RGB", "RGBA")
     found = sample.main(["set/a", "--checkpoint", "conv_vae/last.pt", "--out", "out"])

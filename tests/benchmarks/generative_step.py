@@ -98,7 +98,7 @@ def dcgan_sides(args: argparse.Namespace, dev: Device, default: bool) -> list:
 
     def step() -> None:
         with torch.autocast(dev.device.type, torch.bfloat16, enabled=default):
-            fake = ours.generator(ours.noise(len(real)))
+            fake = ours.generator(ours.draw_codes(len(real)))
             loss = discriminator_loss(*ours.discriminator([real, fake.detach()]))
         dev.step(loss, ours_d)
         with torch.autocast(dev.device.type, torch.bfloat16, enabled=default):
@@ -112,7 +112,7 @@ def dcgan_sides(args: argparse.Namespace, dev: Device, default: bool) -> list:
     def usual() -> None:
         theirs_d.zero_grad()
         F.binary_cross_entropy_with_logits(theirs.discriminator([real])[0], one).backward()
-        fake = theirs.generator(theirs.noise(len(real)))
+        fake = theirs.generator(theirs.draw_codes(len(real)))
         answer = theirs.discriminator([fake.detach()])[0]
         F.binary_cross_entropy_with_logits(answer, zero).backward()
         theirs_d.step()
