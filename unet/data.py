@@ -24,7 +24,7 @@ from common.data import shapes as world
 from common.data.batches import Batches, Draw
 from common.data.files import PAGED, UNREADABLE, images_below, open_image, upright, white_in
 from common.data.images import as_facts, moments_of
-from common.data.sources import Source, open_source, part_folders, say_parts
+from common.data.sources import Source, named, open_source, part_folders, say_parts
 from common.device import Device
 from common.run import progress_bar
 
@@ -38,6 +38,7 @@ MASK_SETS = ["shapes", *SETS, "folder:PATH"]
 ORIENTATION = 0x0112  # EXIF's tag, and what turns an image of each value upright
 TURNS = dict(enumerate([Image.Transpose(k) for k in (0, 3, 1, 5, 4, 6, 2)], 2))
 LEAST_WEIGHT = 1e-13  # border weights below this are nothing
+DAMAGED = (*UNREADABLE, ArithmeticError, EOFError, LookupError, TypeError)  # what a file may raise
 
 
 @dataclasses.dataclass
@@ -233,7 +234,8 @@ def load_masks(
     source = open_source(args, dev, readers)
     if args.data == "shapes":  # no more are drawn than are needed
         source.parts = {name: part.draw(size, dev) for name, part in source.parts.items()}
-    if not any(((m > 0) & (m != UNKNOWN)).any() for m in source.parts["train"].masks):
+    marked = sum(bool(((m > 0) & (m != UNKNOWN)).any()) for m in source.parts["train"].masks)
+    if not marked and not args.stored:  # a model that is there may be measured on anything
         fail(f"{args.data}: no mask of the training part marks anything, so there is nothing to "
              "learn (are they painted in another channel, or empty?)")  # fmt: skip
     facts = {"classes": source.classes, **source.facts}
@@ -246,8 +248,11 @@ def load_masks(
         # processes with more tiles than others would wait for ever
         fail("--fsdp evaluates images of one size only: leave it away, or bring them to one size")
     kind = "grey" if facts["channels"] == 1 else "colour"
+    if blank := len(source.parts["train"]) - marked:
+        which = f"{blank:,} of {len(source.parts['train']):,} training masks"
+        source.note = "; ".join(filter(None, [source.note, f"{which} mark nothing"]))
     note = f" ({source.note})" if source.note else ""
-    say_parts(args, dev, sets, f"{kind} images", f"classes {', '.join(source.classes)}{note}")
+    say_parts(args, dev, sets, f"{kind} images", named(source.classes) + note)
     return sets["train"], sets.get("val"), sets["test"]
 
 
@@ -304,8 +309,10 @@ def as_source(
     dev: Device,
 ) -> Source:
     """Reads folders of images and of masks (or label maps: True) by part; cuts folds."""
-    deep = [path for images, *_ in found.values() for path in images_below(images)]
-    top, counts = white_in(deep), dict.fromkeys(DEEDS, 0)
+    known = args.stored.get("dataset", {})  # of the model that is measured or goes on
+    files = [path for images, *_ in found.values() for path in images_below(images)]
+    top, counts = white_in(files), dict.fromkeys(DEEDS, 0)
+    top = (top and known.get("top")) or top
     parts = {name: read_part(*folders, top, counts, dev) for name, folders in found.items()}
     labelled = parts["train"].labels is not None
     channels = max(image.shape[0] for part in parts.values() for image in part.images)
@@ -319,8 +326,8 @@ def as_source(
         for part in parts.values():
             part.masks = [separate(label) for label in part.labels]
     else:
-        known = args.stored.get("dataset", {})  # of the model that is measured or goes on
-        values = class_values(list(parts.values()), known.get("values", []))
+        numbers = list(range(len(known.get("classes", []))))  # in checkpoints without values
+        values = class_values(list(parts.values()), known.get("values", numbers))
         if len(values) > 2:
             classes = ["background", *(f"class {value}" for value in values[1:])]
         if numbers_things(list(parts.values()), values):
@@ -345,10 +352,11 @@ def as_source(
 
 
 DEEDS = {  # of files, to be counted
-    "pages": "has further pages without masks of their own: the first is read",
+    "pages": "with further pages, not as many in image and mask: the first is read",
     "turned": "with a mask that is turned as its image's EXIF data say",
     "alpha": "with a mask painted in its alpha channel, which is read",
 }
+LABELS = "numbers of things belong in a folder labels/"
 
 
 def by_name(folder: Path) -> dict[str, Path]:
@@ -377,7 +385,7 @@ def read_part(
     for name in progress_bar(sorted(there), dev, "reading images", len(there)):
         path, own = there[name], marked[name]
         pages = pages_of(path)
-        if pages > 1 and pages_of(own) != pages:
+        if pages_of(own) != pages:
             counts["pages"] += 1
             pages = 1
         for page in range(pages):
@@ -394,7 +402,8 @@ def read_part(
             if labelled:
                 part.labels.append(mask)
             elif int(mask.max()) > 255:
-                fail(f"{own} holds the value {int(mask.max())}: classes end at 255")
+                fail(f"{own} holds the value {int(mask.max())}: classes end at 255; "
+                     f"{LABELS}")  # fmt: skip
             part.masks.append(mask.clamp(max=1).byte() if labelled else mask.byte())
     return part
 
@@ -406,28 +415,33 @@ def pages_of(path: Path) -> int:
     try:
         with Image.open(path) as image:
             return getattr(image, "n_frames", 1)
-    except UNREADABLE as error:
+    except DAMAGED as error:
         fail(f"{path} is not a readable image ({error})")
 
 
 def turned_along(path: Path, own: Path, mask: Tensor) -> Tensor | None:
     """A mask of an image's stored pixels, turned as the image's EXIF data say; None if it needn't.
 
-    A mask with EXIF data of its own, or of another size than the stored pixels, is upright.
+    A mask with EXIF data of its own, or of another size than the stored pixels, is upright, and so
+    is an image whose EXIF data are damaged.
     """
-    with Image.open(path) as image, Image.open(own) as marked:
-        needs = image.getexif().get(ORIENTATION, 1) in TURNS
-        if not needs or marked.getexif().get(ORIENTATION) or image.size[::-1] != mask.shape:
-            return None
-        flat = Image.fromarray(mask.numpy().astype(np.int32))
-        return torch.from_numpy(np.array(flat.transpose(TURNS[image.getexif()[ORIENTATION]])))
+    try:
+        with Image.open(path) as image, Image.open(own) as marked:
+            turn = TURNS.get(image.getexif().get(ORIENTATION))
+            if turn is None or marked.getexif().get(ORIENTATION) or image.size[::-1] != mask.shape:
+                return None
+            if upright(image) is image:
+                return None
+    except DAMAGED:
+        return None
+    return torch.from_numpy(np.array(Image.fromarray(mask.numpy()).transpose(turn)))
 
 
 def read_image(path: Path, top: float | None = None, page: int = 0) -> Tensor:
     """An image file as uint8 (1, H, W) if it is grey, else (3, H, W)."""
     try:
         image = np.array(open_image(path, top, page))
-    except UNREADABLE as error:
+    except DAMAGED as error:
         fail(f"{path} is not a readable image ({error})")
     pixels = torch.from_numpy(image)
     if pixels.ndim == 3 and bool((pixels == pixels[..., :1]).all()):
@@ -438,25 +452,28 @@ def read_image(path: Path, top: float | None = None, page: int = 0) -> Tensor:
 def read_mask(path: Path, page: int = 0, counts: dict | None = None) -> Tensor:
     """A mask file as int32 (H, W): its values, or those of its palette's places.
 
-    Where all colours are one and the alpha channel isn't, that is the mask.
+    Where all colours are one and the alpha channel isn't, or nothing is opaque, that is the mask.
     """
     try:
         with Image.open(path) as image:
             image.seek(page)
-            mask = np.array(upright(image))
-    except UNREADABLE as error:
+            mask, layered = np.array(upright(image)), image.mode in ("RGBA", "LA")
+    except DAMAGED as error:
         fail(f"{path} is not a readable image ({error})")
     if mask.ndim == 3:
         colours = mask[..., :3] if mask.shape[2] > 2 else mask[..., :1]
-        alpha = mask[..., -1] if mask.shape[2] in (2, 4) else None
-        if alpha is not None and (colours == colours[:1, :1]).all() and np.ptp(alpha):
+        alpha = mask[..., -1]
+        if layered and (colours == colours[:1, :1]).all() and alpha.min() < 255:
             if counts:
                 counts["alpha"] += 1
             return torch.from_numpy(alpha.astype(np.int32))
         if (colours != colours[..., :1]).any():
             fail(f"{path} is a colour image: masks hold one number a pixel (grey, or a palette)")
         mask = colours[..., 0]
-    if mask.dtype.kind == "f" or (mask.dtype.kind == "i" and mask.min() < 0):
+    real = mask.dtype.kind == "f"
+    if (real and (~np.isfinite(mask) | (mask != mask.round())).any()) or not (
+        mask.min() >= 0 and mask.max() < 2**31
+    ):
         fail(f"{path} holds numbers that name no class: masks hold whole numbers from 0")
     return torch.from_numpy(mask.astype(np.int32))
 
@@ -464,7 +481,7 @@ def read_mask(path: Path, page: int = 0, counts: dict | None = None) -> Tensor:
 def class_values(parts: list[Annotated], known: list[int]) -> list[int]:
     """The values that stand for classes: 0 and one other, or 0 to K - 1 (and 255 for unknown).
 
-    Those `known` from a checkpoint hold if there are no others.
+    Those `known` from a checkpoint with more than two classes hold if there are no others.
     """
     counts = [
         (path, torch.bincount(mask.flatten().long(), minlength=256) > 0)
@@ -472,12 +489,14 @@ def class_values(parts: list[Annotated], known: list[int]) -> list[int]:
         for path, mask in zip(part.paths, part.masks, strict=True)
     ]
     there = torch.stack([c for _, c in counts]).any(0).nonzero()[:, 0].tolist()
-    if known and set(there) <= {*known, UNKNOWN}:
+    if len(known) > 2 and set(there) <= {*known, UNKNOWN} and there != [0, UNKNOWN]:
         return known
-    if there == [UNKNOWN]:
-        fail(f"{counts[0][0]} and all other masks are {UNKNOWN} everywhere: nothing is told apart")
-    if len(there) <= 2 and there[0] in (0, *there[1:]):
-        return there if len(there) == 2 else sorted({0, *there} | ({1} if there == [0] else set()))
+    if len(there) == 1 and (known or there == [0]):  # all background, or all foreground
+        return [0, there[0] or 1]
+    if len(there) == 1:
+        fail(f"{counts[0][0]} and all other masks are {there[0]} everywhere: nothing is told apart")
+    if len(there) == 2 and there[0] == 0:
+        return there
     values = [value for value in there if value != UNKNOWN]
     if values == list(range(len(values))):
         return values
@@ -485,18 +504,33 @@ def class_values(parts: list[Annotated], known: list[int]) -> list[int]:
     path = next(path for path, c in counts if c[odd])
     fail(
         f"{path} holds the value {odd}, which is no class: masks hold 0 and one other value, or 0 "
-        "to K - 1 without a gap, and 255 where it is unknown (JPEG blurs masks: use PNG)"
+        f"to K - 1 without a gap, and 255 where it is unknown (JPEG blurs masks: use PNG; {LABELS})"
     )
 
 
 def numbers_things(parts: list[Annotated], values: list[int]) -> bool:
-    """Whether masks look like label maps: many values, and in nearly each image all from 1 on."""
-    if len(values) <= 8:
+    """Whether masks look like label maps, which number the things of each image.
+
+    There are many values, and nearly each image has all from 1 to its own last; or, as a thing is
+    in one piece, so is nearly each value of an image.
+    """
+    from scipy import ndimage
+
+    masks = [mask for part in parts for mask in part.masks]
+    runs = [[v for v in mask.unique().tolist() if v not in (0, UNKNOWN)] for mask in masks]
+    lengths = [len(run) for run in runs if run]
+    nested = sum(run[-1] == len(run) for run in runs if run) >= 0.9 * len(lengths)
+    nested = nested and len(set(lengths)) > 1
+    if nested and len(values) > 8:
+        return True
+    if len(values) <= (5 if nested else 32):  # may look so by chance
         return False
-    runs = [mask[(mask > 0) & (mask != UNKNOWN)].unique() for p in parts for mask in p.masks]
-    runs = [run for run in runs if len(run)]
-    full = sum(int(run[-1]) == len(run) for run in runs)
-    return full >= 0.9 * len(runs) and len({len(run) for run in runs}) > 1
+    pieces = [  # of each value, in the first images
+        ndimage.label(mask.numpy() == value, np.ones((3, 3)))[1]
+        for mask, run in zip(masks[:20], runs[:20], strict=True)
+        for value in run
+    ]
+    return pieces.count(1) >= 0.8 * len(pieces)
 
 
 def as_classes(mask: Tensor, values: list[int]) -> Tensor:
