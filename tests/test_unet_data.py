@@ -303,7 +303,7 @@ def test_pages_are_images_where_masks_have_them_too(capsys):
     masks[1].save("set/masks/film.png")
     (train, _, test), line = printed("set", capsys)
     assert len(train) + len(test) == 1 + 5 + 1
-    assert "1 file has further pages" in line
+    assert "1 file with further pages" in line
     names = train.content.names + test.content.names
     assert {f"stack.tif page {k}" for k in range(1, 6)} <= set(names)
 
@@ -351,6 +351,29 @@ def test_a_set_without_one_of_the_models_classes(refused):
     }
     make("three", values=(0, 1, 3))
     assert "value 3" in refused(lambda: load("three", stored=known))
+    del known["dataset"]["values"]  # as in older checkpoints
+    assert load("two", stored=known)[0].facts["classes"] == known["dataset"]["classes"]
+
+
+@pytest.mark.parametrize("theirs", [[0, 1], [0, 255]])
+@pytest.mark.parametrize("ours", [(0, 1), (0, 255), (0, 7), (0,), (255,)])
+def test_two_classes_are_two_whatever_their_values(theirs, ours):
+    """255 is foreground, not unknown, where a model's own masks had 1, and the other way round."""
+    known = {"dataset": {"values": theirs, "classes": ["background", "foreground"]}}
+    make("set", values=ours)
+    train, _, test = load("set", stored=known)
+    found = {int(v) for part in (train, test) for m in part.content.masks for v in m.unique()}
+    assert found == {int(value > 0) for value in ours}
+
+
+def test_a_model_is_measured_on_its_own_scale():
+    """12-bit images are not brighter because those of another set were."""
+    make("set")
+    for k in range(6):
+        Image.fromarray(np.full((20, 30), 900, dtype=np.uint16)).save(f"set/images/{k}.png")
+    known = {"dataset": {"top": 4095, "classes": ["background", "foreground"]}}
+    assert int(load("set", stored=known)[0].content.images[0].max()) == round(900 / 4095 * 255)
+    assert int(load("set")[0].content.images[0].max()) == round(900 / 1023 * 255)
 
 
 def test_instance_numbers_in_masks_are_noticed(capsys):
@@ -365,6 +388,120 @@ def test_instance_numbers_in_masks_are_noticed(capsys):
     assert "call the folder labels/" in line
     make("classes", values=tuple(range(12)))
     assert "call the folder" not in printed("classes", capsys)[1]
+    for root, few in (("few", False), ("gaps", True)):
+        squares(root, gaps=few)
+        assert ("call the folder" in printed(root, capsys)[1]) == (not few)
+    squares("many", count=40)  # no image has all from 1 on
+    assert "41 classes (background, class 1, class 2" in printed("many", capsys)[1]
+    assert "call the folder" in printed("many", capsys)[1]
+
+
+def squares(root, count=7, gaps=False):
+    """Six images of things in one piece each: 1 to 2, 1 to 3 ... 1 to 7, or some of `count`."""
+    for folder in ("images", "masks"):
+        Path(root, folder).mkdir(parents=True)
+    for k in range(6):
+        numbers = np.zeros((20, 90), dtype=np.uint8)
+        last = range(1, k + 3) if count == 7 else range(1 + k, count + 1, 6)
+        for n in (n for n in last if not (gaps and n == k + 1)):
+            numbers[2:18, 2 * n : 2 * n + 2] = n
+        Image.new("L", (90, 20), 9).save(f"{root}/images/{k}.png")
+        Image.fromarray(numbers).save(f"{root}/masks/{k}.png")
+
+
+def test_label_maps_among_masks_that_are_no_classes(refused):
+    make("deep")
+    Image.fromarray(np.full((20, 30), 300, dtype=np.uint16)).save("deep/masks/2.png")
+    assert "labels/" in refused(load, "deep")
+    make("gap", values=(0, 1, 3))
+    assert "labels/" in refused(load, "gap")
+
+
+@pytest.mark.parametrize("name", ["stack.tif", "stack.gif", "photo.webp", "photo.png"])
+def test_damaged_files_end_in_one_line(name, refused, capsys):
+    """Cut anywhere, and with bytes changed: read, or one line."""
+    random, exif = np.random.default_rng(0), Image.Exif()
+    exif[274] = 6
+    more = {"save_all": True, "append_images": [Image.new("L", (30, 20), k) for k in (30, 99)]}
+    pixels = random.integers(0, 255, (20, 30), dtype=np.uint8)
+    more = more if name.startswith("stack") else {"exif": exif}
+    Image.fromarray(pixels).save(name, **more)
+    whole, refusals = Path(name).read_bytes(), 0
+    make("set", 3)
+    for trial in range(60):
+        damaged = bytearray(whole)
+        for place in random.integers(0, len(whole), 4 * (trial % 2)):
+            damaged[place] = random.integers(0, 256)
+        Path("set/images/1.png").unlink(missing_ok=True)
+        cut = len(whole) if trial % 2 else random.integers(1, len(whole))
+        path = Path("set/images/1").with_suffix(Path(name).suffix)
+        path.write_bytes(damaged[:cut])
+        try:
+            load("set")
+        except SystemExit as error:
+            assert error.code == 2
+            refusals += 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert len(lines) <= 1
+        path.unlink()
+    assert refusals > 10
+
+
+def test_masks_stay_where_exif_data_are_damaged(monkeypatch):
+    """Then the image is read as it is stored, and so is its mask."""
+    pixels = np.zeros((16, 24), dtype=np.uint8)
+    pixels[2:6, 3:12] = 255
+    for k in range(3):
+        photo(f"set/images/{k}.jpg", pixels, 6)
+        Path("set/masks").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(f"set/masks/{k}.png")
+
+    def broken(image):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    train = load("set")[0]
+    for image, mask in zip(train.content.images, train.content.masks, strict=True):
+        assert image.shape == (1, 16, 24)
+        assert ((image[0] > 127) == (mask > 0)).float().mean() > 0.99
+
+
+def test_a_mask_with_exif_data_of_its_own_is_turned_by_them():
+    pixels = np.zeros((16, 24), dtype=np.uint8)
+    pixels[2:6, 3:12] = 255
+    for k in range(3):
+        photo(f"set/images/{k}.jpg", pixels, 6)
+        photo(f"set/masks/{k}.png", pixels, 6)
+    train = load("set")[0]
+    for image, mask in zip(train.content.images, train.content.masks, strict=True):
+        assert image.shape == (1, 24, 16)
+        assert ((image[0] > 127) == (mask > 0)).float().mean() > 0.99
+
+
+def test_alpha_masks_without_anything_opaque_are_empty():
+    Image.new("RGBA", (30, 20), (255, 255, 255, 0)).save("empty.png")
+    assert read_mask(Path("empty.png")).max() == 0
+    Image.new("RGBA", (30, 20), (255, 255, 255, 255)).save("full.png")
+    assert read_mask(Path("full.png")).min() == 255
+
+
+def test_whole_numbers_stored_as_real_ones(refused):
+    Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.float32)).save("real.tif")
+    assert read_mask(Path("real.tif")).tolist() == [[0, 1], [2, 1]]
+    for odd in (0.5, -1, np.nan, np.inf, 1e12):
+        Image.fromarray(np.array([[0, odd]], dtype=np.float32)).save("odd.tif")
+        assert "whole numbers" in refused(read_mask, Path("odd.tif"))
+
+
+def test_training_masks_that_mark_nothing_are_counted(capsys):
+    make("set")
+    for k in (0, 1, 2):
+        Image.new("L", (30, 20)).save(f"set/masks/{k}.png")
+    line = printed("set", capsys, fold=1)[1]
+    blank = sum(
+        name in ("0.png", "1.png", "2.png") for name in load("set", fold=1)[0].content.names
+    )
+    assert f"{blank} of 4 training masks mark nothing" in line
 
 
 @pytest.mark.parametrize(("w0", "sigma"), [(10.0, 5.0), (10.0, 20.0), (3.0, 1.0)])
