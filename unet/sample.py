@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common import cli, counted
 from common.classify import names_for
-from common.data.files import find_images, luminance
+from common.data.files import find_images, luminance, white_in
 from common.device import Device
 from common.folder import make_folder, open_run
 from common.run import progress_bar
@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> dict:
         make_folder(out)
         show_test(model, test, dev, out, args.tile, flags.views)
         return {"shown": len(test)}
-    images = [read_image(path, facts.get("top")) for path in files]  # before anything is written
+    top = facts.get("top") or white_in(files)  # of images with more than 8 bits
+    images = [read_image(path, top) for path in files]  # before anything is written
     make_folder(out)
     found, notes, named = {}, [], zip(files, names_for(files), images, strict=True)
     for path, name, image in progress_bar(named, dev, "segmenting", len(files)):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import cli, fail
+from common import cli
 from common.classify import check_images
 from common.device import Device
 from common.run import Run
@@ -34,12 +34,17 @@ EPOCHS = {"isbi": 200, "nuclei": 12}  # with CELLS, which are for all images but
 # fmt: on
 
 
-def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
+def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, dict]:
     """Photographs of cells and the user's own have another recipe than shapes."""
-    width = dict(width=getattr(MODELS[model], "keywords", {}).get("width", 64))  # Fig. 1's 64
-    if paper or data in (None, "shapes"):
-        return width, {}
-    return width | CELLS | {"epochs": EPOCHS.get(data, 40)}, {}
+    own = dict(width=getattr(MODELS[model], "keywords", {}).get("width", 64))  # Fig. 1's 64
+    if not paper and data not in (None, "shapes"):
+        own |= CELLS | {"epochs": EPOCHS.get(data, 40)}
+    values, nothing = (PAPER if paper else QUICK) | own | given, {}
+    if not values["augment"]:
+        nothing |= dict.fromkeys(("elastic", "rotate"), "it is a part of --augment")
+    if not values["border"]:
+        nothing["sigma"] = "it is how far the weights of --border reach, and w0 is 0"
+    return own, nothing
 
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
@@ -62,8 +67,6 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--views", type=int, choices=[1, 8], help="average test answers over so many turns")
     args = parser.parse_args(argv)
     check_weights(args, {})
-    if {"elastic", "rotate"} & set(args.typed) and not args.augment:
-        fail("--elastic and --rotate are parts of --augment")
     return args
 
 
