@@ -54,19 +54,20 @@ def train_gan(args: cli.Flags) -> dict[str, float]:
         for real, labels in run.progress(train.batches(args.batch_size, augment=augment)):
             labels = labels if args.conditional else None
             with dev.autocast():
-                fake = generator(model.draw_codes(len(real)), labels)
-                on_real, on_fake = discriminator([real, fake.detach()], labels)
+                with torch.no_grad():
+                    fake = generator(model.draw_codes(len(real)), labels)
+                on_real, on_fake = discriminator([real, fake], labels)
                 loss = discriminator_loss(on_real, on_fake)
             dev.step(loss, opt_d)
             run.add(train_discriminator_loss=loss)
             run.add(train_real_output=on_real.sigmoid().mean())
             run.add(train_fake_output=on_fake.sigmoid().mean())
-            parts.append((len(real), labels, fake if dev.accumulate == 1 else None))
+            parts.append((len(real), labels))
             if len(parts) < dev.accumulate:  # the discriminator has yet to move
                 continue
-            for count, labels, fake in parts:
+            for count, labels in parts:
                 with dev.autocast():
-                    fake = generator(model.draw_codes(count), labels) if fake is None else fake
+                    fake = generator(model.draw_codes(count), labels)  # of new noise
                     (on_fake,) = discriminator([fake], labels)
                     loss = generator_loss(on_fake, args.saturating)
                 dev.step(loss, opt_g)

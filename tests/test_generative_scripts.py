@@ -14,6 +14,7 @@ from PIL import Image
 from common.device import Device
 from generative import claims, evaluate, sample, train, train_gan
 from generative.data import load
+from generative.gan import GAN
 from generative.model import MODELS
 from generative.options import build
 
@@ -192,21 +193,36 @@ def test_resumed_equals_uninterrupted(model):
 
 @pytest.mark.parametrize("model", ["conv_autoencoder", "gan"])
 def test_accumulated_equals_the_large_batch(model, monkeypatch):
-    """Without noise, which the parts draw in another order."""
-    if model == "gan":
-        from generative.gan import GAN
-
-        monkeypatch.setattr(
-            GAN, "draw_codes", lambda self, n: torch.linspace(-1, 1, 100).expand(n, 100)
-        )
-        monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
+    """With the same noise row by row, however it is cut; dropout's can't be had so."""
     for accumulate in ("1", "4"):
+        rows = torch.Generator().manual_seed(0)
+
+        def draw(self, n, rows=rows):
+            return torch.stack([torch.randn(100, generator=rows) for _ in range(n)])
+
+        monkeypatch.setattr(GAN, "draw_codes", draw)
+        monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
         argv = ["--max-steps", "3", "--accumulate", accumulate, "--run-dir", accumulate]
         run(model, *argv, "--lr", "1e-5")
     one, four = (weights(name) for name in ("1", "4"))
     for key in one:
         if not key.startswith("code_"):
             assert torch.allclose(one[key], four[key], atol=2e-6), key
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_each_player_has_noise_of_its_own(accumulate, monkeypatch):
+    """Algorithm 1 draws anew for the generator's step, as much as for the discriminator's."""
+    drawn, draw_codes = [], GAN.draw_codes
+
+    def draw(self, n):
+        drawn.append(draw_codes(self, n))
+        return drawn[-1]
+
+    monkeypatch.setattr(GAN, "draw_codes", draw)
+    run("gan", "--max-steps", "2", "--accumulate", str(accumulate))
+    assert [len(noise) for noise in drawn] == [16 // accumulate] * 4 * accumulate
+    assert len(torch.cat(drawn).unique(dim=0)) == 64
 
 
 def test_half_precision_steps(model="ddpm_small"):

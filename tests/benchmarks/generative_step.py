@@ -10,7 +10,8 @@ fused Adam). Printed is the ratio of medians, theirs over ours, with its quartil
 ddpm: a step of `ddpm` (CIFAR-10's U-Net, 32 pixels; --small: a quarter of its widths) against
 `UNet2DModel` of the same configuration. dcgan: both players' updates, against the script that most
 tutorials have: the discriminator on real and on generated images, a backward pass each, then the
-generator's update with gradients for all weights of the discriminator, too.
+generator's update on the same images, with gradients for all weights of the discriminator, too.
+Ours draws new ones for it, as the paper does: that is a pass of the generator more.
 """
 
 import argparse
@@ -98,10 +99,12 @@ def dcgan_sides(args: argparse.Namespace, dev: Device, default: bool) -> list:
 
     def step() -> None:
         with torch.autocast(dev.device.type, torch.bfloat16, enabled=default):
-            fake = ours.generator(ours.draw_codes(len(real)))
-            loss = discriminator_loss(*ours.discriminator([real, fake.detach()]))
+            with torch.no_grad():
+                fake = ours.generator(ours.draw_codes(len(real)))
+            loss = discriminator_loss(*ours.discriminator([real, fake]))
         dev.step(loss, ours_d)
         with torch.autocast(dev.device.type, torch.bfloat16, enabled=default):
+            fake = ours.generator(ours.draw_codes(len(real)))
             loss = generator_loss(ours.discriminator([fake])[0])
         dev.step(loss, ours_g)
         wait(dev)
