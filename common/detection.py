@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from common.data.boxes import Objects
+from common.data.boxes import Objects, indexed
 
 COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000"]
 
@@ -53,7 +53,6 @@ def coco_precision(
 
     Difficult objects are given to it as crowds, which it ignores too.
     """
-    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     annotations, results = [], []
@@ -76,15 +75,14 @@ def coco_precision(
             results.append({"image_id": image, "category_id": label, "bbox": bbox, "score": score})
     if not annotations or not results:
         return 0.0
+    content = {
+        "info": {},
+        "images": [{"id": i, "width": w, "height": h} for i, (w, h) in enumerate(sizes)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes)],
+        "annotations": annotations,
+    }
+    known = indexed(content)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        known = COCO()
-        known.dataset = {
-            "info": {},
-            "images": [{"id": i, "width": w, "height": h} for i, (w, h) in enumerate(sizes)],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(classes)],
-            "annotations": annotations,
-        }
-        known.createIndex()
         measure = COCOeval(known, known.loadRes(results), "bbox")
         measure.evaluate()
         measure.accumulate()

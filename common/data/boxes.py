@@ -7,18 +7,26 @@ Images are squeezed to a square. Boxes (B, M, 4) are left, top, right, bottom in
 image, labels (B, M) their classes, and -1 where an image has fewer. `voc:PATH` is a folder in
 Pascal's layout (Annotations, JPEGImages and, if there, ImageSets/Main), `coco:JSON` an annotation
 file of COCO's format. In Pascal's files pixels count from 1 and both corners belong to a box; in
-COCO's the first edge is 0.
+COCO's the first edge is 0. Boxes lie on the image as it is seen, turned by its EXIF data: those
+that were drawn before that, or on a picture scaled, are carried over.
 """
 
 import argparse
+import codecs
+import contextlib
 import dataclasses
+import glob
+import io
 import json
 import math
+import operator
+import struct
+import unicodedata
 import xml.etree.ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +36,15 @@ from torch import Tensor
 from common import counted, fail, unknown
 from common.data import shapes as world
 from common.data.batches import Batches, Draw
-from common.data.files import UNREADABLE, ImageFiles, notes_on, open_image
+from common.data.files import UNREADABLE, ImageFiles, images_below, notes_on, open_image, upright
 from common.data.images import STREAM_BYTES, Held, ImageSet, Streamed, read_or_stream, statistics
 from common.data.shapes import ShapeImages
-from common.data.sources import Source, download, named, open_source, say_parts, split
+from common.data.sources import PART_NAMES, Source, download, named, open_source, say_parts, split
 from common.device import Device
 from common.run import progress_bar
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 BOX_SETS = ["shapes", "bccd", "voc2007", "voc2012", "voc0712", "voc:PATH", "coco:JSON"]
 VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
@@ -157,55 +168,191 @@ def area(boxes: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- reading
 
 
-class Reader:
-    """Turns annotations in pixels into `Objects`, and counts what it had to change."""
+class Entry(NamedTuple):
+    """One image and its annotation, as it is written."""
 
-    def __init__(self, classes: list[str] | None):
-        self.classes, self.counts = classes, Counter()
-
-    def objects(
-        self, found: list[tuple[str, list[float], bool]], size: tuple[int, int], where: str
-    ) -> Objects:
-        """From (class, [left, top, right, bottom], difficult), the first pixel's edge being 0."""
-        boxes, labels, flags = [], [], []
-        for name, box, difficult in found:
-            if name not in self.classes:
-                fail(f"{where}: {unknown('class', name, self.classes)}")
-            if not all(map(math.isfinite, box)):
-                fail(f"{where}: a box of {name} has the corners {box}")
-            clipped = [min(max(v, 0), size[i % 2]) for i, v in enumerate(box)]
-            if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-                flat = box[2] <= box[0] or box[3] <= box[1]
-                self.counts["of zero area" if flat else "outside the image"] += 1
-                continue
-            self.counts["clipped"] += clipped != box
-            boxes.append([v / size[i % 2] for i, v in enumerate(clipped)])
-            labels.append(self.classes.index(name))
-            flags.append(difficult)
-        shares = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
-        return Objects(shares, torch.tensor(labels).long(), torch.tensor(flags).bool())
-
-    def note(self) -> str:
-        """What was counted, in words."""
-        deeds = {
-            "of zero area": "of zero area skipped",
-            "outside the image": "outside the image skipped",
-            "clipped": "reaching out of the image clipped",
-        }
-        counted = ((self.counts[key], deed) for key, deed in deeds.items())
-        return ", ".join(f"{n} box{'es' * (n > 1)} {deed}" for n, deed in counted if n)
+    image: Path
+    where: str  # the file that says so
+    size: tuple[float, float] | None  # of the picture that the boxes were drawn on, if it says
+    things: list[tuple[str, list[float], bool]]  # class, box in pixels from 0, difficult
 
 
-def size_of(path: Path, where: str) -> tuple[int, int]:
-    """Width and height of an image file, upright; one that isn't there ends in one line."""
+def as_source(parts: dict[str, list[Entry]], classes: list[str] | None, *notes: str) -> Source:
+    """Parts with their boxes in shares of the images as they are seen, and notes on what was done.
+
+    Without `classes` they are those of the training part, in order.
+    """
+    if classes is None:
+        classes = sorted({name for entry in parts["train"] for name, *_ in entry.things})
+    counts, placed = Counter(), {}
+    for name, entries in parts.items():
+        looks = [look(entry.image, entry.where) for entry in entries]
+        placed[name] = [
+            (entry, size, turn, frames(entry, size, turn))
+            for entry, (size, turn) in zip(entries, looks, strict=True)
+        ]
+    # Where a photo doesn't show whether EXIF turned it before or after, the others may.
+    turned = [some for part in placed.values() for _, _, turn, some in part if turn > 1]
+    certain = {turn > 1 for some in turned if len(some) == 1 for _, turn in some}
+    stored, ready = certain == {True}, {}
+    for name, part in placed.items():
+        objects = []
+        for entry, size, _, some in part:
+            (width, height), turn = some[-1 if stored else 0]
+            own = size[::-1] if turn in SIDEWAYS else size
+            counts["turned"] += turn > 1
+            counts["unclear"] += len(some) > 1 and not stored
+            counts["scaled"] += (width, height) != own
+            counts["exchanged"] += entry.size not in (None, (width, height))
+            objects.append(objects_of(entry, (width, height), turn, classes, counts))
+        ready[name] = Part([str(e.image) for e, *_ in part], objects, [s for _, s, *_ in part])
+    return Source(classes, ready, "; ".join(filter(None, [*notes, *said(counts)])))
+
+
+def look(path: Path, where: str) -> tuple[tuple[int, int], int]:
+    """Width and height of an image file as it is seen, and how EXIF turns it (1: not at all).
+
+    One that isn't there, or can't be read, ends in one line.
+    """
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION) in SIDEWAYS
-            return image.size[::-1] if turned else image.size
+            try:
+                turn = image.getexif().get(ORIENTATION) or 1
+            except (ArithmeticError, ValueError, TypeError, KeyError, SyntaxError, struct.error):
+                turn = 1  # damaged: read as it is stored
+            if turn not in range(2, 9):
+                return image.size, 1
+            if image.format == "TIFF":  # which Pillow turns as it is read
+                image.load()
+                return image.size, turn
+            tiny = Image.new("L", (2, 1))  # goes the way of the image, without reading that
+            tiny.info = image.info
+            if (after := upright(tiny)) is tiny:
+                return image.size, 1
+            return image.size if after.size == (2, 1) else image.size[::-1], turn
     except FileNotFoundError:
         fail(f"{where} names the image {path.name}, which is not in {path.parent}")
     except UNREADABLE as error:
         fail(f"{path} is not a readable image ({error})")
+
+
+def frames(entry: Entry, size: tuple[int, int], turn: int) -> list[tuple[tuple[float, float], int]]:
+    """The pictures that the boxes may have been drawn on: each its size, and how it is to turn.
+
+    First the image as it is seen (of this size), then as it is stored, as far as the size that
+    the annotation gives, or without one the boxes, allow either. Fails if they allow neither.
+    """
+    options = [(size, 1)]
+    if turn > 1:
+        options.append((size[::-1] if turn in SIDEWAYS else size, turn))
+    if entry.size is None:
+        return [option for option in options if fits(entry, option[0])] or options[:1]
+    for alike in (operator.eq, same_shape):
+        if some := [(entry.size, turn) for frame, turn in options if alike(entry.size, frame)]:
+            return some
+    # Tools that mistake rows for columns exchange the sides: the boxes tell.
+    if turn == 1 and same_shape(entry.size[::-1], size) and fits(entry, size):
+        return options
+    there, here = ("x".join(f"{side:g}" for side in sides) for sides in (entry.size, size))
+    fail(f"{entry.where} was made for a picture of {there} pixels; {entry.image.name} has {here}, "
+         "so nobody knows where its boxes lie")  # fmt: skip
+
+
+def same_shape(given: tuple[float, float], size: tuple[float, float]) -> bool:
+    """Whether one size is the other scaled, up to a pixel in each side."""
+    return abs(given[0] * size[1] - given[1] * size[0]) <= sum(size)
+
+
+def fits(entry: Entry, size: tuple[float, float]) -> bool:
+    """Whether all boxes lie in a picture of this size, up to a pixel."""
+    return all(
+        min(box) >= -1 and box[2] <= size[0] + 1 and box[3] <= size[1] + 1
+        for _, box, _ in entry.things
+    )
+
+
+def objects_of(
+    entry: Entry, size: tuple[float, float], turn: int, classes: list[str], counts: Counter
+) -> Objects:
+    """The objects of an entry, whose boxes were drawn on a picture of `size`, then turned."""
+    boxes, labels, flags = [], [], []
+    for name, box, difficult in entry.things:
+        if name not in classes:
+            fail(f"{entry.where}: {unknown('class', name, classes)}")
+        if not all(map(math.isfinite, box)):
+            fail(f"{entry.where}: a box of {name} has the corners {box}")
+        clipped = [min(max(v, 0), size[i % 2]) for i, v in enumerate(box)]
+        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+            flat = box[2] <= box[0] or box[3] <= box[1]
+            counts["of zero area" if flat else "outside the image"] += 1
+            continue
+        counts["clipped"] += clipped != box
+        boxes.append(turned([v / size[i % 2] for i, v in enumerate(clipped)], turn))
+        labels.append(classes.index(name))
+        flags.append(difficult)
+    shares = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+    return Objects(shares, torch.tensor(labels).long(), torch.tensor(flags).bool())
+
+
+def turned(box: list[float], turn: int) -> list[float]:
+    """A box in shares of a stored image, in shares of it as EXIF's `turn` (1 to 8) shows it."""
+    left, top, right, bottom = box
+    if turn in SIDEWAYS:
+        left, top, right, bottom = top, left, bottom, right
+    if turn in (2, 3, 6, 7):
+        left, right = 1 - right, 1 - left
+    if turn in (3, 4, 7, 8):
+        top, bottom = 1 - bottom, 1 - top
+    return [left, top, right, bottom]
+
+
+def said(counts: Counter) -> list[str]:
+    """What was done to boxes, in words."""
+    images = {key: counted(counts[key], "image") for key in ("turned", "unclear", "scaled")}
+    swapped = counted(counts["exchanged"], "annotation")
+    deeds = {
+        "turned": f"the boxes of {images['turned']} were drawn before EXIF turned it: turned along",
+        "unclear": f"EXIF turns {images['unclear']}, whose boxes are taken as drawn after that",
+        "scaled": f"the boxes of {images['scaled']} were drawn at another size: scaled",
+        "exchanged": f"{swapped} has width and height exchanged, but boxes that fit",
+    }
+    boxes = {
+        "of zero area": "of zero area skipped",
+        "outside the image": "outside the image skipped",
+        "clipped": "reaching out of the image clipped",
+    }
+    some = [f"{counted(counts[key], 'box', 'boxes')} {text}" for key, text in boxes.items()
+            if counts[key]]  # fmt: skip
+    return [text for key, text in deeds.items() if counts[key]] + [", ".join(some)]
+
+
+def sides(width: object, height: object) -> tuple[float, float] | None:
+    """A size as annotations give it; None if they leave it out or write zeros."""
+    try:
+        size = float(width), float(height)
+    except (TypeError, ValueError):
+        return None
+    return size if all(0 < side < math.inf for side in size) else None
+
+
+def text_of(path: Path) -> str:
+    """A text file, in UTF-8, UTF-16 with its mark, or else Latin-1."""
+    raw = path.read_bytes()
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    try:
+        return raw.decode("utf-16" if raw.startswith(marks) else "utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that aren't empty; none if there is no such file."""
+    try:
+        return [line.strip() for line in text_of(path).splitlines() if line.strip()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        fail(f"{path}: {error.strerror or error}")
 
 
 def below(folder: Path, name: str, where: str) -> Path:
@@ -215,10 +362,83 @@ def below(folder: Path, name: str, where: str) -> Path:
     return folder / name
 
 
-def read_voc_file(path: Path) -> tuple[str, list[tuple[str, list[float], bool]]]:
-    """The file name and the objects in one annotation of Pascal's format."""
+# ---------------------------------------------------------------------- Pascal's layout
+
+
+class VocFolder:
+    """A folder in Pascal's layout: annotations and images by name (without suffix), and lists."""
+
+    def __init__(self, root: Path):
+        self.root, self.marks, self.images = root, root / "Annotations", root / "JPEGImages"
+        found = glob.glob("**/*.[xX][mM][lL]", root_dir=self.marks, recursive=True)
+        self.annotations = {plain(name): self.marks / name for name in found}
+        self.pictures: dict[str, list[Path]] = {}
+        for path in images_below(self.images) if self.images.is_dir() else []:
+            self.pictures.setdefault(plain(path.relative_to(self.images)), []).append(path)
+        self.lists = {}
+        for name in ("train", "val", "trainval", "test"):
+            if lines := lines_of(self.path(name)):
+                self.lists[name] = [self.named(line) for line in lines]
+        if "trainval" not in self.lists and "train" in self.lists:
+            self.lists["trainval"] = [*self.lists["train"], *self.lists.get("val", [])]
+
+    def path(self, name: str) -> Path:
+        """Where a list lies."""
+        return self.root / "ImageSets" / "Main" / f"{name}.txt"
+
+    def named(self, line: str) -> str:
+        """The annotation that a line of a list means: it may go on with a column of 1, 0 or -1."""
+        line = unicodedata.normalize("NFC", line)
+        first, *last = line.rsplit(None, 1)
+        column = last in (["-1"], ["0"], ["1"])
+        return first if column and line not in self.annotations else line
+
+    def read(self, name: str) -> list[Entry]:
+        """What a list names."""
+        if not self.lists.get(name):
+            fail(f"{self.path(name)} is missing or empty")
+        return [self.entry(member, str(self.path(name))) for member in self.lists[name]]
+
+    def entry(self, name: str, where: str = "") -> Entry:
+        """One annotation with its image."""
+        path = self.annotations.get(name) or below(self.marks, f"{name}.xml", where)
+        file, size, things = read_voc_file(path)
+        return Entry(self.picture(name, file, path), str(path), size, things)
+
+    def picture(self, name: str, file: str, where: Path) -> Path:
+        """The image of an annotation: that of its own name, else the one that it names.
+
+        Tools write file names that were true elsewhere.
+        """
+        given = PureWindowsPath(file).name  # knows both kinds of slashes
+        for key in (name, plain(given), unicodedata.normalize("NFC", given)):
+            if some := self.pictures.get(key):
+                break
+        else:
+            fail(f"{where} names the image {given or name}, which is not in {self.images}")
+        some = [p for p in some if p.name == given] or some
+        some = [p for p in some if p.suffix.lower() in (".jpg", ".jpeg")] or some
+        if len(some) > 1:
+            fail(f"{where} may mean {some[0].name} or {some[1].name}: remove one")
+        return some[0]
+
+
+def plain(name: str | Path) -> str:
+    """The name of a file without its suffix, composed: systems write accents in two ways."""
+    path = PurePosixPath(name)
+    return unicodedata.normalize("NFC", str(path.with_suffix("") if path.name else path))
+
+
+def read_voc_file(
+    path: Path,
+) -> tuple[str, tuple[float, float] | None, list[tuple[str, list[float], bool]]]:
+    """File name, size and objects in one annotation of Pascal's format."""
     try:
-        root = xml.etree.ElementTree.parse(path).getroot()
+        raw = path.read_bytes()
+        try:
+            root = xml.etree.ElementTree.fromstring(raw)
+        except xml.etree.ElementTree.ParseError:  # Latin-1 that doesn't say so, or damaged
+            root = xml.etree.ElementTree.fromstring(raw.decode("latin-1"))
         found = []
         for entry in root.findall("object"):
             corners = [float(entry.find("bndbox").findtext(k)) for k in ("xmin", "ymin")]
@@ -231,65 +451,29 @@ def read_voc_file(path: Path) -> tuple[str, list[tuple[str, list[float], bool]]]
             if not (name := (entry.findtext("name") or "").strip()):
                 raise ValueError("an object has no name")
             found.append((name, [*first, *far], difficult))
-        return root.findtext("filename") or "", found
+        size = sides(root.findtext("size/width"), root.findtext("size/height"))
+        return (root.findtext("filename") or "").strip(), size, found
     except OSError as error:
         fail(f"annotation {path}: {error.strerror or error}")
     except (xml.etree.ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         fail(f"annotation {path} is damaged ({error})")
 
 
-def read_voc(roots: list[tuple[Path, list[str]]], reader: Reader) -> Part:
-    """The images with these names in folders of Pascal's layout."""
-    read = []
-    for root, names in roots:
-        for name in names:
-            path = below(root / "Annotations", f"{name}.xml", f"a list in {root / 'ImageSets'}")
-            file, found = read_voc_file(path)
-            image = root / "JPEGImages" / (Path(file).name or f"{name}.jpg")
-            if not image.exists():  # many tools write a file name that was true elsewhere
-                image = next((root / "JPEGImages").glob(f"{name}.*"), image)
-            read.append((image, found, str(path)))
-    if reader.classes is None:
-        reader.classes = sorted({name for _, found, _ in read for name, _, _ in found})
-    images, objects, sizes = [], [], []
-    for image, found, path in read:
-        sizes.append(size_of(image, path))
-        images.append(str(image))
-        objects.append(reader.objects(found, sizes[-1], path))
-    return Part(images, objects, sizes)
-
-
-def names_in(root: Path) -> dict[str, list[str]]:
-    """The lists in ImageSets/Main: train, val, trainval, test, as far as they are there."""
-    lists = {}
-    for name in ("train", "val", "trainval", "test"):
-        path = root / "ImageSets" / "Main" / f"{name}.txt"
-        if path.exists():
-            lists[name] = [
-                line.split()[0] for line in path.read_text().splitlines() if line.strip()
-            ]
-    if "trainval" not in lists and "train" in lists:
-        lists["trainval"] = [*lists["train"], *lists.get("val", [])]
-    return lists
-
-
-def voc_source(roots: dict[str, Path], tested: Path, classes: list[str] | None, val: bool,
-               test: str = "test") -> Source:  # fmt: skip
-    """Folders with lists: trains on `train` and watches `val`, or without it trains on both."""
-    lists = {path: names_in(path) for path in {*roots.values(), tested}}
+def from_lists(
+    folders: list[VocFolder], classes: list[str] | None, val: bool, test: str, *notes: str
+) -> Source:
+    """Trains on `train` and watches `val`, or without `val` trains on both; tests the first's
+    list `test`, which may be `val`."""
     learn = "train" if val or test == "val" else "trainval"
-    wanted = [(path, learn) for path in roots.values()] + [(tested, test)]
-    wanted += [(path, "val") for path in roots.values() if val and test != "val"]
-    for path, name in wanted:
-        if not lists[path].get(name):
-            fail(f"{path / 'ImageSets' / 'Main' / f'{name}.txt'} is missing or empty")
-    reader = Reader(classes)
-    train = read_voc([(path, lists[path][learn]) for path in roots.values()], reader)
-    held_out = None
+    wanted = {"train": (folders, learn)}
     if val and test != "val":
-        held_out = read_voc([(path, lists[path]["val"]) for path in roots.values()], reader)
-    part = read_voc([(tested, lists[tested][test])], reader)
-    return Source(reader.classes, {"train": train, "val": held_out, "test": part}, reader.note())
+        wanted["val"] = (folders, "val")
+    wanted["test"] = (folders[:1], test)
+    parts = {
+        part: [entry for folder in some for entry in folder.read(name)]
+        for part, (some, name) in wanted.items()
+    }
+    return as_source(parts, classes, *notes)
 
 
 def shapes(args: argparse.Namespace) -> Source:
@@ -308,7 +492,7 @@ def bccd(args: argparse.Namespace) -> Source:
             "Shenggan/BCCD_Dataset there, name another folder with --data-dir, or take --data "
             "shapes, which needs no files"
         )
-    return voc_source({"bccd": root}, root, BCCD, bool(args.val))
+    return from_lists([VocFolder(root)], BCCD, bool(args.val), "test")
 
 
 def voc_year(args: argparse.Namespace) -> Source:
@@ -319,11 +503,10 @@ def voc_year(args: argparse.Namespace) -> Source:
         for name in ("trainval", "test") if year == "2007" else ("trainval",):
             if not (root / "ImageSets" / "Main" / f"{name}.txt").exists():
                 download_voc(args.data_dir, year, name, root)
+    folders = [VocFolder(root) for root in roots.values()]
     if args.data == "voc2012":  # its test annotations are not public
-        source = voc_source(roots, roots["2012"], VOC, False, test="val")
-        source.note = ", ".join(filter(None, ["its val part is the test part", source.note]))
-        return source
-    source = voc_source(roots, roots["2007"], VOC, bool(args.val))
+        return from_lists(folders, VOC, False, "val", "its val part is the test part")
+    source = from_lists(folders, VOC, bool(args.val), "test")
     source.facts["points"] = 11  # as the devkit did until 2009; since 2010 the whole area
     return source
 
@@ -347,85 +530,146 @@ def voc_folder(args: argparse.Namespace) -> Source:
             f"--data voc:{root}: there is no folder Annotations; name one with Annotations/*.xml "
             "and JPEGImages/, or take --data shapes, which needs no files"
         )
-    lists, path = names_in(root), root / "classes.txt"
-    classes = path.read_text().split("\n") if path.exists() else None
-    classes = [name.strip() for name in classes if name.strip()] if classes else None
+    folder, classes = VocFolder(root), lines_of(root / "classes.txt") or None
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        fail(f"{root / 'classes.txt'} names {twice[0]} twice")
+    lists = folder.lists
+    listed = {name for some in lists.values() for name in some}
+    rest = len(folder.annotations.keys() - listed) if listed else 0
+    note = f"{counted(rest, 'annotation')} in no list left out" if rest else ""
     if "train" in lists and "test" in lists and (not args.val or "val" in lists):
-        return voc_source({"": root}, root, classes, bool(args.val))
+        return from_lists([folder], classes, bool(args.val), "test", note)
     if "trainval" in lists and "test" in lists:
-        reader = Reader(classes)
-        parts = [read_voc([(root, lists[name])], reader) for name in ("trainval", "test")]
-        return Source(
-            reader.classes, dict(zip(("train", "test"), parts, strict=True)), reader.note()
-        )
+        parts = {"train": folder.read("trainval"), "test": folder.read("test")}
+        return as_source(parts, classes, note)
     if "train" in lists and "val" in lists:
-        source = voc_source({"": root}, root, classes, False, test="val")
-        source.note = ", ".join(filter(None, ["no test.txt: val is the test part", source.note]))
-        return source
-    reader = Reader(classes)
-    names = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
-    return fifth(read_voc([(root, names)], reader), reader, args)
+        why = "no test.txt: val is the test part"
+        return from_lists([folder], classes, False, "val", why, note)
+    names = lists.get("trainval")
+    entries = [folder.entry(name) for name in names or sorted(folder.annotations)]
+    return fifth(entries, classes, args.data, note if names else "")
 
 
-def fifth(part: Part, reader: Reader, args: argparse.Namespace) -> Source:
+def fifth(entries: list[Entry], classes: list[str] | None, data: str, *notes: str) -> Source:
     """A seeded fifth of the images becomes the test part."""
-    if len(part) < 2:
-        fail(f"--data {args.data} holds {len(part)} images: that can't be split")
-    parts = [part.take(indices) for indices in split(len(part), 0.2, 0)]
+    if len(entries) < 2:
+        fail(f"--data {data} holds {counted(len(entries), 'image')}: that can't be split")
+    if classes is None:
+        classes = sorted({name for entry in entries for name, *_ in entry.things})
+    cuts = zip(("train", "test"), split(len(entries), 0.2, 0), strict=True)
+    parts = {name: [entries[i] for i in indices.tolist()] for name, indices in cuts}
     note = "there is no list of test images, so a seeded fifth is the test part"
-    parts = dict(zip(("train", "test"), parts, strict=True))
-    return Source(reader.classes, parts, ", ".join(filter(None, [note, reader.note()])))
+    return as_source(parts, classes, note, *notes)
+
+
+# ---------------------------------------------------------------------- COCO's format
 
 
 def coco(args: argparse.Namespace) -> Source:
-    """The user's own annotations in COCO's format; of `…train…`, a sibling `…val…` is tested."""
+    """The user's own annotations in COCO's format, with the files of val and test beside it."""
     path = Path(args.data.partition(":")[2]).expanduser()
-    part, names, reader = read_coco(path, None)
-    sibling = path.with_name(path.name.replace("train", "val"))
-    if sibling != path and sibling.exists():
-        test, _, reader = read_coco(sibling, names, reader)
-        note = ", ".join(filter(None, [f"{sibling.name} is the test part", reader.note()]))
-        return Source(names, {"train": part, "test": test}, note)
-    return fifth(part, reader, args)
+    entries, classes, note = read_coco(path)
+    others = siblings(path)
+    if not others:
+        return fifth(entries, classes, args.data, note)
+    parts = {"train": entries} | {name: read_coco(file)[0] for name, file in others.items()}
+    notes = [f"{'/'.join(file.parts[-2:])} is the {name} part" for name, file in others.items()]
+    if "test" not in parts:
+        parts["test"] = parts.pop("val")
+        notes = [f"{others['val'].name} is the test part"]
+    return as_source(parts, classes, *notes, note)
 
 
-def read_coco(
-    path: Path, classes: list[str] | None, reader: Reader | None = None
-) -> tuple[Part, list[str], Reader]:
-    """Images and objects of one annotation file; crowds are difficult."""
+def siblings(path: Path) -> dict[str, Path]:
+    """The annotation files of val and test beside one of train, by part.
+
+    They are named like it, or lie in a folder named so while it lies in `train/`.
+    """
+    found, name = {}, path.name.lower()
+    for word, part in PART_NAMES.items():
+        alike = {name.replace(own, word) for own in ("train", "training")} - {name}
+        files = [file for file in path.parent.iterdir() if file.name.lower() in alike]
+        if PART_NAMES.get(path.resolve().parent.name.lower()) == "train":
+            folders = path.resolve().parent.parent.iterdir()
+            files += [folder / path.name for folder in folders if folder.name.lower() == word]
+        for file in files if part != "train" else ():
+            if file.is_file():
+                found.setdefault(part, file)
+    return found
+
+
+def indexed(content: dict) -> "COCO":
+    """pycocotools' view of annotations in COCO's format, without what it prints."""
+    from pycocotools.coco import COCO
+
+    known = COCO()
+    known.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        known.createIndex()
+    return known
+
+
+def read_coco(path: Path) -> tuple[list[Entry], list[str], str]:
+    """Images and objects of one annotation file, its classes, and a note; crowds are difficult."""
+    where = f"--data coco:{path}"
     try:
-        content = json.loads(path.read_text())
-        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-        images = {entry["id"]: entry["file_name"] for entry in content["images"]}
-        found = {key: [] for key in images}
-        for entry in content.get("annotations", []):
-            if entry["image_id"] not in images:
-                fail(f"{path}: annotation {entry.get('id')} names image {entry['image_id']!r}, "
-                     "which the file doesn't list")  # fmt: skip
-            if entry["category_id"] not in names:
-                known = ", ".join(map(str, names))
-                fail(f"{path}: annotation {entry.get('id')} names class {entry['category_id']!r}; "
-                     f"the file lists {known}")  # fmt: skip
-            left, top, width, height = map(float, entry["bbox"])
-            box = [left, top, left + width, top + height]
-            crowd = bool(entry.get("iscrowd", 0))
-            found[entry["image_id"]].append((names[entry["category_id"]], box, crowd))
+        content = json.loads(text_of(path))
+        for kind in ("images", "categories"):
+            ids = Counter(entry["id"] for entry in content[kind])
+            if twice := [key for key, count in ids.items() if count > 1]:
+                fail(f"{where}: two {kind} have the id {twice[0]!r}")
+        for number, entry in enumerate(content.setdefault("annotations", [])):
+            entry.setdefault("id", f"number {number}")
+        known = indexed(content)
+        names = {key: str(entry["name"]) for key, entry in known.cats.items()}
+        for annotation in content["annotations"]:
+            check_annotation(annotation, known, where)
+        files = {key: str(entry["file_name"]) for key, entry in known.imgs.items()}
     except OSError as error:
-        fail(f"--data coco:{path}: {error.strerror or error}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        fail(f"--data coco:{path} is not an annotation file of COCO's format ({error!r})")
-    reader = reader or Reader(list(names.values()))
+        fail(f"{where}: {error.strerror or error}")
+    except KeyError as error:
+        fail(f"{where} is not an annotation file of COCO's format: {error} is missing")
+    except (ValueError, TypeError, AttributeError) as error:
+        fail(f"{where} is not an annotation file of COCO's format ({error!r})")
     # The images lie beside the file, or as in COCO in train2017/ beside annotations/.
-    part = path.stem.removeprefix("instances_")
-    folders = [path.parent, path.parent / "images", path.parent.parent / part]
-    folders += [path.parent.parent / "images", path.parent.parent / "images" / part]
-    places = [[below(f, str(name), str(path)) for f in folders] for name in images.values()]
-    files = [next((file for file in some if file.exists()), some[0]) for some in places]
-    sizes = [size_of(file, str(path)) for file in files]
-    objects = [
-        reader.objects(found[key], size, str(path)) for key, size in zip(images, sizes, strict=True)
-    ]
-    return Part([str(file) for file in files], objects, sizes), classes or reader.classes, reader
+    part, up = path.stem.removeprefix("instances_"), path.parent.parent
+    folders = [path.parent, path.parent / "images", up / part, up / "images", up / "images" / part]
+    entries = []
+    for key, image in known.imgs.items():
+        places = [below(folder, files[key].replace("\\", "/"), str(path)) for folder in folders]
+        file = next((place for place in places if place.exists()), places[0])
+        things = []
+        for annotation in known.imgToAnns[key]:
+            left, top, width, height = map(float, annotation["bbox"])
+            box = [left, top, left + width, top + height]
+            crowd = bool(annotation.get("iscrowd", 0))
+            things.append((names[annotation["category_id"]], box, crowd))
+        size = sides(image.get("width"), image.get("height"))
+        entries.append(Entry(file, str(path), size, things))
+    shared = [name for name, count in Counter(names.values()).items() if count > 1]
+    note = f"categories of one name taken for one class: {', '.join(shared)}" if shared else ""
+    twice = len(entries) - len({entry.image for entry in entries})
+    again = f"{counted(twice, 'image')} listed again in {path.name}" if twice else ""
+    return entries, list(dict.fromkeys(names.values())), "; ".join(filter(None, [note, again]))
+
+
+def check_annotation(annotation: dict, known: "COCO", where: str) -> None:
+    """Fails unless an annotation names an image and a class of the file, and has a box."""
+    key = annotation["id"]
+    image, category = annotation.get("image_id"), annotation.get("category_id")
+    if image not in known.imgs:
+        fail(f"{where}: annotation {key} names image {image!r}, which the file doesn't list")
+    if category not in known.cats:
+        listed = ", ".join(map(str, known.cats))
+        fail(f"{where}: annotation {key} names class {category!r}; the file lists {listed}")
+    box = annotation.get("bbox")
+    try:
+        whole = len([float(value) for value in box]) == 4
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        what = f"the bbox {str(box)[:60]}" if "bbox" in annotation else "no bbox"
+        fail(f"{where}: annotation {key} has {what}; left, top, width and height are needed")
 
 
 READERS = {
@@ -460,6 +704,9 @@ def load_boxes(
     if not count:
         why = f" ({source.note})" if source.note else ""
         fail(f"--data {args.data}: its training part has no boxes{why}")
+    for name in ("val", "test"):
+        if name in sets and not (sets[name].labels >= 0).any():
+            notes.append(f"the {name} part has no boxes: nothing to measure")
     facts["mean"], facts["std"] = statistics(sets["train"])
     place = "streamed" if isinstance(sets["train"].images, Streamed) else "in memory"
     note = "; ".join(filter(None, notes))
