@@ -330,6 +330,8 @@ def test_bad_flags(refused):
     assert "--fold 6" in refused(train.main, ["--data", "isbi", "--fold", "6"])
     assert "--fold" in refused(train.main, ["--fold", "1"])
     assert "--augment" in refused(train.main, ["--elastic", "3"])
+    assert "--augment" in refused(train.main, ["--data", "isbi", "--no-augment", "--rotate", "3"])
+    assert "--border" in refused(train.main, ["--data", "isbi", "--sigma", "3"])
     assert "--border" in refused(train.main, ["--border", "-1"])
     assert "isbi2012_membrane" in refused(train.main, ["--data", "isbi"])
     assert "imagenet" in refused(train.main, ["--weights", "imagenet"])
@@ -396,6 +398,83 @@ def test_fine_tuning_to_other_classes(capsys):
     first, second = (weights(name) for name in ("first", "second"))
     assert torch.equal(first["down.0.0.weight"], second["down.0.0.weight"])
     assert second["head.weight"].shape[0] == 3
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_weights_of_a_plain_file_keep_the_datas_mean(grey, refused, capsys):
+    """No statistics of other people's photographs: the scores are those of the run itself."""
+    cells(count=8)
+    if not grey:
+        for path in Path("set/images").iterdir():
+            tinted = np.asarray(Image.open(path))[..., None] * np.array([1.0, 0.6, 0.3])
+            Image.fromarray(tinted.astype(np.uint8)).save(path)
+    shared = ["--no-augment", "--views", "1", "--batch-size", "2"]
+    first = run(*shared, "--epochs", "20", "--lr", "3e-3", "--run-dir", "first")
+    state = weights("first")
+    torch.save(state, "plain.pt")
+    torch.save({"state_dict": {f"module.{key}": v for key, v in state.items()}}, "wrapped.pt")
+    for number, name in enumerate(("plain.pt", "wrapped.pt", "first/last.pt")):
+        argv = ["--weights", name, "--freeze", "--lr", "1e-12", "--max-steps", "1"]
+        again = run(*shared, *argv, "--run-dir", f"again{number}")
+        for key in ("test_iou", "test_image_iou", "test_loss"):
+            assert again[key] == pytest.approx(first[key], abs=1e-5), (name, key)
+        facts = [torch.load(f"{f}/last.pt")["dataset"] for f in ("first", f"again{number}")]
+        assert facts[0]["mean"] == facts[1]["mean"]
+    assert len(facts[0]["mean"]) == (1 if grey else 3)
+    assert first["test_iou"] > 0.4  # so that a wrong mean would show
+    argv = ["--data", "folder:set", "--weights", "plain.pt", "--size", "32", "--width", "8"]
+    assert "doesn't fit" in refused(train.main, argv)
+
+
+def test_deep_images_have_the_scale_of_the_training(capsys):
+    """A 12-bit image is as bright in sample.py as it was in training, whatever its own range."""
+    cells(count=6)
+    for path in Path("set/images").iterdir():
+        deep = np.asarray(Image.open(path)).astype(np.uint16) * 16
+        Image.fromarray(deep).save(path)
+    run("--max-steps", "1", "--run-dir", "run")
+    assert torch.load("run/last.pt")["dataset"]["top"] == 4095
+    seen = []
+    image = np.full((32, 32), 800, dtype=np.uint16)
+    Image.fromarray(image).save("dark.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "overlay", lambda image, answer: seen.append(image) or image[[0] * 3])
+        sample.main(["dark.png", "--checkpoint", "run/last.pt", "--out", "out"])
+    assert int(seen[0].max()) == round(800 / 4095 * 255)
+    assert "more than 8 bits" not in capsys.readouterr().out
+
+
+def test_deep_images_for_a_model_of_others_share_a_scale(capsys):
+    cells()
+    run("--max-steps", "1", "--run-dir", "run")
+    for k, value in enumerate((500, 3000)):
+        Image.fromarray(np.full((20, 20), value, dtype=np.uint16)).save(f"deep{k}.png")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "overlay", lambda image, answer: seen.append(image) or image[[0] * 3])
+        argv = ["deep0.png", "deep1.png", "--checkpoint", "run/last.pt", "--out", "out"]
+        sample.main(argv)
+    assert [int(i.max()) for i in seen] == [round(v / 4095 * 255) for v in (500, 3000)]
+    assert "4095 is white" in capsys.readouterr().out
+
+
+def test_a_set_that_lacks_a_class_is_measured(refused):
+    """By value: what there is of the classes is scored, what there is not has no score."""
+    for root, values in (("set", (0, 1, 2)), ("some", (0, 2)), ("other", (0, 1, 3))):
+        rng = np.random.default_rng(0)
+        for k in range(6):
+            mask = np.kron(rng.choice(values, (2, 2)), np.ones((16, 16))).astype(np.uint8)
+            mask[:4, :4], mask[:4, 4:8], mask[:4, 8:12] = (values * 2)[:3]
+            for folder, pixels in (("images", mask * 80), ("masks", mask)):
+                Path(root, folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(f"{root}/{folder}/{k}.png")
+    run("--epochs", "40", "--lr", "3e-3", "--batch-size", "2", "--run-dir", "run")
+    argv = ["--evaluate", "run/last.pt", "--quiet", "--data"]
+    found = train.main([*argv, "folder:some"])
+    assert found["test_iou_class_2"] > 0.7
+    assert found["test_iou_background"] > 0.7
+    assert found.get("test_iou_class_1", 0.0) == 0  # perhaps given, never there
+    assert "value 3" in refused(train.main, [*argv, "folder:other"])
 
 
 def test_the_model_of_fig_1_takes_small_images():

@@ -5,7 +5,7 @@
     python unet/claims.py border --data-dir PATH     # nuclei that merge without border weights
     python unet/claims.py folds --data-dir PATH      # neurons, every fold once the test part
 
-All with `unet_small`. `--data shapes --epochs 1 --seeds 0` shows how one works.
+All with `unet_small`. `border --data shapes --epochs 1 --seeds 0` shows how one works.
 """
 
 import argparse

@@ -112,6 +112,9 @@ def main(argv: list[str] | None = None) -> dict:
             for label, v in answers.items()
         )
         print(f"{path}{note}: {', '.join(shares)}")
+    if top != facts.get("top"):
+        print(f"images of more than 8 bits: {top:g} is white in all of them, as the set that the "
+              "model was trained on had none")  # fmt: skip
     print(
         f"wrote {counted(len(files), 'mask')} (a pixel's value is its class) and pictures to {out}"
     )

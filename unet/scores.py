@@ -75,11 +75,14 @@ def overlay(image: Tensor, classes: Tensor) -> Tensor:
 
     Class 0 stays as it is; the others are tinted, and outlined where they end.
     """
-    image = image.expand(3, -1, -1).float()
-    tones = torch.tensor(TONES, dtype=torch.float32)
-    tint = tones[(classes.long() - 1) % len(TONES)].permute(2, 0, 1)  # (3, H, W)
+    from torchvision.utils import draw_segmentation_masks
+
     padded = torch.nn.functional.pad(classes[None, None].float(), [1] * 4, mode="replicate")
     around = padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)[0, 0]  # (H, W, 9)
     edge = around.amax(2) != around.amin(2)
-    share = torch.where(edge, 0.9, 0.3) * (classes > 0)
-    return (image * (1 - share) + tint * share).round().byte()
+    image, there = image.expand(3, -1, -1), classes[classes > 0].unique().tolist()
+    tones = [TONES[(k - 1) % len(TONES)] for k in there]
+    for place, share in ((~edge, 0.3), (edge, 0.9)) if there else ():
+        masks = torch.stack([(classes == k) & place for k in there])
+        image = draw_segmentation_masks(image, masks, share, tones)
+    return image
