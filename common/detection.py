@@ -95,7 +95,8 @@ def draw_boxes(
 ) -> Image.Image:
     """A copy of an RGB image with boxes (n, 4) in its pixels, each class in a colour of its own.
 
-    With `colour` all boxes have that.
+    With `colour` all boxes have that. Names stand above their boxes (torchvision's
+    `draw_bounding_boxes` writes into them, which hides small objects).
     """
     image = image.copy()
     side = min(image.size)

@@ -1,6 +1,7 @@
 """YOLO: sizes, Eq. 3 beside a loop, decoding, the errors of Fig. 4, and the scripts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -405,6 +406,35 @@ def test_fine_tuning_from_a_file(capsys, refused):
     assert after["dataset"]["mean"] == before["dataset"]["mean"]
     wider = [*argv[: argv.index("--width")], "--width", "12", "--weights", "first/last.pt"]
     assert "doesn't fit" in refused(train.main, wider)
+
+
+def test_a_plain_state_dict_leaves_the_statistics_of_the_data(capsys):
+    train.main([*toy(), "--quiet", "--max-steps", "1", "--run-dir", "first"])
+    state = torch.load("first/last.pt")
+    torch.save(state["model"], "plain.pt")
+    argv = [*toy(), "--max-steps", "1", "--weights"]
+    train.main([*argv, "plain.pt", "--run-dir", "run"])
+    assert "mean and deviation are those of the data" in capsys.readouterr().out
+    facts = torch.load("run/last.pt")["dataset"]
+    assert facts["mean"] == state["dataset"]["mean"]
+    assert facts["mean"] != [0.485, 0.456, 0.406]  # torchvision's
+
+
+def test_nothing_over_the_threshold_names_the_surest(capsys):
+    train.main([*toy(), "--quiet", "--max-steps", "1", "--run-dir", "runs/yolo/run"])
+    capsys.readouterr()
+    sample.main(["toy/JPEGImages/i3.png", "--out", "out", "--threshold", "0.99"])
+    said = capsys.readouterr().out
+    [best] = re.findall(r"nothing over 0.99 \(--threshold\): the surest has (\S+)", said)
+    assert 0 < float(best) < 0.99
+    for share, some in ((0.9, True), (1.1, False)):
+        threshold = str(share * float(best))
+        found = sample.main(["toy/JPEGImages/i3.png", "--out", "out", "--threshold", threshold])
+        assert bool(found["toy/JPEGImages/i3.png"]) == some
+    capsys.readouterr()
+    sample.main(["--out", "grid", "--count", "3", "--threshold", "0.99"])
+    said = capsys.readouterr().out
+    assert "0 boxes in 3 test images over 0.99 (--threshold): the surest has 0." in said
 
 
 def test_samples(capsys, refused):

@@ -3,13 +3,14 @@
 import argparse
 import colorsys
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common import detection
 from common.data import boxes as data
@@ -191,7 +192,7 @@ def coco(path, **changes):
         ],
     }
     path = Path(path)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content | changes))
     for k in range(5):
         Image.new("RGB", (40, 20)).save(path.parent / f"{k}.png")
@@ -246,6 +247,316 @@ def test_val_and_flags(refused):
     voc("mine", one(6), {"train": ["i0", "i1", "i2"], "val": ["i3"], "test": ["i4"]})
     assert "validation part of its own" in refused(lambda: load("voc:mine", val=2, typed=["val"]))
     assert "leaves nothing" in refused(lambda: load("shapes", val=2500, chosen=["val"]))
+
+
+# ---------------------------------------------------------------------- where boxes lie
+
+WAYS = {  # of Pillow from the image as it is seen to the stored one, by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+
+
+def photo(root, name, orientation=1, stored=True, said="true", scale=1, suffix="jpg"):
+    """A photo with a white thing, turned by EXIF, and its box as `stored` or as it is seen.
+
+    The annotation gives the "true" size of what the box was drawn on, or its sides "exchanged",
+    or "no" size, or zeros.
+    """
+    for folder in ("Annotations", "JPEGImages"):
+        Path(root, folder).mkdir(parents=True, exist_ok=True)
+    image = Image.new("L", (90, 60))
+    image.paste(255, (60, 9, 81, 24))
+    file = image.transpose(WAYS[orientation]) if orientation > 1 else image
+    exif = Image.Exif()
+    exif[data.ORIENTATION] = orientation
+    file.convert("RGB").save(f"{root}/JPEGImages/{name}.{suffix}", exif=exif, quality=95)
+    drawn_on = file if stored else image
+    size = [scale * side for side in drawn_on.size]
+    left, top, right, bottom = (scale * v for v in drawn_on.getbbox())
+    objects = OBJECT.format("cat", left + 1, top + 1, right, bottom, 0)
+    size = {"true": size, "exchanged": size[::-1], "zeros": [0, 0], "no": None}[said]
+    text = "<size><width>{}</width><height>{}</height></size>".format(*size) if size else ""
+    Path(root, f"Annotations/{name}.xml").write_text(
+        XML.format(file=f"{name}.{suffix}", objects=text + objects)
+    )
+
+
+def parts_of(name, **changes):
+    """All images of a set, squeezed to 60x60, with their boxes in shares."""
+    train, _, test = load(name, size=60, **changes)
+    pixels = torch.cat([part.images.pixels for part in (train, test)])
+    return pixels, torch.cat([part.boxes[:, 0] for part in (train, test)])
+
+
+def check_boxes(name, count):
+    """Each box lies on the white thing of its image."""
+    pixels, boxes = parts_of(name)
+    assert len(pixels) == count
+    for image, box in zip(pixels, boxes, strict=True):
+        assert box.tolist() == pytest.approx(bright(image.float().numpy()), abs=1.5 / 60)
+        assert box.tolist() == pytest.approx([60 / 90, 9 / 60, 81 / 90, 24 / 60], abs=0.01)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png"])
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "seen"])
+def test_boxes_of_photos_that_exif_turns(stored, suffix, capsys):
+    for orientation in range(1, 9):
+        photo("mine", f"p{orientation}", orientation, stored, suffix=suffix)
+    check_boxes("voc:mine", 8)
+    said = capsys.readouterr().out
+    assert ("boxes of 7 images drawn before EXIF's turn: turned along" in said) == stored
+    assert ("EXIF turns 3 images and nothing says" in said) != stored  # those that keep their sides
+
+
+def test_photos_that_say_nothing_follow_the_others(capsys):
+    for k, orientation in enumerate((2, 3, 4)):
+        photo("mirrored", f"p{k}", orientation, stored=False)
+    check_boxes("voc:mirrored", 3)  # nobody says anything: as it is seen
+    assert "EXIF turns 3 images and nothing says" in capsys.readouterr().out
+    for orientation in (2, 5, 6, 8):
+        photo("silent", f"p{orientation}", orientation, said="no")
+        photo("zeros", f"p{orientation}", orientation, said="zeros")
+    check_boxes("voc:silent", 4)  # some boxes lie outside of the image as it is seen
+    check_boxes("voc:zeros", 4)
+    capsys.readouterr()
+    for k in range(2):
+        photo("both", f"a{k}", 6)
+        photo("both", f"b{k}", 8, stored=False)
+        photo("both", f"c{k}", 2, stored=False)
+    check_boxes("voc:both", 6)
+    assert "boxes of 2 images drawn before EXIF's turn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_boxes_drawn_at_another_size(orientation, capsys):
+    photo("mine", "a", orientation, scale=2)
+    photo("mine", "b", 6, scale=3)
+    photo("mine", "c", orientation, scale=1)
+    check_boxes("voc:mine", 3)
+    assert "boxes of 2 images drawn at another size: scaled" in capsys.readouterr().out
+
+
+def test_sizes_that_do_not_fit(refused, capsys):
+    photo("mine", "a", said="exchanged")
+    photo("mine", "b")
+    check_boxes("voc:mine", 2)  # tools that mistake rows for columns
+    assert "width and height exchanged for 1 image whose boxes fit" in capsys.readouterr().out
+    text = Path("mine/Annotations/a.xml").read_text()
+    outside = text.replace("<ymax>24<", "<ymax>80<")
+    square = text.replace("<width>60<", "<width>90<")
+    for wrong, size in ((outside, "60x90"), (square, "90x90")):
+        Path("mine/Annotations/a.xml").write_text(wrong)
+        line = refused(load, "voc:mine")
+        assert "a.xml: the boxes of a.jpg" in line
+        assert f"{size} pixels, but it has 90x60" in line
+    nothing = XML.format(file="a.jpg", objects="<size><width>7</width><height>9</height></size>")
+    Path("mine/Annotations/a.xml").write_text(nothing)
+    load("voc:mine", limit=1)  # without boxes there is nothing to misplace
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SyntaxError])
+def test_damaged_exif(error, monkeypatch):
+    """Some releases of Pillow fail on it: then the image is read as it is stored."""
+    for k in range(2):
+        photo("mine", f"p{k}", 6, stored=True, said="true")
+
+    def fail(*_args, **_kwargs):
+        raise error("division by zero")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    train, *_ = load("voc:mine", size=60)
+    assert train.sizes == [(60, 90)]
+    box = bright(train.images.pixels[0].float().numpy())
+    assert train.boxes[0, 0].tolist() == pytest.approx(box, abs=1.5 / 60)
+
+
+def test_cocos_sizes(capsys, refused):
+    photo("mine", "a", 6)
+    Path("mine/images").mkdir()
+    Path("mine/JPEGImages/a.jpg").rename("mine/images/a.jpg")
+    with Image.open("mine/images/a.jpg") as image:
+        assert image.size == (60, 90)
+        left, top, right, bottom = image.convert("L").point(lambda v: 255 * (v > 128)).getbbox()
+    box = [left, top, right - left, bottom - top]
+    for scale, words in ((1, "drawn before EXIF"), (2, "at another size: scaled")):
+        content = {
+            "images": [{"id": k, "file_name": "a.jpg", "width": 60 * scale, "height": 90 * scale}
+                       for k in range(2)],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [{"id": k, "image_id": k, "category_id": 1,
+                             "bbox": [scale * v for v in box]} for k in range(2)],
+        }  # fmt: skip
+        Path("mine/train.json").write_text(json.dumps(content))
+        check_boxes("coco:mine/train.json", 2)
+        said = capsys.readouterr().out
+        assert words in said
+        assert "1 image listed again in train.json" in said
+    content["images"][0]["width"] = 77
+    Path("mine/train.json").write_text(json.dumps(content))
+    assert "drawn on 77x180 pixels, but it has 90x60" in refused(load, "coco:mine/train.json")
+
+
+# ---------------------------------------------------------------------- names
+
+
+def test_which_image_an_annotation_means(refused):
+    voc("mine", one(4), {"train": ["i0", "i1"], "test": ["i2", "i3"]})
+
+    def image_of(name):
+        source = data.voc_folder(arguments("voc:mine"))
+        files = [file for part in source.parts.values() for file in part.images]
+        return Path(files[int(name[1])]).name
+
+    text = Path("mine/Annotations/i1.xml").read_text()
+    for file in ("i0.jpg", "i1.jpg", "", "gone.jpg"):  # of another image, its own, none, nowhere
+        Path("mine/Annotations/i1.xml").write_text(text.replace("i1.jpg", file))
+        assert image_of("i1") == "i1.jpg", file
+    for side in ("i1.txt", "i1.json", "i1.jpg.bak"):
+        Path("mine/JPEGImages", side).write_text("no image")
+    assert image_of("i1") == "i1.jpg"
+    Path("mine/JPEGImages/i1.jpg").rename("mine/JPEGImages/other.v2.jpg")
+    for file in ("other.v2.jpg", "C:\\data\\other.v2.jpg", "/home/other.v2.jpg", "other.v2"):
+        Path("mine/Annotations/i1.xml").write_text(text.replace("i1.jpg", file))
+        assert image_of("i1") == "other.v2.jpg", file
+    Image.new("RGB", (40, 20)).save("mine/JPEGImages/i1.png")
+    assert image_of("i1") == "i1.png"
+    Image.new("RGB", (40, 20)).save("mine/JPEGImages/i1.bmp")
+    assert "i1.xml may mean i1.bmp or i1.png" in refused(load, "voc:mine")
+    Path("mine/Annotations/i1.xml").write_text(text.replace("i1.jpg", "i1.bmp"))
+    assert image_of("i1") == "i1.bmp"
+
+
+def test_names_of_every_kind(capsys):
+    names = ["a b", "a 1", "c[1]", "d*", "e.v2", "sub/f", "Münze"]
+    voc("mine", one(2))
+    for name in names:
+        Path("mine/JPEGImages", name).parent.mkdir(exist_ok=True)
+        Path("mine/Annotations", name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 20)).save(f"mine/JPEGImages/{name}.jpg")
+        text = XML.format(file="", objects=OBJECT.format("cat", 1, 1, 20, 10, 0))
+        Path(f"mine/Annotations/{name}.xml").write_text(text)
+    lines = ["a b", "a 1 -1", "a 1", "c[1]  1", "d*\t0", "e.v2", "sub/f", "Münze 1", ""]
+    wanted = ["a b", "a 1", "a 1", "c[1]", "d*", "e.v2", "sub/f", "Münze"]
+    path = Path("mine/ImageSets/Main/train.txt")
+    Path("mine/ImageSets/Main/test.txt").write_text("i0 1\ni1 -1\n")
+    decomposed = unicodedata.normalize("NFD", "\n".join(lines))
+    for raw in (
+        "\n".join(lines).encode(),
+        "\r\n".join(lines).encode("utf-8-sig"),
+        "\n".join(lines).encode("latin-1"),
+        "\n".join(lines).encode("utf-16"),
+        decomposed.encode(),
+    ):
+        path.write_bytes(raw)
+        parts = data.voc_folder(arguments("voc:mine")).parts
+        files = [Path(file).relative_to("mine/JPEGImages") for file in parts["train"].images]
+        assert [str(file.with_suffix("")) for file in files] == wanted
+        assert len(parts["test"]) == 2
+    for raw in ("katze\nhündchen\n".encode("latin-1"), "katze\nhündchen".encode("utf-8-sig")):
+        Path("mine/classes.txt").write_bytes(raw)
+        assert data.VocFolder(Path("mine")).annotations
+        assert data.lines_of(Path("mine/classes.txt")) == ["katze", "hündchen"]
+
+
+def test_what_is_left_out_is_hidden_or_said(capsys, refused):
+    voc("mine", one(5))
+    Path("mine/Annotations/._i0.xml").write_bytes(b"\0\1")  # what macOS leaves behind
+    Path("mine/.Trash").mkdir()
+    Path("mine/Annotations").rename("elsewhere")
+    Path("mine/Annotations").symlink_to(Path("elsewhere").resolve())
+    train, _, test = load("voc:mine")
+    assert len(train) + len(test) == 5
+    voc("mine", {}, {"train": ["i0", "i1"], "test": ["i2"]})
+    capsys.readouterr()
+    load("voc:mine")
+    assert "2 annotations in no list left out" in capsys.readouterr().out
+    Path("mine/ImageSets/Main/test.txt").unlink()
+    train, _, test = load("voc:mine")
+    assert (len(train), len(test)) == (1, 1)  # a fifth, at least one, of what the list names
+    Path("mine/classes.txt").write_text("cat\ndog\ncat\n")
+    assert "names cat twice" in refused(load, "voc:mine")
+
+
+def test_latin_1_in_annotations(refused):
+    voc("mine", one(3))
+    text = Path("mine/Annotations/i1.xml").read_text().replace(">cat<", ">köter<")
+    Path("mine/Annotations/i1.xml").write_bytes(text.encode("latin-1"))
+    assert load("voc:mine")[0].facts["classes"] == ["cat", "köter"]
+    Path("mine/Annotations/i1.xml").write_bytes(text.encode("latin-1")[:-5])
+    assert "i1.xml is damaged" in refused(load, "voc:mine")
+
+
+def test_boxes_that_are_all_skipped_are_counted(refused):
+    voc("mine", {f"i{k}": [("cat", 5, 5, 5, 9, 0)] for k in range(4)})
+    line = refused(load, "voc:mine")
+    assert "its training part has no boxes" in line
+    assert "4 boxes of zero area skipped" in line
+
+
+def test_parts_without_boxes_are_named(capsys):
+    voc("mine", one(2, x=[]), {"train": ["i0", "i1"], "test": ["x"]})
+    load("voc:mine")
+    assert "the test part has no boxes: nothing to measure" in capsys.readouterr().out
+
+
+def test_what_a_coco_file_may_not_say(refused, capsys):
+    coco("mine/train.json")
+    content = json.loads(Path("mine/train.json").read_text())
+    images, categories, box = content["images"], content["categories"], content["annotations"][0]
+    for changes, words in (
+        (dict(images=[*images, images[0] | {"file_name": "1.png"}]), "two images have the id 10"),
+        (dict(categories=[*categories, {"id": 3, "name": "cow"}]), "two categories have the id 3"),
+        (dict(annotations=[box | {"bbox": []}]), "annotation 1 has the bbox []"),
+        (dict(annotations=[box | {"bbox": None}]), "annotation 1 has the bbox None"),
+        (dict(annotations=[box | {"bbox": "1234"}]), "annotation 1 has the bbox 1234"),
+        (dict(annotations=[{k: v for k, v in box.items() if k != "bbox"}]), "1 has no bbox"),
+        (dict(annotations=[{k: v for k, v in box.items() if k not in ("id", "bbox")}]),
+         "annotation number 0 has no bbox"),
+        (dict(annotations=[{k: v for k, v in box.items() if k != "image_id"}]), "'image_id'"),
+        (dict(images=[{"id": 10}], annotations=[]), "'file_name' is missing"),
+        (dict(categories=[{"id": 3}], annotations=[]), "'name' is missing"),
+        (dict(categories="cat"), "is not an annotation file"),
+    ):  # fmt: skip
+        coco("mine/train.json", **changes)
+        assert words in refused(load, "coco:mine/train.json"), words
+    for text in ("[]", '{"images": []}', "3"):
+        Path("mine/train.json").write_text(text)
+        assert "is not an annotation file" in refused(load, "coco:mine/train.json")
+    capsys.readouterr()
+    coco("mine/train.json", categories=[*categories, {"id": 9, "name": "cat"}])
+    assert load("coco:mine/train.json")[0].facts["classes"] == ["cat", "dog"]
+    assert "categories of one name taken for one class: cat" in capsys.readouterr().out
+    annotations = [{k: v for k, v in a.items() if k != "id"} for a in content["annotations"]]
+    coco("mine/train.json", annotations=annotations)
+    load("coco:mine/train.json")  # nobody needs the ids of annotations
+    assert capsys.readouterr().out.count("\n") == 1  # pycocotools prints nothing
+
+
+def test_encodings_of_coco_files(monkeypatch):
+    coco("mine/train.json", categories=[{"id": 3, "name": "Münze"}, {"id": 7, "name": "dog"}])
+    text = json.dumps(json.loads(Path("mine/train.json").read_text()), ensure_ascii=False)
+    for encoding in ("utf-8", "utf-8-sig", "latin-1", "utf-16"):
+        Path("mine/train.json").write_bytes(text.encode(encoding))
+        assert load("coco:mine/train.json")[0].facts["classes"] == ["Münze", "dog"]
+
+
+def test_files_beside_that_of_training(capsys):
+    for folder in ("Train", "valid", "test"):
+        coco(f"mine/{folder}/_annotations.coco.json")
+    train, val, test = load("coco:mine/Train/_annotations.coco.json")
+    assert (len(train), val, len(test)) == (5, None, 5)
+    train, val, test = load("coco:mine/Train/_annotations.coco.json", val=5)
+    assert (len(train), len(val), len(test)) == (5, 5, 5)
+    said = capsys.readouterr().out
+    assert "valid/_annotations.coco.json is the val part" in said
+    assert "test/_annotations.coco.json is the test part" in said
+    for name in ("instances_Train2017", "instances_val2017", "instances_test2017"):
+        coco(f"other/{name}.json")
+    train, val, test = load("coco:other/instances_Train2017.json", val=5)
+    assert (len(train), len(val), len(test)) == (5, 5, 5)
+    assert "instances_test2017.json is the test part" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- batches

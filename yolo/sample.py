@@ -58,6 +58,12 @@ def detect(
     return Found(*(part.cpu() for part in suppress(boxes[0], scores[0], least)))
 
 
+def over(threshold: float, scores: Tensor) -> str:
+    """What to say where nothing is over the threshold: how sure the surest box is."""
+    surest = f"the surest has {float(scores.max()):.2g}" if len(scores) else "there is no box"
+    return f"over {threshold:g} (--threshold): {surest}"
+
+
 def find(
     files: list[Path],
     model: torch.nn.Module,
@@ -101,10 +107,7 @@ def find(
             lines.append(json.dumps({"file": str(path), "objects": rows}))
         elif not rows:
             best = detect(model, images.normalise(pixels), flags, dev, 0.0).scores
-            surest = f"the surest has {float(best.max()):.2g}" if len(best) else "there is none"
-            lines.append(
-                f"{path!s:<{width}}  nothing over {args.threshold:g} (--threshold): {surest}"
-            )
+            lines.append(f"{path!s:<{width}}  nothing {over(args.threshold, best)}")
         texts = [f"{row['class']} {row['score']:.2f}" for row in rows]
         drawn = draw_boxes(image, boxes, here.labels, texts)
         drawn.save(out / f"{name}.jpg", quality=90)
@@ -131,7 +134,7 @@ def show(
     test.facts.update(mean=facts["mean"], std=facts["std"])
     count = min(args.count, len(test))
     chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]
-    pictures, total = [], 0
+    pictures, total, best = [], 0, torch.zeros(0)
     for i in chosen.tolist():
         (stored,) = test.images.read([torch.tensor([i])], None)  # (1, 3, S, S)
         pixels = test.normalise(stored)
@@ -150,6 +153,8 @@ def show(
         image = draw_boxes(image, here.boxes * scale_of(large), here.labels, texts)
         pictures.append(image)
         total += len(here.labels)
+        if not total:
+            best = torch.cat([best, detect(model, pixels, flags, dev, 0.0).scores])
     columns, deep = min(4, count), max(picture.height for picture in pictures) + GAP
     size = (columns * (TILE + GAP) - GAP, -(-count // columns) * deep - GAP)
     sheet = Image.new("RGB", size, "white")
@@ -157,7 +162,8 @@ def show(
         sheet.paste(picture, (number % columns * (TILE + GAP), number // columns * deep))
     sheet.save(out / "predictions.jpg", quality=75)
     boxes, images = counted(total, "box", "boxes"), counted(count, "test image")
-    print(f"{boxes} over {args.threshold:g} in {images} (white: the true ones)")
+    said = f"over {args.threshold:g}" if total else over(args.threshold, best)
+    print(f"{boxes} in {images} {said} (white: the true ones)")
     print(f"wrote {out / 'predictions.jpg'}")
     return {"boxes": total, "images": count}
 

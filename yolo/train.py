@@ -36,13 +36,16 @@ PAPER = dict(model="yolov1",       data="voc0712", epochs=135, val=0,   batch_si
 THRESHOLD = 0.001  # surer candidates are kept for precision and recall
 
 
-def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
+def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, dict]:
     """Sizes of images by model and data; which classes Fig. 4 calls similar."""
     small, data = model == "yolov1_small", data or (PAPER if paper else QUICK)["data"]
     drawn = data == "shapes"
     size = (96 if drawn else 256) if small else (128 if drawn else 448)
     own = dict(size=size, similar=SIMILAR.get(data, "none"))
-    return own, {} if small else {"width": f"{model} has the paper's widths"}
+    nothing = {} if small else {"width": f"{model} has the paper's widths"}
+    if given.get("augment") is False:
+        nothing["mirror"] = "it is a part of --augment"
+    return own, nothing
 
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
@@ -62,8 +65,6 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--similar", metavar="NAMES", help=text)
     args = parser.parse_args(argv)
     check_weights(args, {})
-    if not args.augment and "mirror" in args.typed:
-        fail("--mirror is a part of --augment")
     if args.size % 64 and args.model != "yolov1_small":
         fail(f"--size {args.size}: {args.model} needs a multiple of 64")
     if args.model == "yolov1_small" and args.size < 8 * args.grid:

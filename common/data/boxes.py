@@ -58,7 +58,7 @@ ORIENTATION, SIDEWAYS = 274, (5, 6, 7, 8)  # the EXIF tag, and its values that s
 class Objects(NamedTuple):
     """What one image holds."""
 
-    boxes: Tensor  # (n, 4): left, top, right, bottom, in pixels of the file or shares of the image
+    boxes: Tensor  # (n, 4): left, top, right, bottom, in pixels or in shares of the image
     labels: Tensor  # (n,)
     difficult: Tensor  # bool (n,): neither trained on nor counted
 
@@ -69,7 +69,7 @@ class Part:
 
     images: list[str] | ShapeImages
     objects: list[Objects]  # in shares of the image; empty for scenes
-    sizes: list[tuple[int, int]]  # width and height of the files
+    sizes: list[tuple[int, int]]  # width and height of the images as they are seen
 
     def __len__(self) -> int:
         return len(self.images)
@@ -192,18 +192,19 @@ def as_source(parts: dict[str, list[Entry]], classes: list[str] | None, *notes: 
             for entry, (size, turn) in zip(entries, looks, strict=True)
         ]
     # Where a photo doesn't show whether EXIF turned it before or after, the others may.
-    turned = [some for part in placed.values() for _, _, turn, some in part if turn > 1]
-    certain = {turn > 1 for some in turned if len(some) == 1 for _, turn in some}
+    photos = [some for part in placed.values() for _, _, turn, some in part if turn > 1]
+    certain = {turn > 1 for some in photos if len(some) == 1 for _, turn in some}
     stored, ready = certain == {True}, {}
     for name, part in placed.items():
         objects = []
         for entry, size, _, some in part:
             (width, height), turn = some[-1 if stored else 0]
-            own = size[::-1] if turn in SIDEWAYS else size
-            counts["turned"] += turn > 1
-            counts["unclear"] += len(some) > 1 and not stored
-            counts["scaled"] += (width, height) != own
-            counts["exchanged"] += entry.size not in (None, (width, height))
+            if entry.things:
+                own = size[::-1] if turn in SIDEWAYS else size
+                counts["turned"] += turn > 1
+                counts["unclear"] += len(some) > 1 and not stored
+                counts["scaled"] += (width, height) != own
+                counts["exchanged"] += entry.size not in (None, (width, height))
             objects.append(objects_of(entry, (width, height), turn, classes, counts))
         ready[name] = Part([str(e.image) for e, *_ in part], objects, [s for _, s, *_ in part])
     return Source(classes, ready, "; ".join(filter(None, [*notes, *said(counts)])))
@@ -240,22 +241,23 @@ def frames(entry: Entry, size: tuple[int, int], turn: int) -> list[tuple[tuple[f
     """The pictures that the boxes may have been drawn on: each its size, and how it is to turn.
 
     First the image as it is seen (of this size), then as it is stored, as far as the size that
-    the annotation gives, or without one the boxes, allow either. Fails if they allow neither.
+    the annotation gives, or without one the boxes, allow either. Fails if the size allows neither.
     """
     options = [(size, 1)]
     if turn > 1:
         options.append((size[::-1] if turn in SIDEWAYS else size, turn))
     if entry.size is None:
-        return [option for option in options if fits(entry, option[0])] or options[:1]
+        return [option for option in options if fits(entry, option[0])] or options
     for alike in (operator.eq, same_shape):
         if some := [(entry.size, turn) for frame, turn in options if alike(entry.size, frame)]:
             return some
     # Tools that mistake rows for columns exchange the sides: the boxes tell.
-    if turn == 1 and same_shape(entry.size[::-1], size) and fits(entry, size):
+    exchanged = turn == 1 and same_shape(entry.size[::-1], size) and fits(entry, size)
+    if exchanged or not entry.things:
         return options
-    there, here = ("x".join(f"{side:g}" for side in sides) for sides in (entry.size, size))
-    fail(f"{entry.where} was made for a picture of {there} pixels; {entry.image.name} has {here}, "
-         "so nobody knows where its boxes lie")  # fmt: skip
+    there, here = ("x".join(f"{side:g}" for side in pair) for pair in (entry.size, size))
+    fail(f"{entry.where}: the boxes of {entry.image.name} were drawn on {there} pixels, "
+         f"but it has {here}: save it at that size, or annotate it anew")  # fmt: skip
 
 
 def same_shape(given: tuple[float, float], size: tuple[float, float]) -> bool:
@@ -308,22 +310,22 @@ def turned(box: list[float], turn: int) -> list[float]:
 
 def said(counts: Counter) -> list[str]:
     """What was done to boxes, in words."""
-    images = {key: counted(counts[key], "image") for key in ("turned", "unclear", "scaled")}
-    swapped = counted(counts["exchanged"], "annotation")
-    deeds = {
-        "turned": f"the boxes of {images['turned']} were drawn before EXIF turned it: turned along",
-        "unclear": f"EXIF turns {images['unclear']}, whose boxes are taken as drawn after that",
-        "scaled": f"the boxes of {images['scaled']} were drawn at another size: scaled",
-        "exchanged": f"{swapped} has width and height exchanged, but boxes that fit",
+    images = {
+        "turned": "boxes of {} drawn before EXIF's turn: turned along",
+        "unclear": "EXIF turns {} and nothing says whether before the boxes were drawn: taken so",
+        "scaled": "boxes of {} drawn at another size: scaled",
+        "exchanged": "width and height exchanged for {} whose boxes fit: taken as they are",
     }
     boxes = {
-        "of zero area": "of zero area skipped",
-        "outside the image": "outside the image skipped",
-        "clipped": "reaching out of the image clipped",
+        "of zero area": "{} of zero area skipped",
+        "outside the image": "{} outside the image skipped",
+        "clipped": "{} reaching out of the image clipped",
     }
-    some = [f"{counted(counts[key], 'box', 'boxes')} {text}" for key, text in boxes.items()
-            if counts[key]]  # fmt: skip
-    return [text for key, text in deeds.items() if counts[key]] + [", ".join(some)]
+    some = [text.format(counted(counts[key], "box", "boxes"))
+            for key, text in boxes.items() if counts[key]]  # fmt: skip
+    notes = [text.format(counted(counts[key], "image"))
+             for key, text in images.items() if counts[key]]  # fmt: skip
+    return [*notes, ", ".join(some)]
 
 
 def sides(width: object, height: object) -> tuple[float, float] | None:
@@ -664,7 +666,7 @@ def check_annotation(annotation: dict, known: "COCO", where: str) -> None:
         fail(f"{where}: annotation {key} names class {category!r}; the file lists {listed}")
     box = annotation.get("bbox")
     try:
-        whole = len([float(value) for value in box]) == 4
+        whole = isinstance(box, list) and len([float(value) for value in box]) == 4
     except (TypeError, ValueError):
         whole = False
     if not whole:
