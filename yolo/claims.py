@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import cli, fail
-from common.claims import history, run_arms, write_summary
+from common.claims import history, plus_minus, run_arms, write_summary
 from common.detection import suppress
 from common.device import Device
 from common.folder import make_folder
@@ -175,13 +175,9 @@ def errors(args: argparse.Namespace) -> dict:
     figure.legend(loc="outside upper center", ncols=5, fontsize=8)
     save(figure, args.out / "claim_errors.png")
     for arm, entry in summary.items():
-        kinds = ", ".join(
-            f"{kind} {100 * entry[f'test_{kind}']['mean']:.1f}% "
-            f"± {100 * entry[f'test_{kind}']['std']:.1f}"
-            for kind in KINDS
-        )
-        print(f"{arm}: mAP {entry['test_map50']['mean']:.3f} "
-              f"± {entry['test_map50']['std']:.3f}; {kinds}")  # fmt: skip
+        kinds = (f"{kind} {plus_minus(entry[f'test_{kind}']['values'])}" for kind in KINDS)
+        precision = plus_minus(entry["test_map50"]["values"], 1, 3, "")
+        print(f"{arm}: mAP {precision}; {', '.join(kinds)}")
     return summary
 
 
@@ -200,8 +196,8 @@ def grid(args: argparse.Namespace) -> dict:
     values = {int(arm): [run["val_map50"] for run in runs] for arm, runs in results.items()}
     spread({"blood cells": values}, args.out / "claim_grid.png", "cells a side, S", "mAP at 0.5")
     for arm, entry in summary.items():
-        print(f"S = {arm}: validation mAP at 0.5 {entry['val_map50']['mean']:.3f} "
-              f"± {entry['val_map50']['std']:.3f}")  # fmt: skip
+        precision = plus_minus(entry["val_map50"]["values"], 1, 3, "")
+        print(f"S = {arm}: validation mAP at 0.5 {precision}")
     return summary
 
 
