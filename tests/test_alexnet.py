@@ -17,9 +17,10 @@ from torch import nn
 
 from alexnet import claims, sample, train
 from alexnet.model import MODELS, LocalResponseNorm, alexnet, alexnet_owt, convnet4
+from common import classify, cli
 from common.data.augment import cut_windows, random_colour
 from common.data.batches import Draw
-from common.data.images import ImageSet, colour_covariance
+from common.data.images import Held, ImageSet, colour_covariance
 from common.device import Device
 
 # ---------------------------------------------------------------------- model.py
@@ -291,7 +292,7 @@ def narrow(monkeypatch):
 
 def test_bad_flags(refused):
     assert "convnet4" in refused(train.main, ["--model", "alexnet", "--activation", "tanh"])
-    assert "--regularise yes" in refused(train.main, ["--regularise", "no", "--colour-pca"])
+    assert "add --regularise" in refused(train.main, ["--no-regularise", "--colour-pca"])
     assert "did you mean tanh" in refused(train.main, ["--activation", "tan"])
     small = ["--data", "digits", "--model", "alexnet", "--size", "48"]
     assert "--size" in refused(train.main, small)
@@ -306,7 +307,7 @@ def test_recipes_and_sizes():
     assert (paper.size, paper.colour_pca, paper.ten_crop) == (227, True, True)
     assert not train.parse_args(["--paper", "--no-colour-pca"]).colour_pca
     usual = train.parse_args(["--model", "alexnet_owt"])  # the paper's way to train it
-    assert (usual.optimizer, usual.lr, usual.regularise) == ("sgd", 0.01, "yes")
+    assert (usual.optimizer, usual.lr, usual.regularise) == ("sgd", 0.01, True)
     assert train.parse_args(["--model", "alexnet", "--lr", "0.5"]).lr == 0.5
     sizes = {(m, d): train.parse_args(["--model", m, "--data", d]).size for m in MODELS
              for d in ("shapes", "folder:x")}  # fmt: skip
@@ -365,7 +366,7 @@ def test_ten_crop_evaluation_averages_the_softmax(side):
     dev = Device(processes.device_args())
     facts = {"classes": list("abcdefghijkl"), "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
     pixels, labels = torch.randint(0, 256, (7, 3, side, side)).byte(), torch.arange(7)
-    images = ImageSet("test", pixels, labels, facts, dev, size=16)
+    images = ImageSet("test", Held(pixels, dev), labels, facts, dev, size=16)
     model = convnet4(num_classes=12)
     nn.init.normal_(model.classifier.weight, std=0.1)
     ours = train.evaluate(model, images, dev, None, ten_crop=True)
@@ -424,7 +425,7 @@ def test_the_components_are_those_of_the_training_pixels():
     dev = Device(processes.device_args())
     pixels = torch.randint(0, 256, (9, 3, 5, 4)).byte()
     pixels[:, 1] = pixels[:, 0] // 2
-    images = ImageSet("train", pixels, torch.zeros(9), {"classes": ["a"]}, dev)
+    images = ImageSet("train", Held(pixels, dev), torch.zeros(9), {"classes": ["a"]}, dev)
     wanted = np.cov(pixels.movedim(1, 0).flatten(1).numpy() / 255, bias=True)
     torch.testing.assert_close(colour_covariance(images), torch.tensor(wanted), rtol=1e-4, atol=0)
 
@@ -434,7 +435,7 @@ def test_each_image_is_shifted_once_and_anew_in_each_epoch():
     dev = Device(processes.device_args())
     pixels = (torch.rand(64, 3, 1, 1) * 255).byte().expand(-1, -1, 8, 8).contiguous()
     facts = {"classes": ["a"], "mean": [0.0] * 3, "std": [1 / 255] * 3}
-    images = ImageSet("train", pixels, torch.arange(64), facts, dev, 8)
+    images = ImageSet("train", Held(pixels, dev), torch.arange(64), facts, dev, 8)
     shift = partial(train.augment, shift=False, covariance=colour_covariance(images))
     batches, seen = images.batches(64, augment=shift), []
     for epoch in (0, 1):
@@ -447,8 +448,8 @@ def test_each_image_is_shifted_once_and_anew_in_each_epoch():
     assert (seen[0] - seen[1]).abs().amax(1).min() > 0
 
 
-@pytest.mark.parametrize("regularise", ["yes", "no"])
-def test_regularisation_is_all_or_nothing(monkeypatch, narrow, regularise):
+@pytest.mark.parametrize("on", [True, False])
+def test_regularisation_is_all_or_nothing(monkeypatch, narrow, on):
     decays, changes, dropouts, sgd = [], [], [], torch.optim.SGD
 
     def optimizer(parameters, lr, momentum, weight_decay, fused):
@@ -464,9 +465,9 @@ def test_regularisation_is_all_or_nothing(monkeypatch, narrow, regularise):
     monkeypatch.setattr(train, "build", build)
     monkeypatch.setattr(train, "augment", lambda images, *_, **__: changes.append(1) or images)
     flags = ["--quiet", "--data", "digits", "--limit", "8", "--val", "0", "--batch-size", "4"]
-    flags += ["--model", "alexnet", "--size", "67", "--epochs", "1", "--regularise", regularise]
+    flags += ["--model", "alexnet", "--size", "67", "--epochs", "1"]
+    flags += ["--regularise" if on else "--no-regularise"]
     train.main([*flags, "--schedule", "constant", "--run-dir", "run"])
-    on = regularise == "yes"
     assert (decays, len(changes), dropouts) == ([5e-4 * on], 2 * on, [{0.5 * on}])
     assert read_rates("run") == [0.01]
 
@@ -478,21 +479,19 @@ def read_rates(folder):
 
 def test_activation_is_kept_by_a_run(tree):
     flags = [*tree, *SHORT, "--epochs", "2", "--batch-size", "4", "--activation", "tanh"]
-    flags += ["--regularise", "yes", "--optimizer", "sgd"]
+    flags += ["--regularise", "--optimizer", "sgd"]
     whole = train.main([*flags, "--run-dir", "whole"])
     train.main([*flags, "--run-dir", "cut", "--max-steps", "5"])  # inside the second epoch
     assert train.main(["--quiet", "--resume", "--run-dir", "cut"]) == whole
     assert train.main(["--quiet", "--evaluate", "whole/last.pt"])["test_loss"] == pytest.approx(
         whole["test_loss"]
     )
-    model, *_ = sample.open_model(
-        sample.parse_args(["--checkpoint", "whole/last.pt", "--out", "out"]),
-        "alexnet", MODELS, sample.build,
-    )  # fmt: skip
+    args = cli.sample_parser("alexnet", "").parse_args(["--checkpoint", "whole/last.pt"])
+    model, *_ = classify.open_model(args, "alexnet", MODELS, train.build)
     assert sum(isinstance(m, nn.Tanh) for m in model.modules()) == 3
 
 
-@pytest.mark.parametrize("flags", [[], ["--stream", "yes"], ["--colour-pca", "--ten-crop"]])
+@pytest.mark.parametrize("flags", [[], ["--stream"], ["--colour-pca", "--ten-crop"]])
 def test_alexnet_trains_on_the_users_photographs(tree, narrow, flags):
     flags = [*tree, *SHORT, "--model", "alexnet", "--size", "67", *flags, "--batch-size", "4"]
     metrics = train.main([*flags, "--run-dir", "run"])
@@ -527,7 +526,9 @@ def test_weights_start_a_run_on_other_classes(tree, narrow, refused):
     assert all(torch.equal(ours[k], theirs[k]) for k in ours if k not in head)
     assert [list(ours[k].shape) for k in head] == [[2, 16], [2]]
     assert set(content["optimizer"]["state"]) == set(head)
-    assert content["dataset"]["mean"] == [0.485, 0.456, 0.406]  # what the weights expect
+    train.main([*tree, *SHORT, "--size", "63", "--regularise", "--run-dir", "plain"])
+    means = [torch.load(f"{run}/last.pt")["dataset"]["mean"] for run in ("run", "plain")]
+    assert means[0] == means[1]  # those of the data: the file names no others
     for name in ("alexnet", "convnet4"):
         flags = [*tree, *SHORT, "--model", name, "--size", "67", "--weights", "alexnet.pth"]
         assert "alexnet.pth" in refused(train.main, flags)
@@ -546,7 +547,7 @@ def test_last_hidden_is_what_the_last_layer_sees():
     dev = Device(processes.device_args())
     facts = {"classes": ["a"], "mean": [0.5] * 3, "std": [0.2] * 3}
     pixels = torch.randint(0, 256, (5, 3, 67, 67)).byte()
-    images = ImageSet("test", pixels, torch.zeros(5), facts, dev)
+    images = ImageSet("test", Held(pixels, dev), torch.zeros(5), facts, dev)
     order = torch.tensor([3, 0])
     x = images.normalise(pixels[order])
     for name in MODELS:
@@ -606,7 +607,7 @@ def test_claims_run_resume_and_summarise(tree, monkeypatch):
         command = written[arm]["command"]
         assert command.startswith("python alexnet/train.py --data folder:tree")
         args = train.parse_args(command.replace("SEED", "0").split()[2:])
-        assert (args.activation, args.regularise, args.schedule) == (arm, "no", "constant")
+        assert (args.activation, args.regularise, args.schedule) == (arm, False, "constant")
     assert Path("out/claim_relu.png").exists()
     before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")}
     assert claims.main(argv) == summary  # skipped, as all is done

@@ -292,7 +292,7 @@ def tree():
 def test_stairs_and_cosine():
     steps = [0, 8 * 5 - 1, 8 * 5, 16 * 5]  # 5 steps an epoch
     assert [train.stairs(5, step) for step in steps] == [1, 1, 0.96, 0.96**2]
-    rates = [train.warmup_and_cosine(99, step) for step in range(99)]
+    rates = [train.up_and_down(99, step) for step in range(99)]
     assert rates.index(max(rates)) == 9
     assert max(rates) == pytest.approx(1)
     assert rates[0] == pytest.approx(0.1)
@@ -310,7 +310,7 @@ def test_stairs_and_cosine():
         ["--precision", "bf16"],
         ["--precision", "fp16", "--batch-size", "28"],
         ["--no-aux"],
-        ["--augment", "no"],
+        ["--no-augment"],
     ],
 )
 def test_paths_of_the_loop(tree, flags):
@@ -330,6 +330,26 @@ def test_shifted_and_mirrored_images():
     firsts = images[:, 0, 16, 0]  # 0 is padding
     assert ((firsts <= 5) | (firsts >= 28)).all()  # shifted by up to four, or mirrored
     assert len(firsts.unique()) > 5
+
+
+def test_windows_are_inceptions():
+    numbers = torch.rand(4000, 5, generator=torch.Generator().manual_seed(0))
+    height, width = torch.full((4000,), 120), torch.full((4000,), 160)
+    left, top, across, down, mirrored = train.resized_window(numbers, height, width).T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (left + across <= 160.001).all()
+    assert (top + down <= 120.001).all()
+    share, ratio = across * down / (120 * 160), across / down
+    assert share.min() >= 0.079
+    assert share.max() <= 1.0001
+    inside = (across < 159.9) & (down < 119.9)
+    assert ratio[inside].min() >= 0.75 - 1e-4
+    assert ratio[inside].max() <= 4 / 3 + 1e-4
+    assert ratio[inside & (share < 0.5)].log().mean().abs() < 0.02  # as many wide as tall
+    assert share[inside & (share < 0.5)].mean().item() == pytest.approx(0.29, abs=0.02)
+    assert set(mirrored.tolist()) == {0.0, 1.0}
+    assert mirrored.mean().item() == pytest.approx(0.5, abs=0.03)
 
 
 class Undecided(nn.Module):
@@ -404,7 +424,7 @@ def test_bad_flags(tree, refused):
     assert not Path("runs").exists()
     train.main([*tree, "--no-aux", "--run-dir", "run"])
     checkpoint = torch.load("run/last.pt")
-    checkpoint["config"]["flags"]["no_aux"] = False
+    checkpoint["config"]["flags"]["aux"] = True
     torch.save(checkpoint, "other.pt")
     assert "aux1" in refused(train.main, ["--evaluate", "other.pt"])
 
@@ -418,7 +438,9 @@ def test_torchvisions_weights_load_and_only_the_last_layers_train(tree):
     for key, value in theirs.state_dict().items():
         assert torch.equal(state[key], value) == (not key.startswith(heads)), key
     assert state["fc.weight"].shape == (6, 1024)
-    assert torch.load("run/last.pt")["dataset"]["mean"] == [0.5, 0.5, 0.5]
+    train.main([*tree, "--size", "48", "--max-steps", "1", "--run-dir", "plain"])
+    facts = [torch.load(f"{run}/last.pt")["dataset"] for run in ("run", "plain")]
+    assert facts[0] == facts[1]  # those of the data: the file names no others
     train.main([*flags, "--no-aux", "--max-steps", "1", "--run-dir", "without"])
     assert not any(key.startswith("aux") for key in weights("without"))
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from helpers import count, make_tree, weights
 from PIL import Image
 from torch import nn
 
+from common.data.batches import Draw
+from common.data.images import Held, ImageSet
+from common.device import Device
 from lenet import claims, sample, train
 from lenet.model import (
     C3_INPUTS,
@@ -340,6 +344,66 @@ def test_huge_weights_with_a_finite_loss_are_no_success(refused):
 def test_a_poisoned_loss_stops_lenet5(refused, monkeypatch):
     monkeypatch.setattr(train, "criterion", lambda logits, *_: logits.sum() * float("nan"))
     assert "step 1" in refused(train.main, ["--quiet", "--limit", "64"])
+
+
+def draw(count):
+    return Draw([("test", 0)], count, slice(0, count), torch.device("cpu"))
+
+
+def test_affine_without_amounts_is_the_identity():
+    x = torch.rand(5, 3, 9, 7)
+    torch.testing.assert_close(train.random_affine(x, draw(5)), x)
+
+
+@pytest.mark.parametrize(
+    ("amounts", "matrix"),
+    [
+        ({"degrees": 90}, lambda r: [[np.cos(r[0]), -np.sin(r[0])], [np.sin(r[0]), np.cos(r[0])]]),
+        ({"scale": 0.3}, lambda r: [[1 + 0.3 * r[3], 0], [0, 1 + 0.3 * r[3]]]),
+        ({"squeeze": 0.3}, lambda r: [[1 + 0.3 * r[4], 0], [0, 1 / (1 + 0.3 * r[4])]]),
+        ({"shear": 0.3}, lambda r: [[1, -0.3 * r[5]], [0, 1]]),
+    ],
+)
+def test_affine_moves_points_as_its_matrix_says(amounts, matrix):
+    """A blob's centre of mass, before and after."""
+    count, size = 40, 65
+    y, x = torch.meshgrid(*[torch.arange(float(size)) - size // 2] * 2, indexing="ij")
+    blob = torch.exp(-((x - 10) ** 2 + (y - 4) ** 2) / 8).expand(count, 1, size, size)
+    out = train.random_affine(blob, draw(count), **amounts)[:, 0]
+    mass = out.sum((1, 2))
+    centre = torch.stack([(out * x).sum((1, 2)) / mass, (out * y).sum((1, 2)) / mass], 1)
+    numbers = draw(count).uniform(-1, 1, 6).double().numpy()
+    numbers[:, 0] *= np.pi / 2
+    for row, found in zip(numbers, centre, strict=True):
+        wanted = np.array(matrix(row)) @ [10, 4]
+        if amounts == {"degrees": 90}:  # either sense of rotation is one
+            assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(wanted), abs=0.1)
+        else:
+            assert found.numpy() == pytest.approx(wanted, abs=0.1)
+
+
+def test_affine_translates_by_pixels():
+    x = torch.zeros(200, 1, 33, 33)
+    x[:, :, 16, 16] = 1
+    out = train.random_affine(x, draw(200), translate=3)[:, 0]
+    axis = torch.arange(33.0) - 16
+    shifts = torch.stack([(out.sum(1) * axis).sum(1), (out.sum(2) * axis).sum(1)], 1)
+    assert shifts.abs().max() <= 3.001
+    assert shifts.abs().max() > 2.8
+    assert (shifts[:, 0] - shifts[:, 1]).abs().max() > 1
+
+
+def test_distortions_of_parts_are_parts_of_those_of_the_whole():
+    dev = Device(processes.device_args())
+    pixels = torch.randint(0, 256, (24, 1, 32, 32)).byte()
+    facts, batches = {"classes": ["a"], "mean": [0.1], "std": [0.8]}, []
+    for dev.world, dev.rank in ((1, 0), (2, 0), (2, 1)):
+        part = ImageSet("train", Held(pixels, dev), torch.zeros(24), facts, dev).batches(
+            8, augment=train.distort
+        )
+        part.seek(1, 2)
+        batches.append(next(iter(part))[0])
+    torch.testing.assert_close(torch.cat(batches[1:]), batches[0])
 
 
 @pytest.mark.parametrize("flags", [["--precision", "bf16"], ["--precision", "fp16"], ["--distort"]])

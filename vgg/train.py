@@ -46,13 +46,14 @@ def recipe(
     model: str, data: str | None, paper: bool, size: int | None = None, **_
 ) -> tuple[dict, dict]:
     """Sizes of images, and with --paper the scales of training (Sec. 3.1) and test (Sec. 4.2)."""
-    photos, small = (data or ("folder:" if paper else "")).startswith("folder:"), "small" in model
+    data, small = data or (PAPER if paper else QUICK)["data"], "small" in model
+    photos = data.startswith("folder:")
     size = size or (32 if small else 224 if photos else 64)
     low, middle, high = (size * n // 7 for n in (8, 12, 16))  # 256, 384 and 512 of 224
     scales = dict(size=size, scales=[low, high if paper and photos else low])
     dense = paper and photos and size >= least_side(model)
-    reason = f"images of {data} are shifted by an eighth instead"
-    return scales | dict(dense=[low, middle, high] if dense else []), (
+    reason = f"it is for folder:PATH; images of {data} are shifted by an eighth instead"
+    return scales | dict(dense=[low, middle, high] if dense else None), (
         {} if photos else {"scales": reason})  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     text = "the shorter side of training images, drawn anew each time"
     add("--scales", type=side, nargs=2, metavar=("LOW", "HIGH"), help=text)
     text = "test on whole images of Q pixels and their mirror images, averaged; none: on the middle"
-    add("--dense", type=side, nargs="*", metavar="Q", default=[], help=text)
+    add("--dense", type=side, nargs="*", metavar="Q", help=text)
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
     (low, high), least = args.scales, least_side(args.model)

@@ -114,7 +114,7 @@ def epoch_sides(name: str, data_dir: str, device: str, sample: list[str]) -> dic
     if args.size != 32:
         steps.insert(0, torchvision.transforms.Resize(args.size))
     transform = torchvision.transforms.Compose(steps)
-    pictures = [image.permute(1, 2, 0).numpy() for image in plain.pixels]
+    pictures = [image.permute(1, 2, 0).numpy() for image in plain.images.pixels]
     to_image = torchvision.transforms.functional.to_pil_image
 
     class Usual(torch.utils.data.Dataset):

@@ -24,16 +24,16 @@ def peaks() -> tuple[float, float]:
     return tuple(resource.getrusage(kind).ru_maxrss / 1024 for kind in kinds)
 
 
-def read(path: str, limit: int, stream: str) -> None:
-    """Reads one epoch and prints the peaks above those before it."""
+def read(path: str, limit: int, how: str) -> None:
+    """Reads one epoch and prints the peaks above those before it; `how` is "stream" or not so."""
     flags = ["--data", f"folder:{path}", "--limit", str(limit), "--val", "0", "--quiet"]
-    args = parse_args([*flags, "--stream", stream, "--workers", "2", "--model", "resnet18"])
+    args = parse_args([*flags, f"--{how}", "--workers", "2"])
     dev = Device(args)
     before = peaks()[0]
     train, _, _ = load_images(args, dev, 224, mean=[0.5] * 3, std=[0.5] * 3, window=resized_window)
     count = sum(len(labels) for _, labels in train.batches(64))
     own, worker = peaks()
-    print(f"{count:>8} {stream:>9} {own - before:>9.0f} {worker:>9.0f}")
+    print(f"{count:>8} {how:>9} {own - before:>9.0f} {worker:>9.0f}")
 
 
 def main() -> None:
@@ -45,10 +45,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         return read(args.path, int(args.one[0]), args.one[1])
-    print(f"{'images':>8} {'streamed':>9} {'MiB':>9} {'worker':>9}", flush=True)
-    for stream in ("yes", "no"):
+    print(f"{'images':>8} {'how':>9} {'MiB':>9} {'worker':>9}", flush=True)
+    for how in ("stream", "no-stream"):
         for count in args.images:
-            one = ["--one", str(count), stream]
+            one = ["--one", str(count), how]
             subprocess.run([sys.executable, __file__, args.path, *one], check=True)
 
 
