@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gnn.data import GraphSet
+from gnn.sets import GraphSet
 
 
 @torch.no_grad()

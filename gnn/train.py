@@ -5,9 +5,10 @@ python gnn/train.py --paper --data-dir PATH                      # gcn on Cora, 
 python gnn/train.py --model gat --data cora --data-dir PATH      # also sage
 python gnn/train.py --model sage --data mutag --data-dir PATH    # molecules
 python gnn/train.py --model gat --data graph:PATH                # your own nodes.csv, edges.csv
+python gnn/train.py --model gcn --data graphs:PATH               # many graphs, a class each
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from common import cli, fail
 from common.device import Device
 from common.run import Run
-from gnn.data import GRAPH_SETS, Batch, GraphSet, load_graphs
+from gnn.data import GRAPH_SETS, load_graphs
 from gnn.embedding import draw_frames, embeddings, probe
 from gnn.model import MODELS, GraphClassifier
-from gnn.options import add_flags, check, layers_of, recipe
-from gnn.recipes import SETTINGS, takes_all
+from gnn.recipes import ROWS, add_flags, check, recipe, takes_all, widths
 from gnn.sage import Neighbours, unsupervised_loss, walk_batch
+from gnn.sets import Batch, GraphSet
+from gnn.stopping import Both, above_mean
 
 # fmt: off
 QUICK = dict(model="gcn", data="karate", epochs=300, val=500, batch_size=512, lr=0.01,
@@ -41,20 +43,19 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
 
 def build(args: cli.Flags, facts: dict) -> nn.Module:
     """The network that the flags ask for."""
-    settings = {name: getattr(args, name) for name in SETTINGS[args.model]}
-    hidden, _ = layers_of(args)
-    settings |= {"hidden": hidden, "dropout": args.dropout}
-    num_classes, make = len(facts["classes"]), MODELS[args.model]
+    own = {name: getattr(args, name) for name in ROWS[args.model]["own"]}
+    settings = {**own, "hidden": widths(args), "dropout": args.dropout}
+    channels, num_classes, make = facts["channels"], len(facts["classes"]), MODELS[args.model]
     if facts["task"] == "graphs":
-        nodes = make(facts["channels"], width := (hidden or [64])[-1], **settings)
-        return GraphClassifier(nodes, width, num_classes, args.readout)
-    model = make(facts["channels"], num_classes, **settings)
+        width = (settings["hidden"] or [64])[-1]
+        return GraphClassifier(make(channels, width, **settings), width, num_classes, args.readout)
+    model = make(channels, num_classes, **settings)
     if args.loss == "unsupervised":
         model.lin, model.dropout = nn.Identity(), 0.0  # the answer is the embedding
     return model
 
 
-def loss_of(logits: Tensor, labels: Tensor | list[Tensor], reduction: str = "mean") -> Tensor:
+def loss_of(logits: Tensor, labels: Tensor | list[Tensor], reduction: str) -> Tensor:
     """Cross-entropy, of one class or of several labels; of embeddings and walks Eq. 1 (SAGE)."""
     if isinstance(labels, list):
         return unsupervised_loss(logits.float(), *labels, reduction)
@@ -103,27 +104,41 @@ def evaluate(
 
 def sampler(part: GraphSet, args: cli.Flags) -> Callable[[Tensor, int], Batch]:
     """Makes a mini-batch of places in the part, with neighbours drawn from a key (Alg. 2)."""
-    fanouts = layers_of(args)[1]
     graph, neighbours = part.graph, Neighbours(part.graph.edge_index, len(part.graph.features))
-    if args.loss == "unsupervised" and not (graph.edge_index[0] != graph.edge_index[1]).any():
+    walks = args.loss == "unsupervised"
+    if walks and not (graph.edge_index[0] != graph.edge_index[1]).any():
         fail("--loss unsupervised learns from walks along edges: the training part has none")
 
     def make(places: Tensor, key: int) -> Batch:
-        if args.loss == "unsupervised":  # the places are nodes: all of them count
+        if walks:  # the places are nodes: all of them count
             seeds, *labels = walk_batch(neighbours, places, key)
         else:
             seeds = part.indices[places]
             labels = graph.labels[seeds]
-        nodes, blocks = neighbours.sample(seeds, fanouts, key)
-        return Batch((graph.features[nodes], blocks), slice(None), labels)
+        nodes, blocks = neighbours.sample(seeds, args.fanouts, key)
+        pairs = labels[0].shape[1] if walks else None
+        return Batch((graph.features[nodes], blocks), slice(None), labels, pairs)
 
     return make
 
 
-def above_mean(losses: list[float], window: int) -> bool:
-    """Whether the last validation loss is above the mean of the `window` before it (Sec. 5.2)."""
-    before = losses[-window - 1 : -1]
-    return len(before) == window and losses[-1] > sum(before) / window
+def steps_of(train: GraphSet, args: cli.Flags) -> Iterable[Batch]:
+    """The batches of an epoch: the whole graph, nodes with drawn neighbours, or whole graphs."""
+    if takes_all(args.model, args.data):
+        return [train.everything()]
+    if args.model == "sage" and train.facts["task"] != "graphs":
+        size = len(train.graph.features) if args.loss == "unsupervised" else None
+        return train.batches(args.batch_size, sampler(train, args), size)
+    return train.batches(args.batch_size)
+
+
+def groups_of(model: nn.Module, args: cli.Flags) -> list[dict]:
+    """The parameters with weight decay, of GCN on one graph the first layer's, and the others."""
+    first = args.model == "gcn" and takes_all(args.model, args.data)
+    decayed = list((model.convs[0] if first else model).parameters())
+    others = [p for p in model.parameters() if all(p is not q for q in decayed)]
+    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others}]
+    return [group for group in groups if group["params"]]
 
 
 @cli.command
@@ -131,55 +146,43 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
     dev = Device(args, auto_precision="fp32")
-    full = takes_all(args.model, args.data.partition(":")[0])  # each step takes the whole graph
-    if full and dev.distributed:
+    if dev.distributed and takes_all(args.model, args.data):
         fail(f"torchrun: {args.model} on {args.data} takes the whole graph at once, in one process")
     train, val, test = load_graphs(args, dev)
     model = build(args, train.facts)
     net = dev.wrap(model)
-    first = list((model.convs[0] if args.model == "gcn" and full else model).parameters())
-    rest = [p for p in model.parameters() if all(p is not q for q in first)]
-    groups = [{"params": first, "weight_decay": args.weight_decay}, {"params": rest}]
-    optimizer = torch.optim.Adam(groups if rest else groups[:1], args.lr)
+    optimizer = torch.optim.Adam(groups_of(model, args), args.lr)
     history = {"val_loss": [], "frames": []}
-    metric = "val_accuracy" if args.loss == "unsupervised" else "val_loss"
+    watched = ("val_accuracy", max) if args.loss == "unsupervised" else ("val_loss", min)
     parts = dict(model=model, optimizer=optimizer, history=history, dataset=train.facts)
-    run = Run(args, dev, (metric, min if metric == "val_loss" else max), **parts)
+    run = Run(args, dev, watched, **parts)
+    if args.watch == "both":
+        run.best = Both.following(run.best)
+    picture = run.folder / "confusion.png"
     if args.evaluate:
-        return run.finish(**evaluate(model, test, train, dev, args, run.folder / "confusion.png"))
+        return run.finish(**evaluate(model, test, train, dev, args, picture))
 
-    batches = [train.everything()] if full else train.batches(args.batch_size)
-    if args.model == "sage" and train.facts["task"] != "graphs":
-        size = len(train.graph.features) if args.loss == "unsupervised" else None
-        batches = train.batches(args.batch_size, sampler(train, args), size)
-    walks = args.loss == "unsupervised"
-    even = not walks and (args.model == "sage" or train.facts["task"] != "labels")  # the parts
+    batches = steps_of(train, args)
     shown = [args.epochs * k // 12 for k in (0, 1, 2, 4, 8)] if args.data == "karate" else []
-    worse = (lambda: above_mean(history["val_loss"], args.window)) if args.window else None
-    for epoch in run.epochs(ended=worse):
+    for epoch in run.epochs(ended=lambda: above_mean(history["val_loss"], args.window)):
         if epoch in shown and run.epoch_begins:
             history["frames"].append((epoch, embeddings(model, train)))
         model.train()
         for batch in run.progress(batches):
             with dev.autocast():
                 logits = net(*batch.inputs)[batch.rows]
-            if even:
-                loss, count = loss_of(logits, batch.labels), None
-            else:  # so many pairs of a walk, or labels of whole graphs
-                loss = loss_of(logits, batch.labels, "sum")
-                count = batch.labels[0].shape[1] if walks else batch.labels.numel()
-            run.add(count or 1, train_loss=loss / (count or 1))
-            dev.step(loss, optimizer, count)
+            loss = loss_of(logits, batch.labels, "mean" if batch.count is None else "sum")
+            run.add(batch.count or 1, train_loss=loss / (batch.count or 1))
+            dev.step(loss, optimizer, batch.count)
         metrics = evaluate(model, val, train, dev, args) if val else {}
-        if run.epoch_is_whole:
-            history["val_loss"].append(metrics.get("val_loss", 0.0))
+        if run.epoch_is_whole and "val_loss" in metrics:
+            history["val_loss"].append(metrics["val_loss"])
         run.log(epoch, **run.means(), **metrics)
         run.save(every=10)
     if shown:  # Appendix A; with --fsdp all processes have to take part in the embeddings
         frames = [*history["frames"], (run.epoch, embeddings(model, train))]
         if dev.main:
             draw_frames(frames, train, run.folder / "embeddings.png")
-    picture = run.folder / "confusion.png"
     return run.finish(**run.means(), **evaluate(model, test, train, dev, args, picture))
 
 

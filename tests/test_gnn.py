@@ -17,7 +17,7 @@ from conftest import ROOT, torchrun
 from helpers import count, perturb, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnn import claims, options, sample, train
+from gnn import claims, sample, train
 from gnn.data import load_graphs
 from gnn.gat import AttentionLayer, with_loops
 from gnn.gcn import RULES, GraphConvolution
@@ -615,9 +615,9 @@ def test_bad_flags(argv, words, refused):
 
 def test_flags_that_recipes_follow():
     small = train.parse_args(["--model", "sage", "--hidden", "8"])
-    assert options.layers_of(small)[1] == [25]
+    assert small.fanouts == [25]
     three = train.parse_args(["--model", "sage", "--data", "cora", "--num-layers", "3"])
-    assert options.layers_of(three) == ([128] * 3, [25, 10, 10])
+    assert (three.hidden, three.fanouts) == ([128] * 3, [25, 10, 10])
     gcn = train.parse_args(["--data", "cora", "--patience", "5"])
     assert (gcn.window, gcn.patience) == (None, 5)  # the window would take the last weights
     gat = train.parse_args(["--model", "gat", "--data", "cora", "--window", "5"])

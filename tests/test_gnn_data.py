@@ -3,7 +3,6 @@
 import json
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,27 +10,39 @@ import torch
 from helpers import weights
 from processes import device_args
 
+from common.cli import Flags
 from common.device import Device
 from gnn import data as graphs
-from gnn.data import folds, load_graphs, read_tables, row_normalised
+from gnn import sample, tables, train
+from gnn.data import folds, load_graphs
+from gnn.sets import column_scales, row_normalised
+from gnn.tables import read_tables
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     """No test waits for a network."""
+    from torch_geometric import datasets
 
-    def fetch(url, folder, unpack=False):
+    def download(self):
         raise OSError("no network here")
 
-    monkeypatch.setattr(graphs, "fetch", fetch)
+    for kind in (datasets.Planetoid, datasets.TUDataset, datasets.PPI):
+        monkeypatch.setattr(kind, "download", download)
+
+
+def tree(folder):
+    """All that lies below a folder."""
+    return {p: p.read_bytes() if p.is_file() else b"" for p in Path(folder).rglob("*")}
 
 
 def flags(**changes):
-    known = dict(data="karate", data_dir="data", val=0, limit=None, seed=0, features="rows", fold=0)
-    known |= dict(unseen=False, window=None, patience=None, typed=[], chosen=[])
-    args = SimpleNamespace(**{**known, **changes})
-    args.typed = args.chosen = list(changes)
-    return args
+    known = dict(
+        data="karate", data_dir="data", val=500, limit=None, seed=0, features="rows", fold=0
+    )
+    known |= dict(attributes=False, unseen=False, window=None, patience=None, evaluate=None)
+    names = [name for name in changes if name != "stored"]
+    return Flags(**{**known, "stored": {}, **changes, "typed": names, "chosen": names})
 
 
 def load(**changes):
@@ -83,7 +94,7 @@ def write_planetoid(name="cora", folder="data/Planetoid/Cora/raw", num=700):
 def test_planetoid(name, folder):
     before = write_planetoid(name, f"data/Planetoid/{folder}/raw")
     x, classes, shuffled = before
-    files = {path: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
+    files = tree("data/Planetoid")
     train, val, test = load(data=name, features="raw")
     assert (len(train), len(val), len(test)) == (6, 500, len(shuffled))
     assert train.indices.tolist() == list(range(6))
@@ -93,8 +104,7 @@ def test_planetoid(name, folder):
     torch.testing.assert_close(train.graph.features[there], torch.from_numpy(x[there]))
     assert train.graph.labels[there].tolist() == classes[there].tolist()
     assert train.graph.edge_index.shape == (2, 1400)
-    now = {path: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
-    assert now == files  # nothing is written beside the input
+    assert tree("data/Planetoid") == files  # nothing is written beside the input
 
 
 def test_planetoids_parts(refused):
@@ -104,7 +114,7 @@ def test_planetoids_parts(refused):
     torch.testing.assert_close(train.graph.features, row_normalised(train.graph.features))
     assert train.graph.features is val.graph.features  # one copy
     line = refused(lambda: load(data="cora", val=100))
-    assert "has a validation part of 500" in line
+    assert "has a validation part of its own, of 500" in line
     assert len(load(data="cora", limit=4)[0]) == 4
     train, val, _ = load(data="cora", unseen=True)
     assert len(train.graph.features) == 700 - 550
@@ -238,14 +248,12 @@ def test_ppi_as_pyg_reads_it(directed):
 
 
 def test_training_on_ppi(refused):
-    from gnn.train import main
-
     assert "train_feats.npy" in refused(lambda: load(data="ppi"))
     write_ppi()
     for model in ("gcn", "sage", "gat"):
         argv = ["--model", model, "--data", "ppi", "--epochs", "2", "--hidden", "8", "8"]
-        metrics = main([*argv, "--quiet", "--run-dir", model])
-        again = main(["--evaluate", f"{model}/last.pt", "--quiet"])
+        metrics = train.main([*argv, "--quiet", "--run-dir", model])
+        again = train.main(["--evaluate", f"{model}/best.pt", "--quiet"])
         assert again["test_f1"] == pytest.approx(metrics["test_f1"])
         assert metrics["test_f1"] > 0.4  # half of the labels are right by chance
     Path("data/PPI/raw/test_feats.npy").write_bytes(b"damaged")
@@ -254,8 +262,6 @@ def test_training_on_ppi(refused):
 
 def test_ppis_f1_and_accumulation():
     from sklearn.metrics import f1_score
-
-    from gnn import train
 
     write_ppi(first_size=11)  # parts of a step have different numbers of nodes
     argv = ["--data", "ppi", "--epochs", "3", "--hidden", "8", "--val", "0", "--quiet"]
@@ -276,16 +282,14 @@ def test_ppis_f1_and_accumulation():
 
 
 def test_training_on_molecules():
-    from gnn.train import main
-
     write_molecules()
     for model in ("gcn", "sage", "gat"):
         argv = ["--model", model, "--data", "mutag", "--epochs", "15", "--lr", "0.02"]
         readout = ["--readout", "max" if model == "gcn" else "sum"]
-        metrics = main([*argv, "--dropout", "0", *readout, "--quiet", "--run-dir", model])
+        metrics = train.main([*argv, "--dropout", "0", *readout, "--quiet", "--run-dir", model])
         assert metrics["test_accuracy"] >= 0.75
     two = ["--model", "gcn", "--data", "mutag", "--epochs", "1", "--accumulate", "2", "--quiet"]
-    assert main(two)
+    assert train.main(two)
 
 
 # ---------------------------------------------------------------------- the user's tables
@@ -346,7 +350,7 @@ def test_without_split_and_features():
 
 
 def test_too_many_nodes_without_features(refused, monkeypatch):
-    monkeypatch.setattr(graphs, "MOST_WITHOUT_FEATURES", 3)
+    monkeypatch.setattr(tables, "MOST_WITHOUT_FEATURES", 3)
     write_tables("id,label\nx,1\ny,2\nz,1\nw,2\n", "source,target\nx,y\n")
     assert "4 nodes and no features" in refused(lambda: load(data="graph:mine"))
 
@@ -365,10 +369,10 @@ def test_quotes_spaces_marks_and_blank_lines():
         (NODES, EDGES + "x,q\n", ["edges.csv", "line 5", "'q'"]),
         (NODES, EDGES + "-1,x\n", ["edges.csv", "line 5", "'-1'"]),
         (NODES, EDGES + "x,y,z\n", ["edges.csv", "line 5", "3 cells"]),
-        (NODES, EDGES + "x\n", ["edges.csv", "line 5", "1 cells"]),
+        (NODES, EDGES + "x\n", ["edges.csv", "line 5", "1 cell,"]),
         (NODES, "a,b\nx,y\n", ["edges.csv", "line 1", "source,target"]),
         (NODES, "source,target\n", ["edges.csv", "no edges"]),
-        (NODES, "", ["edges.csv", "no edges"]),
+        (NODES, "", ["edges.csv", "line 1", "source,target", "empty"]),
         (NODES + "v,cat,train,nan,1\n", EDGES, ["nodes.csv", "line 6", "'nan'"]),
         (NODES + "v,cat,train,inf,1\n", EDGES, ["nodes.csv", "line 6", "'inf'"]),
         (NODES + "v,cat,train,,1\n", EDGES, ["nodes.csv", "line 6", "a is ''"]),
@@ -409,7 +413,7 @@ def test_missing_tables(refused):
 
 def test_bad_features_of_a_set(refused, monkeypatch):
     source = graphs.karate(flags())
-    source.graphs["all"].features[3, 3] = float("nan")
+    source.parts["train"].graph.features[3, 3] = float("nan")
     monkeypatch.setitem(graphs.READERS, "karate", lambda args: source)
     assert "not finite" in refused(load)
 
