@@ -86,7 +86,8 @@ def interpolate(model: nn.Module, test: ImageSet | None, out: Path, rows: int = 
 
     if model.infers:
         rows = min(rows, len(test) // 2)
-        if not rows:  # there is but one test image
+        if not rows:
+            print("there is one test image: none to go to from there")
             return
         codes = model.to_codes(test.examples(torch.arange(2 * rows))[0])
     else:

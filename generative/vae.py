@@ -117,7 +117,7 @@ class VAE(nn.Module):
 
         Those whose variance is above 0.01 (Burda et al., Sec. 5.2).
         """
-        return int((means.var(0) > 0.01).sum())
+        return int((means.var(0) > 0.01).sum()) if len(means) > 1 else 0
 
     def draw_codes(self, n: int) -> Tensor:
         """Codes (n, D) from the prior."""

@@ -468,3 +468,30 @@ def test_a_gan_learns_to_be_bright():
         generator_loss(model.discriminator([fake])[0]).backward()
         g.step()
     assert model.sample(16).mean().item() > 0.7  # a half at first
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "ddpm"])
+def test_all_have_one_contract(name):
+    """What model.py says of codes: shapes, samples, and what goes there and back."""
+    small = dict(realnvp=dict(width=4, num_blocks=1), ddpm_small=dict(width=8, sample_steps=3))
+    sizes = {} if name == "realnvp2d" else dict(channels=1, size=8)
+    model = MODELS[name](**sizes, **small.get(name, {})).eval()
+    shape = (3, 2) if name == "realnvp2d" else (3, 1, 8, 8)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        codes = model.draw_codes(3)
+        images = model.from_codes(codes)
+        assert codes.dim() == 2
+        assert images.shape == shape
+        torch.manual_seed(0)
+        assert torch.equal(model.sample(3), images)
+        if model.infers:
+            assert model.to_codes(images).shape == codes.shape
+        again = model.from_codes(model.to_codes(images)) if model.infers else images
+        if hasattr(model, "reconstruct"):
+            assert torch.equal(model.reconstruct(images), again)
+        else:  # nothing is lost on the way, but for the rounding to grey values
+            assert torch.allclose(again, images, atol=1.01 / 255)
+        assert hasattr(model, "measures") == (name not in ("gan", "dcgan"))
+        assert model.prior == ("auto" not in name)
+        assert model.straight == model.infers

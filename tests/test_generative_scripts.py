@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from generative import claims, evaluate, sample, train, train_gan
 from generative.data import load
 from generative.gan import GAN
 from generative.model import MODELS
-from generative.options import build
+from generative.options import build, recipe
 
 TINY = ["--limit", "64", "--val", "0", "--batch-size", "16", "--quiet", "--precision", "fp32"]
 
@@ -63,6 +64,20 @@ def test_models_are_the_papers_with_paper_and_smaller_without():
         args = train.parse_args(["--model", "realnvp", *argv])
         found = count(build(args, facts))
         assert found == want or (want is None and found < 1_000_000)
+
+
+def test_a_model_has_its_own_flags_and_no_others():
+    for model in MODELS:
+        settings, nothing = recipe(model, None, False)
+        assert not settings.keys() & nothing.keys() - {"val", "size"}, model
+    assert {"latent", "beta", "importance"} <= recipe("vae", None, False)[0].keys()
+    assert {"noise", "without", "saturating"} <= recipe("vae", None, False)[1].keys()
+    assert {"ema", "decay", "patience"} <= recipe("dcgan", None, False)[1].keys()
+    assert train.parse_args(["--model", "vae"]).binarise
+    assert train.parse_args(["--model", "vae", "--likelihood", "gaussian"]).binarise is False
+    assert train.parse_args(["--model", "vae", "--no-binarise"]).binarise is False
+    assert train.parse_args(["--model", "realnvp", "--paper", "--no-flip"]).flip is False
+    assert train_gan.parse_args(["--paper"]).data == "mnist"
 
 
 def test_step_sizes():
@@ -299,6 +314,19 @@ def test_images_of_a_folder_in_colour():
     assert len(found) == 6
 
 
+def test_runs_of_before_are_measured_as_they_were():
+    """They had yes and no as words, None for a factory's own defaults, and channels as a fact."""
+    metrics = run("vae", "--max-steps", "2", "--importance", "2", "--run-dir", "run")
+    content = torch.load("run/last.pt")
+    flags = content["config"]["flags"]
+    flags |= dict(latent=None, binarise=None, likelihood=None, beta=None, flip="no", decay="yes")
+    content["dataset"]["channels"] = 1
+    torch.save(content, "run/old.pt")
+    again = train.main(["--evaluate", "run/old.pt", "--quiet"])
+    assert again == {key: value for key, value in metrics.items() if "train" not in key}
+    assert "samples.png" in sample.main(["--checkpoint", "run/old.pt", "--count", "4"])["written"]
+
+
 # ---------------------------------------------------------------------- weights to start from
 
 
@@ -438,6 +466,31 @@ def test_copies_are_found():
     assert found["test_neighbour_ratio"] == pytest.approx(0, abs=1e-3)
 
 
+def test_no_float64_is_sent_to_a_device_without_it(monkeypatch):
+    """As MPS is: what is summed in float64 is summed on the CPU."""
+    args = train.parse_args([*TINY, "--model", "vae"])
+    dev = Device(args)
+    test = load(args, dev)[2].take(torch.arange(20))
+    model = build(args, test.facts)
+    want = evaluate.mean_loss(model, test, dev) | evaluate.bounds(model, test, args, dev, None)
+    to, mps = torch.Tensor.to, SimpleNamespace(type="mps")
+
+    def careful(self, target, *more, **kwargs):
+        if target is not mps:
+            return to(self, target, *more, **kwargs)
+        assert self.dtype != torch.float64
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "to", careful)
+    dev.device = mps
+    monkeypatch.setattr(test.__class__, "batches", lambda self, size: [self.examples(slice(20))])
+    monkeypatch.setattr(
+        test.__class__, "examples", lambda self, part: (self.images.pixels / 255, self.labels)
+    )
+    found = evaluate.mean_loss(model, test, dev) | evaluate.bounds(model, test, args, dev, None)
+    assert found == pytest.approx(want)
+
+
 # ---------------------------------------------------------------------- samples, claims
 
 
@@ -466,6 +519,37 @@ def test_samples(model, refused, capsys):
     else:
         assert sample.main(argv)["mine.png"] > 0
         assert "mine.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["autoencoder", "vae", "realnvp"])
+def test_samples_with_one_test_image(model, capsys):
+    for part, classes in (("train", "ab"), ("test", "a")):
+        for k, name in enumerate(classes):
+            Path("set", part, name).mkdir(parents=True)
+            for j in range(3 if part == "train" else 1):
+                Image.new("L", (9, 9), 50 * k + 20 * j).save(f"set/{part}/{name}/{j}.png")
+    argv = ["--model", model, "--data", "folder:set", "--size", "8", "--val", "0", "--quiet"]
+    argv += [] if model == "realnvp" else ["--latent", "2"]
+    metrics = train.main([*argv, "--max-steps", "1", "--batch-size", "2", "--run-dir", "run"])
+    assert all(map(math.isfinite, metrics.values()))
+    found = set(
+        sample.main(["--checkpoint", "run/last.pt", "--count", "4", "--out", "out"])["written"]
+    )
+    assert "one test image" in capsys.readouterr().out
+    more = {"codes.png", "manifold.png", "reconstructions.png"}
+    assert found == {"samples.png"} | (set() if model == "realnvp" else more)
+    if found >= more:
+        assert len(np.unique(Image.open("out/manifold.png").convert("L"))) > 2  # not all NaN
+
+
+def test_a_flow_says_the_bits_of_images_and_makes_no_folder(capsys):
+    run("realnvp", "--max-steps", "1", "--run-dir", "run")
+    capsys.readouterr()
+    Image.new("L", (20, 20), 90).save("mine.png")
+    found = sample.main(["mine.png", "--checkpoint", "run/last.pt"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [f"mine.png: bits a dimension {found['mine.png']:.4g}"]
+    assert not Path("run/samples").exists()
 
 
 def test_samples_refuse(refused):
