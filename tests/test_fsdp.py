@@ -1,4 +1,4 @@
-"""One sharded step of each convolutional classifier: two processes do what two micro-batches do.
+"""One sharded step of each image classifier: two processes do what two micro-batches do.
 
 Usage: torchrun --nproc-per-node 2 tests/test_fsdp.py FOLDER trains them all there.
 """
@@ -11,17 +11,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MILESTONES, torchrun
+from conftest import torchrun
 
 from common.device import Device
+from tools.milestones import small_models
 
-SMALL = {
-    "alexnet": "convnet4",
-    "vgg": "vgg11_bn_small",
-    "googlenet": "googlenet_bn_small",
-    "resnet": "resnet20",
-}
-SMALL = {folder: model for folder, model in SMALL.items() if folder in MILESTONES}
+SMALL = {folder: names[0] for folder, names in small_models("image classification").items()}
 FLAGS = "--data digits --limit 64 --val 0 --batch-size 32 --max-steps 1 --precision fp32 --quiet"
 
 

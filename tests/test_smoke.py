@@ -22,8 +22,9 @@ def few_scenes(monkeypatch):
     """Evaluating a large network on a thousand images takes far longer than the step."""
     monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 200, "test": 30})
     monkeypatch.setattr("common.data.boxes.NUM_SCENES", {"train": 200, "test": 30})
-    monkeypatch.setattr("common.data.masks.NUM_SCENES", (200, 2))
     monkeypatch.setattr("common.data.pairs.TEST_DATES", 8)
+    if "unet" in MILESTONES:
+        monkeypatch.setattr("unet.data.NUM_SCENES", (200, 2))
 
 
 @pytest.mark.parametrize(("folder", "name"), list(models()))

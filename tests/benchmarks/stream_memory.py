@@ -14,8 +14,7 @@ import sys
 
 from common.data.images import load_images
 from common.device import Device
-from googlenet.train import resized_window
-from resnet.train import parse_args
+from googlenet.train import parse_args, resized_window
 
 
 def peaks() -> tuple[float, float]:
