@@ -43,9 +43,10 @@ class DDPM(nn.Module):
     def __init__(self, unet: nn.Module, shape: tuple[int, ...], sample_steps: int = 1000):
         super().__init__()
         self.unet, self.shape, self.sample_steps = unet, shape, sample_steps
-        beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # Sec. 4
+        exact = dict(dtype=torch.float64, device="cpu")  # not all devices have float64
+        beta = torch.linspace(1e-4, 0.02, 1000, **exact)  # Sec. 4
         kept = (1 - beta).cumprod(0)
-        before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+        before = torch.cat([torch.ones(1, **exact), kept[:-1]])
         variance = beta * (1 - before) / (1 - kept)  # Eq. 7
         self.num_times = len(beta)
         tables = dict(
@@ -56,7 +57,8 @@ class DDPM(nn.Module):
             log_variance=torch.cat([variance[1:2], variance[1:]]).log(),  # the first is zero
         )
         for name, table in tables.items():
-            self.register_buffer(name, table.float(), persistent=False)
+            table = table.float().to(torch.get_default_device())
+            self.register_buffer(name, table, persistent=False)
 
     def at(self, table: Tensor, times: Tensor) -> Tensor:
         """A table's values at times (B,), to be used with images: (B, 1, 1, 1)."""

@@ -292,3 +292,21 @@ def test_it_overfits_a_batch():
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) / 10 < 0.4 * losses[0]
+
+
+def test_tables_are_computed_in_float64_on_the_cpu():
+    """As MPS has none; on the device that is set by default they are float32."""
+    with torch.device("meta"):
+        model = ddpm_small(size=8, width=8)
+    assert {t.dtype for t in model.buffers()} == {torch.float32}
+    assert {t.device.type for t in model.buffers()} == {"meta"}
+    made, linspace = [], torch.linspace
+
+    def seen(*args, **kwargs):
+        made.append(linspace(*args, **kwargs))
+        return made[-1]
+
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "linspace", seen)
+        ddpm_small(size=8, width=8)
+    assert {t.device.type for t in made if t.dtype == torch.float64} == {"cpu"}
