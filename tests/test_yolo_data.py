@@ -351,7 +351,7 @@ def test_sizes_that_do_not_fit(refused, capsys):
         line = refused(load, "voc:mine")
         assert "a.xml: the boxes of a.jpg" in line
         assert f"{size} pixels, but it has 90x60" in line
-    nothing = XML.format(file="a.jpg", objects="<size><width>7</width><height>9</height></size>")
+    nothing = XML.format(file="a.jpg", objects="<size><width>70</width><height>9</height></size>")
     Path("mine/Annotations/a.xml").write_text(nothing)
     load("voc:mine", limit=1)  # without boxes there is nothing to misplace
 
@@ -365,11 +365,19 @@ def test_damaged_exif(error, monkeypatch):
     def fail(*_args, **_kwargs):
         raise error("division by zero")
 
+    turn = ImageOps.exif_transpose
     monkeypatch.setattr(ImageOps, "exif_transpose", fail)
     train, *_ = load("voc:mine", size=60)
     assert train.sizes == [(60, 90)]
     box = bright(train.images.pixels[0].float().numpy())
     assert train.boxes[0, 0].tolist() == pytest.approx(box, abs=1.5 / 60)
+    # one that fails beside others, whose boxes are turned along
+    photo("mine", "p3", 3, stored=True)
+    damaged = lambda image: fail() if image.getexif()[data.ORIENTATION] == 3 else turn(image)  # noqa: E731
+    monkeypatch.setattr(ImageOps, "exif_transpose", damaged)
+    pixels, boxes = parts_of("voc:mine")
+    for image, box in zip(pixels, boxes, strict=True):
+        assert box.tolist() == pytest.approx(bright(image.float().numpy()), abs=1.5 / 60)
 
 
 def test_cocos_sizes(capsys, refused):
