@@ -203,6 +203,8 @@ def main(argv: list[str] | None = None) -> dict:
     colours, written, notes, points = answers if labels.dim() == 2 else labels, [], [], None
     if count < 5:
         notes.append("tsne.png needs five nodes at least: not drawn")
+    elif bool((hidden == hidden[0]).all()):  # t-SNE ends in a segmentation fault
+        notes.append("the hidden features of all are equal: tsne.png is not drawn")
     elif count <= MOST_DRAWN:
         points = draw_hidden(hidden, colours, facts, out / "tsne.png")
         written.append("tsne.png")

@@ -32,5 +32,6 @@ class Both(Best):
         score = metrics["val_f1"] if "val_f1" in metrics else metrics["val_accuracy"]
         lowest, highest = self.value or (loss, score)
         self.improved = loss <= lowest and score >= highest
-        self.stale = 0 if loss <= lowest or score >= highest else self.stale + 1
+        higher = score >= highest and (highest < 1 or self.value is None)  # 1 can't improve
+        self.stale = 0 if loss <= lowest or higher else self.stale + 1
         self.value = (min(loss, lowest), max(score, highest)) if whole else None

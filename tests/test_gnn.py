@@ -17,6 +17,8 @@ from conftest import ROOT, torchrun
 from helpers import count, perturb, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common import plot
+from common.run import Best
 from gnn import claims, sample, train
 from gnn.data import load_graphs
 from gnn.gat import AttentionLayer, with_loops
@@ -24,6 +26,7 @@ from gnn.gcn import RULES, GraphConvolution
 from gnn.graph import Edges, linear, sparse
 from gnn.model import MODELS, GraphClassifier
 from gnn.sage import Neighbours, SageLayer, unsupervised_loss, walk_batch
+from gnn.stopping import Both, above_mean
 
 DOUBLE = torch.float64
 
@@ -535,17 +538,17 @@ def test_resuming_is_exact(model, tables):
 
 def test_the_window_stops_and_resumes(tables):
     losses = [1.0, 0.9, 0.8, 0.7, 0.9]
-    assert not train.above_mean(losses[:4], 3)
-    assert train.above_mean(losses, 3)
-    assert not train.above_mean(losses, 5)
+    assert not above_mean(losses[:4], 3)
+    assert above_mean(losses, 3)
+    assert not above_mean(losses, 5)
     argv = ["--data", f"graph:{tables}", "--epochs", "400", "--window", "3", "--val", "6"]
     argv += ["--lr", "0.1", "--quiet", "--run-dir", "run"]
     train.main(argv)
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert 4 <= len(rows) - 1 < 400
     before = [row["val_loss"] for row in rows[:-1]]
-    assert train.above_mean(before, 3)
-    assert not any(train.above_mean(before[:n], 3) for n in range(len(before)))
+    assert above_mean(before, 3)
+    assert not any(above_mean(before[:n], 3) for n in range(len(before)))
     kept = weights("run")
     train.main(["--resume", "--run-dir", "run", "--quiet"])
     assert all(torch.equal(kept[key], value) for key, value in weights("run").items())
@@ -662,7 +665,7 @@ def test_samples_of_nodes(tables, capsys, refused):
     Path("other/nodes.csv").write_text("id,a\n1,2\n2,3\n")
     Path("other/edges.csv").write_text("source,target\n1,2\n")
     bad = ["--checkpoint", "run/last.pt", "--graph", "other"]
-    assert "1 features a node" in refused(sample.main, bad)
+    assert "other/nodes.csv has no column 'b'" in refused(sample.main, bad)
     text = (tables / "nodes.csv").read_text()
     for name in ("shuffled", "renamed"):  # the columns c and a change places; then a is d
         rows = [row.split(",") for row in text.splitlines()]
@@ -674,6 +677,229 @@ def test_samples_of_nodes(tables, capsys, refused):
             same = sample.main(["--checkpoint", "run/last.pt", "--graph", "other", "--out", "out"])
             assert same == found
     assert "no column 'a'" in refused(sample.main, bad)
+
+
+def shuffle(tables, without=()):
+    """The user's nodes in another order, `without` some columns."""
+    head, *rows = [line.split(",") for line in (tables / "nodes.csv").read_text().splitlines()]
+    places = [k for k, name in enumerate(head) if name not in without]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1)).tolist()
+    lines = [[row[k] for k in places] for row in (head, *(rows[k] for k in order))]
+    (tables / "nodes.csv").write_text("".join(",".join(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("without", [(), ("a", "b", "c")])
+def test_rows_in_another_order_mean_the_same(without, tables, capsys):
+    """Features of names, and what is held out by seed, follow the names, not the rows."""
+    shuffle(tables, without)
+    argv = ["--data", f"graph:{tables}", "--epochs", "30", "--val", "5", "--dropout", "0"]
+    train.main([*argv, "--quiet", "--run-dir", "run"])
+    take = ["--checkpoint", "run/last.pt", "--graph", str(tables), "--out"]
+    before = sample.main([*take, "one"]), train.main(["--evaluate", "run/last.pt", "--quiet"])
+    train.main([*argv, "--quiet", "--run-dir", "cut", "--max-steps", "20"])
+    shuffle(tables)
+    after = sample.main([*take, "two"]), train.main(["--evaluate", "run/last.pt", "--quiet"])
+    assert before[0].keys() == after[0].keys()
+    for name, (answer, share) in before[0].items():
+        assert after[0][name] == (answer, pytest.approx(share, abs=1e-4))
+    assert after[1] == {key: pytest.approx(value, rel=1e-4) for key, value in before[1].items()}
+    train.main(["--resume", "--run-dir", "cut", "--quiet"])
+    for key, value in weights("run").items():
+        torch.testing.assert_close(weights("cut")[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_unknown_names_and_columns_are_refused(tables, refused):
+    shuffle(tables, ("a", "b", "c"))
+    argv = ["--data", f"graph:{tables}", "--epochs", "2", "--quiet"]
+    train.main([*argv, "--run-dir", "names"])
+    text = (tables / "nodes.csv").read_text()
+    again = [["--evaluate", "names/last.pt"], ["--resume", "--run-dir", "names", "--epochs", "3"]]
+    (tables / "nodes.csv").write_text(text + "new,cat\n")
+    for flags in again:
+        line = refused(train.main, flags)
+        assert "nodes.csv: line 42" in line and "'new' is none of them" in line
+    take = ["--checkpoint", "names/last.pt", "--graph", str(tables)]
+    assert "'new' is none of them" in refused(sample.main, take)
+    rows = text.splitlines()
+    (tables / "nodes.csv").write_text("\n".join([rows[0] + ",a", *(f"{r},1" for r in rows[1:])]))
+    for flags in again:
+        assert "has the column 'a', and the network was trained without" in refused(
+            train.main, flags
+        )
+    train.main([*argv, "--run-dir", "columns"])
+    for header, words in (("id,label,d", "no column 'a'"), ("id,label,a,d", "the column 'd'")):
+        end = ",1" * (header.count(",") - 1)
+        lines = [header, *(f"{row}{end}" for row in rows[1:])]
+        (tables / "nodes.csv").write_text("\n".join(lines))
+        assert words in refused(train.main, ["--evaluate", "columns/last.pt"])
+    train.main(["--epochs", "2", "--quiet", "--run-dir", "club"])  # 34 nodes, 34 features
+    rows = rows[:35]
+    (tables / "nodes.csv").write_text("\n".join(rows))
+    (tables / "edges.csv").write_text(
+        "source,target\n" + ",".join(r.split(",")[0] for r in rows[1:3])
+    )
+    take = ["--checkpoint", "club/last.pt", "--graph", str(tables)]
+    assert "no columns of features, and the network takes 34" in refused(sample.main, take)
+
+
+def test_evaluating_a_graph_that_lacks_a_class(tables):
+    argv = ["--data", f"graph:{tables}", "--epochs", "60", "--quiet", "--run-dir", "run"]
+    train.main(argv)
+    text = (tables / "nodes.csv").read_text().replace(",cat,", ",,")
+    (tables / "nodes.csv").write_text(text)
+    metrics = train.main(["--evaluate", "run/last.pt", "--data", f"graph:{tables}", "--quiet"])
+    assert metrics["test_accuracy"] > 0.7
+
+
+# ---------------------------------------------------------------------- stopping
+
+
+def test_gats_rule():
+    """Neither loss nor accuracy has improved for so many epochs; kept is the last where both do."""
+    rule = Both("val_loss", min)
+    rows = [  # loss, accuracy; whether it is to keep, and how stale it is
+        (1.0, 0.5, True, 0),
+        (0.9, 0.4, False, 0),  # the loss alone
+        (0.95, 0.6, False, 0),  # the accuracy alone
+        (0.9, 0.6, True, 0),  # as good as the best of both
+        (0.91, 0.5, False, 1),
+        (0.91, 0.55, False, 2),
+        (0.8, 0.5, False, 0),
+        (0.7, 0.7, True, 0),
+        (0.8, 1.0, False, 0),
+        (0.75, 1.0, False, 1),  # all right is no progress once it was so
+    ]
+    for loss, accuracy, kept, stale in rows:
+        rule.improved = False
+        rule.see({"val_loss": loss, "val_accuracy": accuracy}, whole=True)
+        assert (rule.improved, rule.stale) == (kept, stale)
+    old = Both.following(Best("val_loss", min, 0.9, 7))  # of a run before this rule
+    assert (old.value, old.stale) == ((0.9, 0.0), 7)
+
+
+def lonely(tables):
+    """Nodes without edges, in each part, and a validation part."""
+    head, *rows = (tables / "nodes.csv").read_text().splitlines()
+    rows += [f"alone{k},{('cat', 'dog')[k % 2]},{1 - k % 2},{k % 2},0.5" for k in range(20)]
+    lines = [f"{row},{('train', 'val', 'test')[k % 3]}" for k, row in enumerate(rows)]
+    (tables / "nodes.csv").write_text("\n".join([head + ",split", *lines]))
+
+
+def test_gat_stops_by_its_rule_with_isolated_nodes(tables):
+    lonely(tables)
+    argv = ["--model", "gat", "--data", f"graph:{tables}", "--patience", "9", "--lr", "0.1"]
+    train.main([*argv, "--quiet", "--run-dir", "whole"])
+    rows = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()][:-1]
+    loss, score = ([row[f"val_{name}"] for row in rows] for name in ("loss", "accuracy"))
+    epochs = range(len(rows))
+    first = score.index(max(score)) if max(score) == 1 else len(rows)  # no progress after that
+    higher = [k <= first and score[k] >= max(score[: k + 1]) for k in epochs]
+    better = [k for k in epochs if loss[k] <= min(loss[: k + 1]) or higher[k]]
+    both = [k for k in epochs if loss[k] <= min(loss[: k + 1]) and score[k] >= max(score[: k + 1])]
+    assert len(rows) - 1 - better[-1] == 9
+    assert torch.load("whole/best.pt")["epoch"] == both[-1] + 1
+    last = weights("whole")
+    half = str(len(rows) // 2)
+    train.main([*argv, "--quiet", "--run-dir", "cut", "--max-steps", half])
+    train.main(["--resume", "--run-dir", "cut", "--quiet"])
+    for key, value in last.items():
+        assert torch.equal(weights("cut")[key], value)
+    best = [torch.load(f"{name}/best.pt")["model"] for name in ("whole", "cut")]
+    assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
+
+
+def test_patience_leaves_the_last_weights_in_last_pt(tables):
+    """Resumed with more epochs a run goes on from where it was, not from its best weights."""
+    lonely(tables)
+    argv = ["--model", "sage", "--data", f"graph:{tables}", "--patience", "30", "--lr", "0.05"]
+    argv += ["--quiet", "--epochs"]
+    train.main([*argv, "12", "--run-dir", "whole"])
+    train.main([*argv, "6", "--run-dir", "cut"])
+    train.main(["--resume", "--run-dir", "cut", "--epochs", "12", "--quiet"])
+    assert all(torch.equal(weights("cut")[k], v) for k, v in weights("whole").items())
+    state = torch.load("cut/best.pt")
+    assert len(state["history"]["val_loss"]) == state["epoch"]  # not the list of the last epoch
+
+
+def test_a_cut_epoch_is_not_counted_twice(tables):
+    argv = ["--model", "sage", "--data", f"graph:{tables}", "--val", "6", "--batch-size", "8"]
+    argv += ["--window", "50", "--epochs", "6", "--quiet"]
+    train.main([*argv, "--run-dir", "cut", "--max-steps", "4"])  # inside the second epoch
+    train.main(["--resume", "--run-dir", "cut", "--quiet"])
+    train.main([*argv, "--run-dir", "whole"])
+    found = [torch.load(f"{name}/last.pt")["history"]["val_loss"] for name in ("cut", "whole")]
+    assert found[0] == found[1] and len(found[0]) == 6
+
+
+# ---------------------------------------------------------------------- pictures of large graphs
+
+
+def test_a_part_of_a_large_graph_is_drawn(tables, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "MOST_DRAWN", 20)
+    monkeypatch.setattr(sample, "MOST_LAID_OUT", 12)
+    monkeypatch.setattr(sample, "MOST_LOOKED_AT", 3)
+    drawn = []
+    real = plot.scatter
+    monkeypatch.setattr(plot, "scatter", lambda *a, **k: (drawn.append((a, k)), real(*a, **k)))
+    argv = ["--model", "gat", "--data", f"graph:{tables}", "--epochs", "2", "--quiet"]
+    train.main([*argv, "--run-dir", "run"])
+    capsys.readouterr()
+    sample.main(["--checkpoint", "run/last.pt", "--nodes", "n3", "n5", "--out", "out"])
+    out = capsys.readouterr().out
+    assert "graph.png (12 nodes, around n3, n5)" in out
+    assert "tsne.png (20 of 40, drawn at random)" in out
+    names = {path.name for path in Path("out").iterdir()}
+    assert names == {"predictions.csv", "tsne.png", "graph.png", "attention.png"}
+    (panels, answers, *_, marked, edges), _ = drawn[-1]
+    points = next(iter(panels.values()))
+    assert len(points) == len(answers) == 12
+    assert len(marked) == 2
+    assert edges.max() < 12
+
+
+def test_around_grows_step_by_step():
+    path = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]])
+    assert sample.around(path, [3], 9, 3).tolist() == [2, 3, 4]
+    assert sample.around(path, [3], 9, 4).tolist() == [1, 2, 3, 4]
+    assert sample.around(path, [3, 8], 9, 50).tolist() == [0, 1, 2, 3, 4, 5, 6, 8]
+    star = torch.stack([torch.zeros(50, dtype=torch.int64), torch.arange(1, 51)])
+    assert len(sample.around(star, [7], 51, 10)) == 10
+
+
+def test_files_are_written_before_anything_is_printed(tables, monkeypatch):
+    argv = ["--data", f"graph:{tables}", "--epochs", "2", "--quiet", "--run-dir", "run"]
+    train.main(argv)
+
+    class Full:
+        """Output that can't be written once the first line is."""
+
+        lines = 0
+
+        def write(self, text):
+            self.lines += 1
+            if self.lines > 2:
+                assert Path("out/graph.png").exists()
+            return len(text)
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    sample.main(["--checkpoint", "run/last.pt", "--out", "out"])
+    assert sys.stdout.lines > 4
+
+
+def test_equal_hidden_features_are_not_laid_out(capsys):
+    """scikit-learn's t-SNE ends in a segmentation fault there."""
+    Path("same").mkdir()
+    rows = "".join(f"n{k},{k % 2},{k + 1}\n" for k in range(40))  # of one feature, rows make ones
+    Path("same/nodes.csv").write_text("id,label,a\n" + rows)
+    pairs = "".join(f"n{k},n{(k + 1) % 40}\n" for k in range(40))
+    Path("same/edges.csv").write_text("source,target\n" + pairs)
+    train.main(["--data", "graph:same", "--epochs", "1", "--quiet", "--run-dir", "run"])
+    assert len(sample.main(["--checkpoint", "run/last.pt", "--nodes", "n1", "--out", "out"])) == 1
+    assert "tsne.png is not drawn" in capsys.readouterr().out
+    assert {path.name for path in Path("out").iterdir()} == {"predictions.csv", "graph.png"}
 
 
 def test_a_claim_runs_and_is_skipped_when_done(monkeypatch):

@@ -15,7 +15,7 @@ from common.device import Device
 from gnn import data as graphs
 from gnn import sample, tables, train
 from gnn.data import folds, load_graphs
-from gnn.sets import column_scales, row_normalised
+from gnn.sets import NUM_DEGREES, column_scales, row_normalised
 from gnn.tables import read_tables
 
 
@@ -206,6 +206,82 @@ def test_missing_and_damaged_molecules(refused):
     raw = write_molecules()
     (raw / "MUTAG_node_labels.txt").write_text("0\n1\n")
     assert "TUDataset/MUTAG/raw are damaged" in refused(lambda: load(data="mutag"))
+
+
+def test_a_tu_set_by_name_and_its_attributes(refused, capsys):
+    raw = write_molecules("RINGS")
+    values = torch.arange(360.0).view(180, 2)
+    lines = "".join(f"{a}, {b}\n" for a, b in values.tolist())
+    raw.joinpath("RINGS_node_attributes.txt").write_text(lines)
+    before = tree("data/TUDataset")
+    for taken in (True, False):
+        capsys.readouterr()
+        args = train.parse_args(["--data", "tu:RINGS", *["--no-attributes"] * (not taken)])
+        assert args.attributes == taken
+        set_, _, _ = load_graphs(args, Device(device_args(quiet=False)))
+        said = "2 continuous attributes of each node " + ("taken" if taken else "left out")
+        assert said in capsys.readouterr().out
+        x = set_.graph.features
+        assert x.shape == (180, 5 if taken else 3)
+        assert set(x[:, -3:].unique().tolist()) == {0.0, 1.0}
+    assert tree("data/TUDataset") == before
+    x = load(data="tu:RINGS", attributes=True, features="standard")[0].graph
+    seen = load(data="tu:RINGS", attributes=True, features="raw")[0]
+    rows = values[torch.isin(seen.graph.graph_of, seen.indices)]
+    wanted = (values - rows.mean(0)) / rows.std(0, correction=0)
+    torch.testing.assert_close(x.features[:, :2], wanted)
+    assert "the nodes of MUTAG have none" in refused(
+        lambda: (write_molecules(), load(data="mutag", attributes=True))
+    )
+
+
+def test_a_tu_set_without_features_labels_or_files(refused, capsys):
+    raw = write_molecules("RINGS")
+    raw.joinpath("RINGS_node_labels.txt").unlink()
+    x = load(data="tu:RINGS")[0].graph.features
+    assert x.shape == (180, NUM_DEGREES)
+    assert x[:, 2].sum() == 180  # a node of a ring has two neighbours
+    raw.joinpath("RINGS_graph_labels.txt").unlink()
+    assert "RINGS have no classes" in refused(lambda: load(data="tu:RINGS"))
+    line = refused(lambda: load(data="tu:NONE"))
+    assert "NONE_A.txt is not in data/TUDataset/NONE/raw" in line
+    assert not Path("data/TUDataset/NONE").exists()
+    assert "is not the name" in refused(lambda: load(data="tu:../RINGS"))
+
+
+def test_damaged_files_leave_nothing_in_the_cache(refused):
+    write_planetoid()
+    load(data="cora")
+    assert len(list(Path("data/cache").iterdir())) == 1
+    load(data="cora")  # out of the cache
+    assert len(list(Path("data/cache").iterdir())) == 1
+    Path("data/Planetoid/Cora/raw/ind.cora.graph").write_bytes(b"damaged")
+    assert "are damaged" in refused(lambda: load(data="cora"))  # not what the old files were
+    assert len(list(Path("data/cache").iterdir())) == 1
+
+
+def test_two_processes_fill_the_cache_at_once(monkeypatch):
+    """The second finds the name taken when it is done, and goes on with what it has read."""
+    write_planetoid()
+    real, met = graphs.os.rename, []
+
+    def rename(made, kept):
+        if not met:
+            met.append(kept)
+            load(data="cora")  # by another process, meanwhile
+        real(made, kept)
+
+    monkeypatch.setattr(graphs.os, "rename", rename)
+    first = load(data="cora")[0]
+    assert [path.name for path in Path("data/cache").iterdir()] == [met[0].name]
+    monkeypatch.setattr(graphs.os, "rename", real)
+    assert torch.equal(load(data="cora")[0].graph.features, first.graph.features)
+
+
+def test_a_cache_that_cannot_be_written(refused):
+    write_planetoid(folder="elsewhere/Planetoid/Cora/raw")
+    Path("data").write_text("")
+    assert "data/cache" in refused(lambda: load(data="cora", data_dir="elsewhere"))
 
 
 def write_ppi(directed=False, first_size=5):
@@ -399,6 +475,119 @@ def test_bad_tables(nodes, edges, words, refused):
     assert all(word in line for word in words), line
 
 
+def test_names_are_compared_in_one_normal_form():
+    write_tables("id,label,a\ne\u0301,1,1\nx,2,2\n", "source,target\n\u00e9,x\n")
+    assert read_tables(Path("mine")).graph.names == ["\u00e9", "x"]
+
+
+def test_one_class_is_said(capsys):
+    write_tables("id,label,a\nx,1,1\ny,1,2\nz,1,2\n", "source,target\nx,y\n")
+    load_graphs(flags(data="graph:mine"), Device(device_args(quiet=False)))
+    assert "with one class there is nothing to tell apart" in capsys.readouterr().out
+
+
+GRAPHS = "id,label\n" + "".join(f"g{k},{'ring' if k % 2 else 'star'}\n" for k in range(40))
+
+
+def write_graphs(within=True, extra="", columns=("weight",)):
+    """Rings and stars of five nodes, which are numbered anew in each graph, or else named."""
+    Path("mine").mkdir(exist_ok=True)
+    nodes, edges = [",".join(["graph", "id", *columns])], []
+    for k in range(40):
+        name = (lambda i, k=k: str(i)) if within else (lambda i, k=k: f"{k}-{i}")
+        for i in range(5):
+            nodes.append(",".join([f"g{k}", name(i), *(str(10 * k + i) for _ in columns)]))
+            pair = (i, (i + 1) % 5) if k % 2 else (0, i)
+            if pair[0] != pair[1]:
+                edges.append(f"g{k}," * within + ",".join(map(name, pair)))
+    head = "graph," * within + "source,target\n"
+    Path("mine/nodes.csv").write_text("\n".join(nodes) + "\n")
+    Path("mine/edges.csv").write_text(head + "\n".join(edges) + "\n" + extra)
+    Path("mine/graphs.csv").write_text(GRAPHS)
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_graphs_in_tables(within):
+    write_graphs(within)
+    train_part, val, test = load(data="graphs:mine", features="raw")
+    assert (len(train_part), len(val), len(test)) == (33, 3, 4)
+    assert train_part.facts["classes"] == ["ring", "star"]
+    batch = test.some(torch.tensor([1, 2]))
+    features, edge_index, graph_of, num_graphs = batch.inputs
+    assert (graph_of.tolist(), num_graphs) == ([0] * 5 + [1] * 5, 2)
+    assert batch.labels.tolist() == [0, 1]
+    assert features[:, 0].tolist() == [10, 11, 12, 13, 14, 20, 21, 22, 23, 24]
+    ring = {(i, (i + 1) % 5) for i in range(5)}
+    star = {(5, 5 + i) for i in range(1, 5)}
+    pairs = ring | star | {(b, a) for a, b in ring | star}
+    assert set(map(tuple, edge_index.t().tolist())) == pairs
+
+
+def test_graphs_of_ones_own_are_learned(refused):
+    write_graphs(columns=())
+    argv = ["--data", "graphs:mine", "--epochs", "25", "--quiet", "--dropout", "0"]
+    for model in ("gcn", "sage", "gat"):
+        metrics = train.main([*argv, "--model", model, "--lr", "0.02", "--run-dir", model])
+        assert metrics["test_accuracy"] == 1.0
+    found = sample.main(["--checkpoint", "gcn/best.pt", "--graph", "mine", "--out", "all"])
+    assert [found[f"g{k}"][0] for k in (0, 1, 39)] == ["star", "ring", "ring"]
+    evaluate = ["--evaluate", "gcn/best.pt", "--quiet"]
+    before = train.main(evaluate)
+    head, *rows = Path("mine/graphs.csv").read_text().splitlines()
+    Path("mine/graphs.csv").write_text("\n".join([head, *rows[::-1]]))
+    after = train.main(evaluate)  # of the graphs that were held out, wherever they stand
+    assert after == {name: pytest.approx(value, rel=1e-5) for name, value in before.items()}
+    write_graphs(columns=("weight",))
+    line = refused(lambda: train.main(evaluate))
+    assert "has the column 'weight', and the network was trained without features" in line
+
+
+def test_graphs_split_of_their_own(refused):
+    write_graphs()
+    rows = [f"g{k},{k % 2},{('train', 'val', 'test')[k % 3]}" for k in range(39)]
+    Path("mine/graphs.csv").write_text("id,label,split\n" + "\n".join(rows) + "\ng39,,\n")
+    parts = load(data="graphs:mine")
+    assert [len(part) for part in parts] == [13, 13, 13]
+    assert parts[2].indices.tolist() == list(range(2, 39, 3))
+    assert "has a split of its own" in refused(lambda: load(data="graphs:mine", fold=2))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("graphs.csv", "g3,", "g2,", ["graphs.csv", "line 5", "'g2' is there twice"]),
+        ("graphs.csv", GRAPHS, GRAPHS + "g40,ring\n", ["graphs.csv: line 42", "'g40'"]),
+        ("graphs.csv", GRAPHS, "id,label\n", ["graphs.csv", "no graphs"]),
+        ("graphs.csv", "id,label", "name,label", ["graphs.csv", "line 1", "id"]),
+        ("nodes.csv", "g0,3", "gx,3", ["nodes.csv", "line 5", "'gx'", "40 of graphs.csv"]),
+        ("nodes.csv", "g0,3", "g0,2", ["nodes.csv", "line 5", "'2' is there twice"]),
+        ("nodes.csv", "g0,3,3", "g0,3,C", ["nodes.csv", "line 5", "weight is 'C'"]),
+        ("nodes.csv", "graph,id", "set,id", ["nodes.csv", "line 1", "graph"]),
+        ("edges.csv", "g0,0,3", "g0,0,9", ["edges.csv", "line 4", "'9'", "graph 'g0'"]),
+        ("edges.csv", "g0,0,3", "gx,0,3", ["edges.csv", "line 4", "graph 'gx'"]),
+        ("edges.csv", "graph,source", "weight,source", ["edges.csv", "line 1", "'weight'"]),
+    ],
+)
+def test_bad_tables_of_graphs(file, old, new, words, refused):
+    write_graphs()
+    path = Path("mine", file)
+    path.write_text(path.read_text().replace(old, new, 1))
+    line = refused(lambda: load(data="graphs:mine"))
+    assert all(word in line for word in words), line
+
+
+def test_edges_between_and_without_graphs(refused):
+    write_graphs(within=False, extra="0-1,1-1\n")
+    line = refused(lambda: load(data="graphs:mine"))
+    assert "edges.csv: line 182 joins two graphs, 'g0' and 'g1'" in line
+    write_graphs(within=True)
+    path = Path("mine/edges.csv")
+    path.write_text("source,target\n0,1\n")
+    assert "several graphs have a node '0'" in refused(lambda: load(data="graphs:mine"))
+    Path("mine/graphs.csv").unlink()
+    assert "mine/graphs.csv" in refused(lambda: load(data="graphs:mine"))
+
+
 def test_missing_tables(refused):
     assert "mine is not a folder" in refused(lambda: load(data="graph:mine"))
     Path("mine").mkdir()
@@ -429,3 +618,9 @@ def test_rows_are_normalised():
     x = torch.tensor([[1.0, 3.0], [0.0, 0.0], [-1.0, 1.0]])
     wanted = torch.tensor([[0.25, 0.75], [0.0, 0.0], [-0.5, 0.5]])
     torch.testing.assert_close(row_normalised(x), wanted)
+
+
+def test_columns_of_zeros_and_ones_stay():
+    x = torch.tensor([[1.0, 0.0, 5.0], [3.0, 1.0, 5.0]])
+    mean, std = column_scales(x)
+    assert (mean.tolist(), std.tolist()) == ([2, 0, 0], [1, 1, 1])
