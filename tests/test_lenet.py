@@ -413,6 +413,35 @@ def test_other_paths_of_the_loop(flags):
     assert all(torch.isfinite(t).all() for t in weights("run").values())
 
 
+@pytest.mark.parametrize("change", ["--batch-size 128", "--batch-size 8", "--limit 96"])
+def test_the_rate_falls_as_before_after_resuming_with_other_steps(change):
+    """By the share of the training that is over, whatever the steps of an epoch, down to 0."""
+    flags = ["--quiet", "--limit", "256", "--val", "0", "--epochs", "4", "--run-dir", "run"]
+    train.main([*flags, "--max-steps", "12"])  # the middle of the second epoch of eight steps
+    train.main(["--quiet", "--resume", "--run-dir", "run", *change.split()])
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    rates = [row["lr"] for row in rows if not row.get("final")]
+    wanted = [2e-3 * train.warmup_and_cosine(epoch / 4) for epoch in range(1, 5)]
+    assert rates == pytest.approx(wanted)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_tenth_of_larger_sets_than_the_digits_is_for_validation():
+    def val(*argv):
+        return train.parse_args(list(argv)).val
+
+    assert val() == val("--data", "digits") == 137
+    assert val("--data", "mnist") == val("--data", "folder:x") == 5000
+    assert val("--paper") == val("--paper", "--data", "folder:x") == 0
+    assert val("--data", "mnist", "--val", "137") == 137
+    make_tree(count=25, sizes=[(20, 20)])
+    train.main(["--quiet", "--data", "folder:tree", "--max-steps", "1", "--run-dir", "run"])
+    args = train.parse_args(["--resume", "--run-dir", "run"])
+    parts = train.load_images(args, Device(args), 28, 1)
+    assert [len(part) for part in parts] == [36, 4, 10]  # at most a tenth, again after resuming
+
+
 def test_more_classes_than_digits():
     make_tree(classes="abcdefghijkl", count=4, sizes=[(30, 20)])
     metrics = train.main(["--quiet", "--data", "folder:tree", "--epochs", "1", "--val", "0"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import count, perturb
+from helpers import count, make_tree, perturb
 from torch import nn
 
 from resnet import claims, sample, train
@@ -216,6 +216,37 @@ def test_images_too_small(refused):
     line = refused(train.main, ["--batch-size", "1", "--model", "resnet18", "--size", "32"])
     assert "--batch-size" in line
     assert "--size" in refused(train.main, ["--size", "4"])
+
+
+def test_batch_norm_on_one_image_is_refused_before_training(monkeypatch, refused, capsys):
+    """At 32 pixels the last maps of resnet18 have one place: one image has no deviation there."""
+    make_tree(count=2, sizes=[(32, 32, 3)])  # three to train on, one to test on
+    flags = ["--quiet", "--data", "folder:tree", "--model", "resnet18", "--size", "32"]
+    flags += ["--epochs", "1", "--val", "0"]
+
+    def line(*more):
+        text = refused(train.main, [*flags, *more])
+        assert not Path("runs").exists()  # nothing was begun
+        return text
+
+    assert "one image of 32 pixels (3 training images, in parts of 1)" in line("--accumulate", "3")
+    assert "in parts of 1" in line("--accumulate", "2", "--batch-size", "2")
+    assert "(1 training image, in parts of 1)" in line("--limit", "1")
+    assert "(2 training images, in parts of 1)" in line("--val", "1", "--accumulate", "2")
+    single = train.Device
+
+    def second(args):  # as each of two processes has it
+        dev = single(args)
+        dev.world = 2
+        return dev
+
+    make_tree("two", names=("train", "test"), count=2, sizes=[(32, 32, 3)])
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Device", second)
+        text = line("--data", "folder:two", "--batch-size", "2")
+    assert "(4 training images, in parts of 1)" in text
+    metrics = train.main([*flags, "--run-dir", "run"])  # all three at once can be trained on
+    assert metrics["train_loss"] > 0
 
 
 def test_samples(capsys, monkeypatch):
