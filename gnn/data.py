@@ -327,6 +327,8 @@ def load_graphs(args: cli.Flags, dev: Device) -> tuple[GraphSet, GraphSet | None
     say_parts(args, dev, sets, what, more, size, counted(facts["channels"], "feature"))
     if source.note:
         dev.say(f"note: {source.note}")
+    if "val" not in parts and (args.window or args.patience):
+        dev.say("note: no validation part, so nothing stops the training (--val N cuts one off)")
     if len(source.classes) == 1:
         dev.say("note: with one class there is nothing to tell apart: every answer is right")
     return sets["train"], sets.get("val"), sets["test"]
