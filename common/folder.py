@@ -88,7 +88,8 @@ def open_run(
 ) -> tuple[dict, "Flags", "Device", Path]:
     """What a sample.py is to use: a checkpoint, the flags of its training, a device, a folder.
 
-    The checkpoint is `args.checkpoint`, or the newest run's; the folder for what is made is
+    The checkpoint is `args.checkpoint`, or the newest run's (its best one, if it was trained with
+    --patience, as that is what it was tested with); the folder for what is made is
     `args.out`, or a new name beside the checkpoint (not made yet).
     """
     from common.cli import Flags
@@ -99,6 +100,9 @@ def open_run(
         fail(f"no run is in runs/{milestone}: train one, python {milestone}/train.py")
     path = Path(args.checkpoint or newest / "last.pt")
     checkpoint = read_checkpoint(path)
+    best = path.with_name("best.pt")
+    if not args.checkpoint and checkpoint["config"]["flags"].get("patience") and best.exists():
+        path, checkpoint = best, read_checkpoint(best)  # which --patience was tested with
     flags = as_spelt_now(checkpoint["config"]["flags"])
     name = flags.get("model", "")
     if name not in models or flags.get("milestone") != milestone:
