@@ -85,9 +85,15 @@ def forked(key: str, dev: Device, alike: bool = False) -> Iterator[None]:
 
     Each process has others, unless they are to be `alike`.
     """
+    mps = dev.device.type == "mps"  # its numbers fork_rng can't keep
+    state = torch.mps.get_rng_state() if mps else None
     with torch.random.fork_rng([dev.device] if dev.device.type == "cuda" else []):
         torch.manual_seed(seed_of(key, 0 if alike else dev.rank))
-        yield
+        try:
+            yield
+        finally:
+            if mps:
+                torch.mps.set_rng_state(state)
 
 
 @torch.inference_mode()
