@@ -128,7 +128,9 @@ def test_what_annotations_name_must_be_there(refused):
     Path("mine/classes.txt").write_text("cat\ncta\n")
     assert load("voc:mine")[0].facts["classes"] == ["cat", "cta"]
     text = XML.format(file="i2.jpg", objects=OBJECT.format("cat", "x", 1, 2, 3, 0))
-    for bad in ("<annotation>", "", XML.format(file="i2.jpg", objects="<object/>"), text):
+    nameless = XML.format(file="i2.jpg", objects=OBJECT.format(" ", 1, 1, 2, 3, 0))
+    boxless = XML.format(file="i2.jpg", objects="<object/>")
+    for bad in ("<annotation>", "", boxless, text, nameless):
         Path("mine/Annotations/i2.xml").write_text(bad)
         assert "i2.xml is damaged" in refused(load, "voc:mine")
 
