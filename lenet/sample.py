@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import cli, fail
+from common import cli, counted, fail
 from common.classify import open_model
 from common.data import images as data
 from common.data.files import UNREADABLE, ImageFiles, find_images, open_image
@@ -118,7 +118,7 @@ def show_mistakes(model: torch.nn.Module, test: ImageSet, out: Path, count: int 
     wrong = (answers != test.labels).nonzero()[:, 0]
     classes = test.facts["classes"]
     titles = [f"{classes[test.labels[i]]}→{classes[answers[i]]}" for i in wrong[:count]]
-    heading = f"{len(wrong)} of {len(test)} test images misread: truth → answer"
+    heading = f"{len(wrong)} of {counted(len(test), 'test image')} misread: truth → answer"
     if len(wrong):
         images, _ = test.examples(wrong[:count])
         image_grid(stretch(images), out / "mistakes.png", titles, 16, 0.7, heading)

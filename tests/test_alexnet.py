@@ -588,6 +588,50 @@ def test_sample(tree, capsys, refused):
     assert "96 filters of 11x11" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("Train", "valid")])
+def test_folders_as_people_have_them(names, capsys):
+    """Parts by other names, hidden folders, other suffixes, links: alike in both scripts."""
+    make_tree("photos", names=names, count=4)
+    first = Path("photos", names[0])
+    for hidden in (first / ".ipynb_checkpoints", Path("photos/.ipynb_checkpoints/cat")):
+        hidden.mkdir(parents=True)
+        (hidden / "0.png").write_bytes((first / "cat/0.png").read_bytes())
+    image = Image.open(first / "cat/0.png")
+    image.save(first / "cat/moving.gif")
+    image.save(first / "cat/camera.jfif", "JPEG")
+    (first / "dog").rename("elsewhere")
+    (first / "dog").symlink_to(Path("elsewhere").absolute())
+    flags = ["--data", "folder:photos", "--epochs", "1", "--val", "0", "--run-dir", "run"]
+    train.main(flags)
+    printed = capsys.readouterr().out
+    assert "folder:photos: 10 train, 8 test images, 2 classes (cat, dog), in memory" in printed
+    found = sample.main(["--checkpoint", "run/last.pt", "--out", "out", "photos"])
+    assert len(found) == 18  # nothing hidden
+    some = ("cat/moving.gif", "cat/camera.jfif", "dog/0.png")
+    assert found.keys() >= {str(first / name) for name in some}
+    shown = sample.main(["--checkpoint", "run/last.pt", "--out", "grid"])
+    assert "of 8 test images recognised" in capsys.readouterr().out
+    assert 0 < shown["same_class"] <= 1
+
+
+def test_a_class_may_be_called_train_and_may_be_alone(capsys, refused):
+    make_tree(classes=("bus", "train"), count=5)
+    flags = ["--epochs", "1", "--val", "0", "--run-dir"]
+    train.main(["--data", "folder:tree", *flags, "vehicles"])
+    assert "8 train, 2 test images, 2 classes (bus, train)" in capsys.readouterr().out
+    found = sample.main(["--checkpoint", "vehicles/last.pt", "--out", "out", "tree/train/0.png"])
+    assert {name for name, _ in found["tree/train/0.png"]} == {"bus", "train"}
+    make_tree("one", classes=("only",), count=2)
+    train.main(["--data", "folder:one", *flags, "alone"])
+    printed = capsys.readouterr().out
+    assert "1 class (only)" in printed
+    assert "every answer is right" in printed
+    sample.main(["--checkpoint", "alone/last.pt", "--out", "grid"])
+    assert "1 of 1 test image recognised" in capsys.readouterr().out
+    Path("one/only/0.png").unlink()
+    assert "holds one image" in refused(train.main, ["--data", "folder:one"])
+
+
 def test_epochs_until_an_error():
     assert claims.epochs_until({1: 0.5, 2: 0.25, 3: 0.1}, 0.25) == 2
     assert claims.epochs_until({1: 0.5, 2: 0.26}, 0.25) is None

@@ -482,6 +482,67 @@ def test_weights_that_do_not_fit(tree, narrow, refused):
     assert "noise.pth" in refused(train.main, [*flags, "noise.pth"])
 
 
+@pytest.fixture(scope="module")
+def small():
+    """Weights of a small network of two classes, drawn at random."""
+    torch.manual_seed(1)
+    return MODELS["vgg11_bn_small"](num_classes=2).state_dict()
+
+
+KEYS = ["", "state_dict", "model_state_dict", "model", "ema"]
+STEP = ["--batch-size", "8", "--val", "0", "--precision", "fp32", "--max-steps", "1"]
+
+
+@pytest.mark.parametrize(("key", "prefix"), [*((key, "module.") for key in KEYS),
+                                             ("", "_orig_mod."), ("state_dict", "")])  # fmt: skip
+def test_weights_as_others_save_them(tree, small, key, prefix, capsys):
+    state = {prefix + name: value for name, value in small.items()}
+    torch.save({key: state, "epoch": 3, "best": 0.9} if key else state, "theirs.pth")
+    flags = [flag for flag in tree if flag != "--quiet"]
+    train.main([*flags, *STEP, "--lr", "1e-30", "--weights", "theirs.pth", "--run-dir", "run"])
+    printed = capsys.readouterr().out
+    assert "weights of theirs.pth; mean and deviation are those of the data" in printed
+    ours = weights("run")
+    learnt = [k for k in ours if k.endswith(("weight", "bias"))]
+    assert all(torch.equal(ours[k], small[k]) for k in learnt)
+
+
+def test_weights_in_safetensors(tree, small):
+    from safetensors.torch import save_file
+
+    save_file(small, "theirs.safetensors")
+    flags = [*tree, *STEP, "--lr", "1e-30", "--weights", "theirs.safetensors", "--run-dir", "run"]
+    train.main(flags)
+    assert torch.equal(weights("run")["features.0.weight"], small["features.0.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_files_that_are_something_else_are_called_what_they_are(tree, small, refused):
+    torch.jit.script(nn.Linear(2, 2)).save("script.pt")
+    torch.save(MODELS["vgg11_bn_small"](num_classes=2), "whole.pt")
+    torch.save(small, "small.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in small.items()}}, "nested.pth")
+
+    def lines(path):
+        """What --weights, --evaluate and sample.py say of it."""
+        yield refused(train.main, [*tree, *STEP, "--weights", path])
+        yield refused(train.main, ["--quiet", "--evaluate", path])
+        yield refused(sample.main, ["--checkpoint", path])
+
+    for line in lines("script.pt"):
+        assert "script.pt is a TorchScript program" in line
+        assert "state_dict" in line
+    for line in lines("whole.pt"):
+        assert "whole.pt holds more than tensors and plain values" in line
+        assert "state_dict" in line
+    for path in ("small.pth", "nested.pth"):
+        for main, flag in ((train.main, "--evaluate"), (sample.main, "--checkpoint")):
+            line = refused(main, [flag, path])
+            assert f"{path} is not a checkpoint of a run" in line
+            assert "it holds weights alone, which --weights takes" in line
+    assert not Path("runs").exists()
+
+
 def test_all_that_torchvision_has_weights_for():
     assert set(train.PUBLISHED) == set(IN_TORCHVISION)
     for name in train.PUBLISHED.values():
