@@ -542,6 +542,19 @@ def test_graphs_of_ones_own_are_learned(refused):
     assert "has the column 'weight', and the network was trained without features" in line
 
 
+def test_graphs_in_another_order_are_held_out_alike():
+    def held_out(**more):
+        parts = load(data="graphs:mine", features="raw", **more)
+        return [{part.graph.names[i] for i in part.indices.tolist()} for part in parts], parts[0]
+
+    write_graphs()
+    before, train_part = held_out()
+    head, *rows = Path("mine/graphs.csv").read_text().splitlines()
+    Path("mine/graphs.csv").write_text("\n".join([head, *rows[::-1]]))
+    assert held_out()[0] != before
+    assert held_out(stored={"dataset": train_part.facts})[0] == before
+
+
 def test_graphs_split_of_their_own(refused):
     write_graphs()
     rows = [f"g{k},{k % 2},{('train', 'val', 'test')[k % 3]}" for k in range(39)]
