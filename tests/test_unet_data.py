@@ -469,12 +469,14 @@ def test_masks_stay_where_exif_data_are_damaged(monkeypatch):
 def test_a_mask_with_exif_data_of_its_own_is_turned_by_them():
     pixels = np.zeros((16, 24), dtype=np.uint8)
     pixels[2:6, 3:12] = 255
-    for k in range(3):
-        photo(f"set/images/{k}.jpg", pixels, 6)
-        photo(f"set/masks/{k}.png", pixels, 6)
-    train = load("set")[0]
-    for image, mask in zip(train.content.images, train.content.masks, strict=True):
-        assert image.shape == (1, 24, 16)
+    for k, turn in enumerate((3, 6, 3)):  # by 3 the size stays: turning twice would go unnoticed
+        photo(f"set/images/{k}.jpg", pixels, turn)
+        photo(f"set/masks/{k}.png", pixels, turn)
+    train, _, test = load("set")
+    content = train.content, test.content
+    assert {image.shape for c in content for image in c.images} == {(1, 24, 16), (1, 16, 24)}
+    both = [(c.images, c.masks) for c in content]
+    for image, mask in (pair for some in both for pair in zip(*some, strict=True)):
         assert ((image[0] > 127) == (mask > 0)).float().mean() > 0.99
 
 
