@@ -89,7 +89,8 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         reason = "a GAN's losses choose nothing; measure --samples"
         nothing |= dict.fromkeys(("val", "patience"), reason)
     if data == "moons":
-        nothing |= dict.fromkeys(("samples", "size", "flip"), "it is for images, not for points")
+        images = ("samples", "size", "flip", "stream", "workers")
+        nothing |= dict.fromkeys(images, "it is for images, not for points")
     return defaults | changes, nothing
 
 
