@@ -51,7 +51,8 @@ def add_image_flags(parser: cli.Parser) -> None:
 
     def in_memory(_model: str, data: str, _paper: bool, **_given) -> tuple[dict, dict]:
         reason = f"{data} always lies in memory; it is for files of your own"
-        return {}, {} if ":" in data else dict.fromkeys(("stream", "workers"), reason)
+        held = data in READERS  # others are in files, as folder:PATH is
+        return {}, dict.fromkeys(("stream", "workers"), reason) if held else {}
 
     parser.recipes.append(in_memory)
 
