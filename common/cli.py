@@ -293,7 +293,7 @@ class Parser(OneLineParser):
         if data not in self.data and not any(data.startswith(k) and data != k for k in kinds):
             fail(unknown("data set", data, self.data))
         for flag, reason in self.nothing.items():
-            if flag in typed and typed[flag] != self.defaults[flag]:
+            if flag in typed and typed[flag] is not False:  # to say no to it is harmless
                 fail(f"--{flag.replace('_', '-')} has no meaning here: {reason}")
         if values["patience"] and not values["val"]:
             fail("--patience needs a validation part to watch: give --val N too")
