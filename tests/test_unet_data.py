@@ -495,6 +495,14 @@ def test_whole_numbers_stored_as_real_ones(refused):
         assert "whole numbers" in refused(read_mask, Path("odd.tif"))
 
 
+def test_what_lies_beside_images_is_said_to_be_left_out(capsys):
+    make("set")
+    assert "left out" not in printed("set", capsys)[1]
+    make("set/test", 2)
+    Path("set/notes").mkdir()
+    assert "test beside images/ is left out" in printed("set", capsys)[1]
+
+
 def test_training_masks_that_mark_nothing_are_counted(capsys):
     make("set")
     for k in (0, 1, 2):

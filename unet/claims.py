@@ -9,10 +9,9 @@ All with `unet_small`. `border --data shapes --epochs 1 --seeds 0` shows how one
 """
 
 import argparse
-import statistics
 
 from common import cli
-from common.claims import run_arms, write_summary
+from common.claims import plus_minus, run_arms, write_summary
 from common.folder import make_folder
 from unet.train import main as train
 
@@ -57,19 +56,17 @@ def main(argv: list[str] | None = None) -> dict:
     path = args.out / f"claim_{args.claim}.json"
     summary = write_summary(path, results, commands)
     for arm, metrics in summary.items():
-        shown = [f"IoU {metrics['test_iou_' + name]['mean']:.3f}" for name in names(metrics)[-1:]]
-        shown[0] += f" ± {metrics['test_iou_' + names(metrics)[-1]]['std']:.3f}"
-        shown.append(f"pixel error {metrics['test_pixel_error']['mean']:.2%}")
+        values = {key: m["values"] for key, m in metrics.items() if key != "command"}
+        iou = plus_minus(values[f"test_iou_{names(metrics)[-1]}"], 1, 3, "")
+        shown = f"IoU {iou}, pixel error {plus_minus(values['test_pixel_error'], digits=2)}"
         if "test_ap" in metrics:
-            shown.append(f"AP {metrics['test_ap']['mean']:.3f} ± {metrics['test_ap']['std']:.3f}")
-            merged = metrics["test_merged"]
-            shown.append(f"merged {merged['mean']:.2%} ± {merged['std']:.2%}")
-        print(f"{arm:>22}: {', '.join(shown)}")
+            shown += f", AP {plus_minus(values['test_ap'], 1, 3, '')}"
+            shown += f", merged {plus_minus(values['test_merged'])}"
+        print(f"{arm:>22}: {shown}")
     if args.claim == "folds":
         means = [m["test_iou_cell"]["mean"] for m in summary.values() if "test_iou_cell" in m]
-        if len(means) > 1:
-            spread = statistics.stdev(means)
-            print(f"all folds: IoU of cells {statistics.mean(means):.3f} ± {spread:.3f}")
+        if means:
+            print(f"all folds: IoU of cells {plus_minus(means, 1, 3, '')}")
     draw(args, summary)
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return summary

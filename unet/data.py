@@ -24,7 +24,7 @@ from common.data import shapes as world
 from common.data.batches import Batches, Draw
 from common.data.files import PAGED, UNREADABLE, images_below, open_image, upright, white_in
 from common.data.images import as_facts, moments_of
-from common.data.sources import Source, named, open_source, part_folders, say_parts
+from common.data.sources import Source, folders_in, named, open_source, part_folders, say_parts
 from common.device import Device
 from common.run import progress_bar
 
@@ -110,8 +110,9 @@ def add_mask_flags(parser: cli.Parser) -> None:
 class MaskSet:
     """One part of a data set: `part` is "train", "val" or "test".
 
-    `facts` holds the `classes`, the number of `channels`, and their `mean` and `std` (of the
-    training part, pixels from 0 to 1); `weights`, if given, are maps (H, W) that go with the masks.
+    `facts` holds the `classes` and the `values` of masks that stand for them, the number of
+    `channels`, their `mean` and `std` (of the training part, pixels from 0 to 1), and `top`, which
+    is white in images of more than 8 bits. `weights`, if given, are maps (H, W) beside the masks.
     """
 
     def __init__(self, part: str, content: Annotated, facts: dict, dev: Device):
@@ -284,7 +285,12 @@ def own_folder(args: argparse.Namespace, dev: Device) -> Source:
             f"--data folder:{root}: there is no such folder; name one with images/ and masks/, "
             "or take --data shapes, which needs no files"
         )
-    parts, notes = ({}, []) if (root / "images").is_dir() else part_folders(root, args.data)
+    if (root / "images").is_dir():
+        others = [p for p in folders_in(root) if p.name not in ("images", "masks", "labels")]
+        left = ", ".join(path.name for path in others if images_below(path))
+        parts, notes = {}, [f"{left} beside images/ is left out"] if left else []
+    else:
+        parts, notes = part_folders(root, args.data)
     parts = parts or {"train": root}
     if "val" in parts and "test" not in parts:
         notes.append(f"there is no test part, so {parts['val'].name}/ is it")
