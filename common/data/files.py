@@ -15,7 +15,10 @@ from torch import Tensor
 from common import counted, fail
 from common.device import Device
 
-UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (  # what Pillow raises of damaged files
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError),
+    *(struct.error, Image.DecompressionBombError),
+)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 SUFFIXES |= {".pgm", ".ppm"}
 PAGED = {".gif", ".tif", ".tiff"}  # may hold several images

@@ -234,6 +234,8 @@ def load_images(
     if isinstance(pixels, ImageFiles):
         paths = [path for part in source.parts.values() for path in part.pixels.paths]
         more, facts["top"] = notes_on(paths, channels)
+        known = getattr(args, "stored", {}).get("dataset", {})  # of the model that goes on
+        facts["top"] = known.get("top") or facts["top"]
         notes += more
     elif isinstance(pixels, Tensor) and pixels.shape[1] == 1 and channels == 3:
         notes.append("the images are grey: made RGB with three equal channels")
