@@ -192,7 +192,9 @@ def features_of_names(path: Path, rows: list, known: Sequence[str] | None) -> Te
         if row["id"] not in place:
             fail(f"{path}: line {line}: the network was trained without features, and knows its "
                  f"{len(place):,} nodes by name: {row['id']!r} is none of them")  # fmt: skip
-    return torch.eye(len(place))[[place[name] for name in names]]
+    features = torch.zeros(len(names), len(place))
+    features[torch.arange(len(names)), [place[name] for name in names]] = 1.0
+    return features
 
 
 def number(text: str, path: Path, line: int, name: str) -> float:
