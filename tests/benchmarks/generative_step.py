@@ -11,7 +11,8 @@ ddpm: a step of `ddpm` (CIFAR-10's U-Net, 32 pixels; --small: a quarter of its w
 `UNet2DModel` of the same configuration. dcgan: both players' updates, against the script that most
 tutorials have: the discriminator on real and on generated images, a backward pass each, then the
 generator's update on the same images, with gradients for all weights of the discriminator, too.
-Ours draws new ones for it, as the paper does: that is a pass of the generator more.
+Ours draws new ones for it, as the paper does, a pass of the generator more; in `equal` theirs does,
+too.
 """
 
 import argparse
@@ -120,6 +121,8 @@ def dcgan_sides(args: argparse.Namespace, dev: Device, default: bool) -> list:
         F.binary_cross_entropy_with_logits(answer, zero).backward()
         theirs_d.step()
         theirs_g.zero_grad()
+        if not default:  # the same algorithm on both sides
+            fake = theirs.generator(theirs.draw_codes(len(real)))
         F.binary_cross_entropy_with_logits(theirs.discriminator([fake])[0], one).backward()
         theirs_g.step()
         wait(dev)
