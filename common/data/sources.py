@@ -169,7 +169,7 @@ def download(
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()
-        reason = str(error).strip().splitlines()[0].rstrip(":")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
         fail(
             f"{missing[0]} is not in {wanted} and can't be downloaded ({reason}): "
             f"name another folder with --data-dir, or take --data {instead}, which needs no files"
