@@ -38,12 +38,12 @@ PUBLISHED = {"alexnet_owt": "alexnet"}
 
 
 def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
-    """The large networks are always trained as the paper says; convnet4 as a small one."""
+    """The large networks are trained as the paper says, convnet4 so only with --paper."""
     if model == "convnet4":
         own = dict(optimizer="adamw", schedule="cosine", regularise=False)
         return dict(size=32) | (LARGE if paper else own), {}
     photos = (data or ("folder:" if paper else "")).startswith("folder:")
-    size = PIXELS[model] if photos else 99  # the least that has 2x2 maps
+    size = PIXELS[model] if photos else 99  # the least that leaves alexnet 2x2 maps
     return LARGE | dict(size=size), {"activation": f"it is for convnet4 of Fig. 1, not for {model}"}
 
 
@@ -117,7 +117,7 @@ def step_size(schedule: str, steps: int, step: int) -> float:
 def evaluate(
     model: nn.Module, images: ImageSet, dev: Device, picture: Path | None, ten_crop: bool = False
 ) -> dict[str, float]:
-    """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix."""
+    """Mean loss and accuracy, of over ten classes top-5 too; `picture`: the confusion matrix."""
     model.eval()
     num_classes = len(images.facts["classes"])
     tally, top5 = Tally(images, dev), torch.zeros((), device=dev.device)

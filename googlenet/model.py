@@ -54,7 +54,8 @@ class ResponseNorm(nn.Module):
 
 
 class BasicConv2d(nn.Module):
-    """Convolution with a bias, or with batch norm in its place; then ReLU. Keeps H and W / s."""
+    """Convolution with a bias, or with batch norm in its place; then ReLU. H and W shrink by the
+    stride alone."""
 
     def __init__(
         self, in_channels: int, out_channels: int, size: int, stride: int = 1, bn: bool = False
@@ -117,8 +118,8 @@ class GoogLeNet(nn.Module):
     """Fig. 3: a stem, nine inception modules in three groups, average pooling, one linear layer.
 
     `bn` chooses torchvision's variant (see the top of this file). `width` scales all layers, and
-    `small_images` is for 32 pixels: a 3x3 convolution of stride 1 in place of the stem's first
-    7x7 and pooling, so that the modules work on 16, 8 and 4 pixels.
+    `small_images` is for 32 pixels: a 3x3 convolution of stride 1 in place of the 7x7 of stride 2,
+    and no second pooling, so that the modules work on 16, 8 and 4 pixels.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add, switch = parser.add_argument, parser.add_switch
     switch("--aux", default=True, help="train the two auxiliary heads, too")
     switch("--augment", default=True, help="train on changed images")
-    add("--schedule", choices=["cosine", "stairs"], help="of lr; stairs: 4%% less every 8 epochs")
+    add("--schedule", choices=["cosine", "stairs"], help="of lr; stairs: times 0.96 every 8 epochs")
     text = "evaluate an average of weights, of this decay (0: the last weights)"
     add("--average", type=cli.share, metavar="DECAY", default=0.0, help=text)
     add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")

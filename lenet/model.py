@@ -1,5 +1,5 @@
 """LeNet-5: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document
-Recognition", Proceedings of the IEEE 86(11), 1998 (before arXiv).
+Recognition", Proceedings of the IEEE 86(11), 1998 (not on arXiv).
 
 A convolutional layer looks at small patches only, applies the same few weights at every place of
 the image, and is followed by subsampling, so that a shape is recognised wherever it stands. All
@@ -46,7 +46,7 @@ DIGITS = """
 
 
 def squash(x: Tensor) -> Tensor:
-    """Scaled hyperbolic tangent, f(1) = 1 and f(-1) = -1, steepest curvature there (Appendix A)."""
+    """Scaled hyperbolic tangent, f(1) = 1 and f(-1) = -1, most strongly bent there (App. A)."""
     return 1.7159 * torch.tanh(2 / 3 * x)
 
 

@@ -41,7 +41,7 @@ OPTIMIZERS = {  # beside the paper's own, sdlm; a learning rate for each is in t
 
 
 def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
-    """A tenth of larger sets than the digits is for validation, at most 5,000 images."""
+    """Of other sets than the digits a tenth is for validation, at most 5,000 images."""
     return {} if paper or data in (None, "digits") else {"val": 5000}, {}
 
 

@@ -152,8 +152,8 @@ class ResNet(nn.Module):
     # fmt: off
     def forward(self, x: Tensor) -> Tensor:             # (B, 3, H, W)
         """Images (B, 3, H, W) to logits (B, K)."""
-        x = self.relu(self.bn1(self.conv1(x)))          # (B, 64, H/2, W/2); CIFAR: (B, 16, H, W)
-        x = self.maxpool(x)                             # (B, 64, H/4, W/4)
+        x = self.relu(self.bn1(self.conv1(x)))          # (B, 64, H/2, W/2); CIFAR: 16, H, W
+        x = self.maxpool(x)                             # (B, 64, H/4, W/4); CIFAR: 16, H, W
         for stage in range(self.num_stages):            # each after the first halves H and W
             x = getattr(self, f"layer{stage + 1}")(x)   # (B, C, H/32, W/32); CIFAR: H/4, W/4
         x = self.avgpool(x).flatten(1)                  # (B, C)
@@ -189,9 +189,10 @@ def resnet152(num_classes: int = 1000, v1_5: bool = False) -> ResNet:
 def cifar_resnet(
     depth: int, num_classes: int = 10, shortcut: bool = True, width: int = 16
 ) -> ResNet:
-    """Sec. 4.2: 6n + 2 layers, `width` (16) to 64 channels; plain without shortcuts.
+    """Sec. 4.2: 6n + 2 layers, from `width` to 4 times `width` channels; plain without shortcuts.
 
-    269,722, 464,154, 658,586, 853,018 and 1,727,962 parameters for 20, 32, 44, 56 and 110 layers.
+    Of the paper's width, 16, networks of 20, 32, 44, 56 and 110 layers have 269,722, 464,154,
+    658,586, 853,018 and 1,727,962 parameters.
     Raises ValueError for another kind of depth.
     """
     num_blocks, rest = divmod(depth - 2, 6)

@@ -77,7 +77,7 @@ def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
 
 
 def step_size(steps: int, warmup: int, step: int) -> float:
-    """Share of the learning rate: a tenth after 1/2 and 3/4 of the run (32k and 48k of 64k)."""
+    """Share of the rate: a tenth after 1/2, a hundredth after 3/4 (32k and 48k of 64k steps)."""
     if step < warmup:
         return 0.1
     return 1.0 if step < steps / 2 else 0.1 if step < steps * 3 / 4 else 0.01
