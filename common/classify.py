@@ -60,6 +60,7 @@ def check_images(
     batch = max(1, min(args.batch_size, count) // (dev.world * dev.accumulate))
     meta = {name: torch.empty_like(t, device="meta") for name, t in model.state_dict().items()}
     images = torch.empty(batch, channels, size, size, device="meta")
+    model.train(not args.evaluate)
     try:
         with torch.no_grad():
             torch.func.functional_call(model, meta, images)

@@ -59,6 +59,7 @@ class Device:
             fail("--fsdp shards over processes: start it with torchrun --nproc-per-node N")
         if self.distributed and not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
+            dist.barrier()  # one that fails right away is not to leave while others connect
             atexit.register(dist.destroy_process_group)
         self.nets: list[tuple[nn.Module, list[Tensor]]] = []  # with their parameters, or shards
         self.parts: dict[Optimizer, list[Tensor]] = {}  # counts of the parts seen of this step

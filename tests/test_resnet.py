@@ -247,6 +247,8 @@ def test_batch_norm_on_one_image_is_refused_before_training(monkeypatch, refused
     assert "(4 training images, in parts of 1)" in text
     metrics = train.main([*flags, "--run-dir", "run"])  # all three at once can be trained on
     assert metrics["train_loss"] > 0
+    again = train.main(["--quiet", "--evaluate", "run/last.pt", "--limit", "1"])
+    assert again["test_loss"] == metrics["test_loss"]  # in which nothing is trained
 
 
 def test_samples(capsys, monkeypatch):
