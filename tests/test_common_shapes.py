@@ -159,10 +159,10 @@ def test_the_data_set_shapes():
     train, val, test = load("shapes", size=32, channels=3, val=100, limit=300, chosen=["val"])
     assert (len(train), len(val), len(test)) == (300, 100, 1000)
     assert train.facts["classes"] == shapes.CLASSES
-    assert torch.equal(test.pixels[:3], shapes.draw(range(3), size=32, seed=1).pixels)
+    assert torch.equal(test.images.pixels[:3], shapes.draw(range(3), size=32, seed=1).pixels)
     assert test.labels.bincount().tolist() == [100] * 10
     grey, _, _ = load("shapes", size=20, channels=1, limit=10)
-    assert grey.pixels.shape == (10, 1, 20, 20)
+    assert grey.images.pixels.shape == (10, 1, 20, 20)
 
 
 def test_worlds_that_cannot_be():
