@@ -13,7 +13,6 @@ that --help answers at once.
 import argparse
 import contextlib
 import functools
-import math
 import os
 import signal
 import sys
@@ -47,34 +46,21 @@ def integer(low: int) -> Callable[[str], int]:
     return parse
 
 
-def positive(text: str) -> float:
-    """Parses a number above zero that float32 can hold."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 3e38:
-        raise argparse.ArgumentTypeError(f"needs a number above zero, not {text!r}")
-    return value
+def number(allowed: Callable[[float], bool], words: str) -> Callable[[str], float]:
+    """A parser of those numbers that are `allowed`, which `words` describe."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if allowed(value := float(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"needs {words}, not {text!r}")
+
+    return parse
 
 
-def not_negative(text: str) -> float:
-    """Parses zero or a number above it."""
-    try:
-        return 0.0 if float(text) == 0 else positive(text)
-    except (ValueError, argparse.ArgumentTypeError):
-        raise argparse.ArgumentTypeError(f"needs zero or a number above it, not {text!r}") from None
-
-
-def share(text: str) -> float:
-    """Parses a number from 0 to below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"needs a number from 0 to below 1, not {text!r}")
-    return value
+positive = number(lambda value: 0 < value < 3e38, "a number above zero")  # that float32 can hold
+not_negative = number(lambda value: 0 <= value < 3e38, "zero or a number above it")
+share = number(lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
 class Flags(argparse.Namespace):

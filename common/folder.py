@@ -98,11 +98,12 @@ def open_run(
     newest = find_run(milestone, ["last.pt"])
     if not args.checkpoint and not newest:
         fail(f"no run is in runs/{milestone}: train one, python {milestone}/train.py")
-    path = Path(args.checkpoint or newest / "last.pt")
+    if args.checkpoint:
+        path = Path(args.checkpoint)
+    else:
+        waited = read_flags(newest).get("patience") and (newest / "best.pt").exists()
+        path = newest / ("best.pt" if waited else "last.pt")
     checkpoint = read_checkpoint(path)
-    best = path.with_name("best.pt")
-    if not args.checkpoint and checkpoint["config"]["flags"].get("patience") and best.exists():
-        path, checkpoint = best, read_checkpoint(best)  # which --patience was tested with
     flags = as_spelt_now(checkpoint["config"]["flags"])
     name = flags.get("model", "")
     if name not in models or flags.get("milestone") != milestone:

@@ -108,17 +108,19 @@ class Signals:
 class Run:
     """One run and its folder, `self.folder`; see the top of this file.
 
-    `monitor` names the validation metric that chooses `best.pt`, with `max` or `min`.
+    `monitor` names the validation metric that chooses `best.pt`, with `max` or `min`, or is a rule
+    of its own.
     """
 
     def __init__(
         self,
         args: argparse.Namespace,
         dev: Device,
-        monitor: tuple[str, Callable] = ("val_accuracy", max),
+        monitor: tuple[str, Callable] | Best = ("val_accuracy", max),
         **parts: Any,
     ):
-        self.args, self.dev, self.parts, self.best = args, dev, parts, Best(*monitor)
+        self.args, self.dev, self.parts = args, dev, parts
+        self.best = monitor if isinstance(monitor, Best) else Best(*monitor)
         self.epoch = self.position = self.step = 0  # position: steps into the epoch
         self.epoch_is_whole = False  # the one that was trained last
         self.steps = 0  # of an epoch, as far as is known
@@ -376,8 +378,8 @@ class Run:
             setattr(self, key, state[key])
         self.best.value, self.best.stale = state["best"], state["stale"]
         if any(flags.get(key) != getattr(self.args, key, None) for key in SIZE_FLAGS):
-            whole = (self.step - self.position) // self.epoch if self.epoch else 0
-            self.steps = -state.get("steps", whole)  # of the old size, see `count_anew`
+            old = state.get("steps") or (self.step - self.position) // max(1, self.epoch)
+            self.steps = -old  # of an epoch of the old size, see `count_anew`
         here = 1.0 if self.dev.main else 0.0  # the sums are those of all processes
         self.sums = {k: pair.to(self.dev.device) * here for k, pair in state["sums"].items()}
         self.rng = state["rng"]

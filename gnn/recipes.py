@@ -34,11 +34,11 @@ ROWS = {
 }  # fmt: skip
 SHARED = {
     "karate": dict(val=0, activation="relu", window=None, patience=None),
-    "citation": dict(activation="relu", window=None, patience=None),
-    "graphs": dict(epochs=100, batch_size=32, lr=0.005, dropout=0.2, weight_decay=0.0, patience=50,
-                   readout="sum", features="standard", activation="relu", window=None),
-    "ppi": dict(epochs=200, lr=0.005, dropout=0.0, weight_decay=0.0, patience=100, features="raw",
-                activation="relu", window=None),
+    "citation": dict(val=500, activation="relu", window=None, patience=None),
+    "graphs": dict(val=500, epochs=100, batch_size=32, lr=0.005, dropout=0.2, weight_decay=0.0,
+                   patience=50, readout="sum", features="standard", activation="relu", window=None),
+    "ppi": dict(val=500, epochs=200, lr=0.005, dropout=0.0, weight_decay=0.0, patience=100,
+                features="raw", activation="relu", window=None),
 }  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def without_meaning(model: str, data: str, loss: str | None) -> dict[str, str]:
 def add_flags(parser: cli.Parser) -> None:
     """All flags beside the shared ones."""
     add_graph_flags(parser)
-    add, count, switch = parser.add_argument, dict(type=cli.integer(1), metavar="N"), "learned"
+    add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
     text = "channels of the layers (gat: of a head)"
     add("--hidden", **count, nargs="+", help=text)
     text = "so many layers, of the width of the first of --hidden"
@@ -124,7 +124,8 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_switch("--residual", help="add a layer's input to its output")
     add("--num-heads", **count, default=8, help="of hidden layers")
     add("--out-heads", **count, default=1, help="of the last layer, averaged")
-    add("--attention", choices=[switch, "constant"], default=switch, help="the weights of edges")
+    kinds = ["learned", "constant"]
+    add("--attention", choices=kinds, default="learned", help="the weights of edges")
     add("--aggregator", choices=["mean", "max"], default="mean", help="of neighbours")
     text = "neighbours to draw, a number for each step away from a node; 0 stands for all"
     add("--fanouts", type=cli.integer(0), metavar="N", nargs="+", default=[25, 10], help=text)

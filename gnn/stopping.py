@@ -18,18 +18,14 @@ class Both(Best):
     `value` is the lowest loss and the highest score, which may be of different epochs.
     """
 
-    @classmethod
-    def following(cls, best: Best) -> "Both":
-        """The rule in place of that of a run, which may have been resumed."""
-        value = (best.value, 0.0) if isinstance(best.value, float) else best.value  # of older runs
-        return cls(best.name, best.better, value, best.stale)
-
     def see(self, metrics: dict[str, float], whole: bool) -> None:
         """Compares an epoch; one that --max-steps cut short only where there is no other."""
         if "val_loss" not in metrics or not (whole or self.value is None):
             return
         loss = metrics["val_loss"]
         score = metrics["val_f1"] if "val_f1" in metrics else metrics["val_accuracy"]
+        if isinstance(self.value, float):  # of a run that watched the loss alone
+            self.value = (self.value, 0.0)
         lowest, highest = self.value or (loss, score)
         self.improved = loss <= lowest and score >= highest
         higher = score >= highest and (highest < 1 or self.value is None)  # 1 can't improve

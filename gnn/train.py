@@ -27,7 +27,7 @@ from gnn.sets import Batch, GraphSet
 from gnn.stopping import Both, above_mean
 
 # fmt: off
-QUICK = dict(model="gcn", data="karate", epochs=300, val=500, batch_size=512, lr=0.01,
+QUICK = dict(model="gcn", data="karate", epochs=300, val=0, batch_size=512, lr=0.01,
              hidden=[4, 4, 2], dropout=0.0, weight_decay=5e-4, activation="tanh")
 PAPER = dict(model="gcn", data="cora", epochs=200, val=500, batch_size=512, lr=0.01,
              hidden=[16], dropout=0.5, weight_decay=5e-4, window=10)
@@ -154,10 +154,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     optimizer = torch.optim.Adam(groups_of(model, args), args.lr)
     history = {"val_loss": [], "frames": []}
     watched = ("val_accuracy", max) if args.loss == "unsupervised" else ("val_loss", min)
+    watched = Both(*watched) if args.watch == "both" else watched
     parts = dict(model=model, optimizer=optimizer, history=history, dataset=train.facts)
     run = Run(args, dev, watched, **parts)
-    if args.watch == "both":
-        run.best = Both.following(run.best)
     picture = run.folder / "confusion.png"
     if args.evaluate:
         return run.finish(**evaluate(model, test, train, dev, args, picture))

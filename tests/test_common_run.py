@@ -57,7 +57,7 @@ def reference(tmp_path_factory):
     return folder, toy.main([*RANDOM, "--run-dir", str(folder)])
 
 
-def test_folder_holds_what_the_design_says(reference):
+def test_what_a_run_folder_holds(reference):
     folder, metrics = reference
     assert {p.name for p in folder.iterdir()} == {
         "config.json",

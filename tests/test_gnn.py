@@ -18,7 +18,6 @@ from helpers import count, perturb, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import plot
-from common.run import Best
 from gnn import claims, sample, train
 from gnn.data import load_graphs
 from gnn.gat import AttentionLayer, with_loops
@@ -773,8 +772,9 @@ def test_gats_rule():
         rule.improved = False
         rule.see({"val_loss": loss, "val_accuracy": accuracy}, whole=True)
         assert (rule.improved, rule.stale) == (kept, stale)
-    old = Both.following(Best("val_loss", min, 0.9, 7))  # of a run before this rule
-    assert (old.value, old.stale) == ((0.9, 0.0), 7)
+    old = Both("val_loss", min, 0.9, 7)  # of a run before this rule
+    old.see({"val_loss": 0.95, "val_accuracy": 0.5}, whole=True)
+    assert (old.value, old.stale, old.improved) == ((0.9, 0.5), 0, False)
 
 
 def lonely(tables):

@@ -22,8 +22,17 @@ from torch import Tensor
 from common import cli, counted, fail
 from common.data import shapes as world
 from common.data.batches import Batches, Draw
-from common.data.files import PAGED, UNREADABLE, images_below, open_image, upright, white_in
+from common.data.files import (
+    ORIENTATION,
+    PAGED,
+    UNREADABLE,
+    images_below,
+    open_image,
+    upright,
+    white_in,
+)
 from common.data.images import as_facts, moments_of
+from common.data.shapes import ShapeImages
 from common.data.sources import Source, folders_in, named, open_source, part_folders, say_parts
 from common.device import Device
 from common.run import progress_bar
@@ -35,10 +44,9 @@ SETS = {  # their folder in --data-dir, and there the folders of images and of m
 }
 NUM_SCENES = 4_000, 100  # of `shapes`, training (seed 0) and test (seed 1)
 MASK_SETS = ["shapes", *SETS, "folder:PATH"]
-ORIENTATION = 0x0112  # EXIF's tag, and what turns an image of each value upright
+# What turns an image upright, by the value of EXIF's ORIENTATION.
 TURNS = dict(enumerate([Image.Transpose(k) for k in (0, 3, 1, 5, 4, 6, 2)], 2))
 LEAST_WEIGHT = 1e-13  # border weights below this are nothing
-DAMAGED = (*UNREADABLE, ArithmeticError, EOFError, LookupError, TypeError)  # what a file may raise
 
 
 @dataclasses.dataclass
@@ -63,31 +71,17 @@ class Annotated:
         return Annotated(*(some and [some[i] for i in indices.tolist()] for some in lists))
 
 
-@dataclasses.dataclass
-class SceneNumbers:
-    """Scenes of the world of shapes, still to be drawn."""
-
-    indices: Tensor
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def take(self, indices: Tensor) -> "SceneNumbers":
-        """The scenes at `indices`, still to be drawn."""
-        return SceneNumbers(self.indices[indices], self.seed)
-
-    def draw(self, size: int, dev: Device) -> Annotated:
-        """Their pixels, and the numbers of the objects seen there."""
-        images, labels = [], []
-        chunks = self.indices.split(100)
-        for chunk in progress_bar(chunks, dev, "drawing scenes", len(chunks)):
-            drawn = world.draw(chunk.tolist(), size, self.seed)
-            numbers = torch.arange(1, drawn.masks.shape[1] + 1)[:, None, None]
-            images += drawn.pixels
-            labels += (drawn.masks * numbers).amax(1).int()  # one object at most is seen at a pixel
-        names = [f"scene {i}" for i in self.indices.tolist()]
-        return Annotated(images, list(map(separate, labels)), labels, names)
+def drawn(scenes: ShapeImages, size: int, dev: Device) -> Annotated:
+    """The pixels of scenes, and the numbers of the objects seen there."""
+    images, labels = [], []
+    chunks = torch.tensor(scenes.indices).split(100)
+    for chunk in progress_bar(chunks, dev, "drawing scenes", len(chunks)):
+        some = world.draw(chunk.tolist(), size, scenes.seed)
+        numbers = torch.arange(1, some.masks.shape[1] + 1)[:, None, None]
+        images += some.pixels
+        labels += (some.masks * numbers).amax(1).int()  # one object at most is seen at a pixel
+    names = [f"scene {i}" for i in scenes.indices]
+    return Annotated(images, list(map(separate, labels)), labels, names)
 
 
 def add_mask_flags(parser: cli.Parser) -> None:
@@ -234,7 +228,7 @@ def load_masks(
     readers |= {"shapes": scenes, "folder": lambda args: own_folder(args, dev)}
     source = open_source(args, dev, readers)
     if args.data == "shapes":  # no more are drawn than are needed
-        source.parts = {name: part.draw(size, dev) for name, part in source.parts.items()}
+        source.parts = {name: drawn(part, size, dev) for name, part in source.parts.items()}
     marked = sum(bool(((m > 0) & (m != UNKNOWN)).any()) for m in source.parts["train"].masks)
     if not marked and not args.stored:  # a model that is there may be measured on anything
         fail(f"{args.data}: no mask of the training part marks anything, so there is nothing to "
@@ -259,7 +253,7 @@ def load_masks(
 
 def scenes(args: argparse.Namespace) -> Source:
     """Scenes of the world of shapes: objects against the background."""
-    train, test = (SceneNumbers(torch.arange(count), seed) for seed, count in enumerate(NUM_SCENES))
+    train, test = (ShapeImages(range(count), seed) for seed, count in enumerate(NUM_SCENES))
     facts = {"channels": 3, "labelled": True, "values": [0, 1]}
     return Source(["background", "shape"], {"train": train, "test": test}, facts=facts)
 
@@ -421,7 +415,7 @@ def pages_of(path: Path) -> int:
     try:
         with Image.open(path) as image:
             return getattr(image, "n_frames", 1)
-    except DAMAGED as error:
+    except UNREADABLE as error:
         fail(f"{path} is not a readable image ({error})")
 
 
@@ -438,7 +432,7 @@ def turned_along(path: Path, own: Path, mask: Tensor) -> Tensor | None:
                 return None
             if upright(image) is image:
                 return None
-    except DAMAGED:
+    except UNREADABLE:
         return None
     return torch.from_numpy(np.array(Image.fromarray(mask.numpy()).transpose(turn)))
 
@@ -447,7 +441,7 @@ def read_image(path: Path, top: float | None = None, page: int = 0) -> Tensor:
     """An image file as uint8 (1, H, W) if it is grey, else (3, H, W)."""
     try:
         image = np.array(open_image(path, top, page))
-    except DAMAGED as error:
+    except UNREADABLE as error:
         fail(f"{path} is not a readable image ({error})")
     pixels = torch.from_numpy(image)
     if pixels.ndim == 3 and bool((pixels == pixels[..., :1]).all()):
@@ -464,7 +458,7 @@ def read_mask(path: Path, page: int = 0, counts: dict | None = None) -> Tensor:
         with Image.open(path) as image:
             image.seek(page)
             mask, layered = np.array(upright(image)), image.mode in ("RGBA", "LA")
-    except DAMAGED as error:
+    except UNREADABLE as error:
         fail(f"{path} is not a readable image ({error})")
     if mask.ndim == 3:
         colours = mask[..., :3] if mask.shape[2] > 2 else mask[..., :1]

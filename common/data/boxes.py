@@ -15,12 +15,10 @@ import argparse
 import codecs
 import contextlib
 import dataclasses
-import glob
 import io
 import json
 import math
 import operator
-import struct
 import unicodedata
 import xml.etree.ElementTree
 from collections import Counter
@@ -36,7 +34,15 @@ from torch import Tensor
 from common import counted, fail, unknown
 from common.data import shapes as world
 from common.data.batches import Batches, Draw
-from common.data.files import UNREADABLE, ImageFiles, images_below, notes_on, open_image, upright
+from common.data.files import (
+    ORIENTATION,
+    UNREADABLE,
+    ImageFiles,
+    images_below,
+    notes_on,
+    open_image,
+    upright,
+)
 from common.data.images import STREAM_BYTES, Held, ImageSet, Streamed, read_or_stream, statistics
 from common.data.shapes import ShapeImages
 from common.data.sources import PART_NAMES, Source, download, named, open_source, say_parts, split
@@ -52,7 +58,7 @@ VOC += ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sh
 VOC += ["train", "tvmonitor"]
 BCCD = ["RBC", "WBC", "Platelets"]
 NUM_SCENES, MAX_OBJECTS = {"train": 2_500, "test": 500}, 4  # of `shapes`: seeds 0 and 1
-ORIENTATION, SIDEWAYS = 274, (5, 6, 7, 8)  # the EXIF tag, and its values that swap the sides
+SIDEWAYS = (5, 6, 7, 8)  # EXIF's values of ORIENTATION that swap the sides
 
 
 class Objects(NamedTuple):
@@ -219,7 +225,7 @@ def look(path: Path, where: str) -> tuple[tuple[int, int], int]:
         with Image.open(path) as image:
             try:
                 turn = image.getexif().get(ORIENTATION) or 1
-            except (ArithmeticError, ValueError, TypeError, KeyError, SyntaxError, struct.error):
+            except UNREADABLE:
                 turn = 1  # damaged: read as it is stored
             if turn not in range(2, 9):
                 return image.size, 1
@@ -372,8 +378,8 @@ class VocFolder:
 
     def __init__(self, root: Path):
         self.root, self.marks, self.images = root, root / "Annotations", root / "JPEGImages"
-        found = glob.glob("**/*.[xX][mM][lL]", root_dir=self.marks, recursive=True)
-        self.annotations = {plain(name): self.marks / name for name in found}
+        found = images_below(self.marks, {".xml"})
+        self.annotations = {plain(path.relative_to(self.marks)): path for path in found}
         self.pictures: dict[str, list[Path]] = {}
         for path in images_below(self.images) if self.images.is_dir() else []:
             self.pictures.setdefault(plain(path.relative_to(self.images)), []).append(path)

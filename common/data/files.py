@@ -24,6 +24,7 @@ SUFFIXES |= {".pgm", ".ppm"}
 PAGED = {".gif", ".tif", ".tiff"}  # may hold several images
 DEEP = ("I", "F")  # modes of more than 8 bits, beside I;16
 TOPS = (255, 1023, 4095, 16383, 65535)  # white of 8, 10, 12, 14 and 16 bits
+ORIENTATION = 0x0112  # EXIF's tag of how an image is to be turned: 1 to 8, 1 not at all
 LOOKED_AT = 256  # files of a large set whose headers are looked at
 
 
@@ -88,14 +89,19 @@ def find_images(inputs: Iterable[Path]) -> list[Path]:
     return files
 
 
-def images_below(folder: Path, seen: frozenset[Path] = frozenset()) -> list[Path]:
-    """The image files in a folder and in those below it, in order; no folder twice."""
+def images_below(
+    folder: Path, suffixes: Iterable[str] = SUFFIXES, seen: frozenset[Path] = frozenset()
+) -> list[Path]:
+    """The image files (or others with `suffixes`) in a folder and in those below it, in order.
+
+    Hidden ones are left; linked folders are read, but none inside of itself.
+    """
     if (here := folder.resolve()) in seen:
         return []  # a link that leads back
     paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    files = [p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()]
+    files = [p for p in paths if p.suffix.lower() in suffixes and p.is_file()]
     for path in paths:
-        files += images_below(path, seen | {here}) if path.is_dir() else []
+        files += images_below(path, suffixes, seen | {here}) if path.is_dir() else []
     return files
 
 
@@ -176,7 +182,7 @@ def upright(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF data say, or as it is stored where these are damaged."""
     try:
         return ImageOps.exif_transpose(image)
-    except (ArithmeticError, ValueError, TypeError, KeyError, SyntaxError, struct.error):
+    except UNREADABLE:
         return image
 
 
