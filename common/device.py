@@ -12,6 +12,7 @@ Started by `torchrun`, every process computes its share of each batch.
 
 import argparse
 import atexit
+import collections
 import contextlib
 import ctypes
 import os
@@ -29,6 +30,10 @@ from torch.optim import Optimizer
 
 from common import fail, seed_of
 
+# A thread of gloo's lets go of a tensor only after the process was told that it is reduced. If the
+# last reference to it were that thread's, it would need the interpreter, and abort a process that
+# is ending by then: the newest tensors stay referenced here.
+REDUCED: collections.deque[Tensor] = collections.deque(maxlen=16)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -174,6 +179,7 @@ class Device:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
         if self.distributed:
+            REDUCED.append(tensor)
             dist.all_reduce(tensor)
         return tensor
 
@@ -182,6 +188,7 @@ class Device:
         if not self.distributed:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
+        REDUCED.append(tensor)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
