@@ -77,7 +77,7 @@ def test_the_history(clone, capsys):
     assert changed in ([], ["README.md"], ["milestones.toml"]), changed  # the whole museum
 
 
-def test_links_commands_and_collection_on_every_branch(clone):
+def test_links_and_commands_on_every_branch(clone):
     alone = MILESTONES[-1]
     made = [*branches.main([]), *branches.main(["--only", alone])]
     folders = [checkout(clone, name) for name in made]
@@ -100,14 +100,30 @@ def test_links_commands_and_collection_on_every_branch(clone):
                 assert (folder / script).is_file(), f"{page}: {script}"
         text, tables = (folder / "README.md").read_text(), (folder / "milestones.toml").read_text()
         assert readme.update(text, milestones.parse(tables), folder) == text  # cut alike
+
+
+def collects(folder):
+    found = pytest_in(folder, "--collect-only")
+    assert re.search(r"\d+(/\d+)? tests collected", found)
+
+
+def test_a_branch_alone_collects(clone):
+    """A folder from the middle: what it is cut from has most other folders in it."""
+    (name,) = branches.main(["--only", MILESTONES[len(MILESTONES) // 2]])
+    collects(checkout(clone, name))
+
+
+@pytest.mark.slow
+def test_every_branch_collects(clone):
+    made = [*branches.main([]), *branches.main(["--only", MILESTONES[-1]])]
     with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(lambda folder: pytest_in(folder, "--collect-only"), folders):
-            assert re.search(r"\d+(/\d+)? tests collected", found)
+        list(pool.map(collects, [checkout(clone, name) for name in made]))
 
 
 def test_the_first_branch_passes(clone):
+    """But for the tests of `common`: they are the same files there and here, and run here too."""
     name = next(iter(branches.main([])))
-    assert "passed" in pytest_in(checkout(clone, name), "-x")
+    assert "passed" in pytest_in(checkout(clone, name), "-x", "--ignore-glob=*/test_common_*")
 
 
 @pytest.mark.slow
