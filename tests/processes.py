@@ -5,6 +5,7 @@ Usage: torchrun --nproc-per-node 2 tests/processes.py FOLDER (which holds a run 
 
 import os
 import sys
+import weakref
 from types import SimpleNamespace
 
 import torch
@@ -52,6 +53,17 @@ def counted():
     return [gathered(p) for p in model.parameters()]
 
 
+def kept():
+    """Whether a tensor outlives its last user, for gloo's thread is slow to let go of it."""
+    from common.device import Device
+
+    tensor = torch.ones(1)
+    still = weakref.ref(tensor)
+    Device(device_args()).sum(tensor)
+    del tensor
+    return still() is not None
+
+
 def device_args(**changes):
     return SimpleNamespace(
         **{
@@ -85,7 +97,7 @@ def main(folder):
     toy.main([*FLAGS[:1], "--precision", "fp16", "--run-dir", "fp16", "--fsdp"])
     evaluated = toy.main(["--quiet", "--evaluate", "half/last.pt", "--run-dir", "evaluated"])
     games = [two_optimisers(), two_optimisers(fsdp=True)]
-    results = {"evaluated": evaluated, "games": games, "counted": counted()}
+    results = {"evaluated": evaluated, "games": games, "counted": counted(), "kept": kept()}
     if os.environ["RANK"] == "0":
         torch.save(results, "results.pt")
 

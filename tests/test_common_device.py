@@ -74,6 +74,10 @@ def test_metrics_are_those_of_all_processes(pair):
     assert results["evaluated"]["test_count"] == 359
 
 
+def test_a_tensor_that_was_summed_stays_referenced(pair):
+    assert torch.load(pair[0] / "results.pt")["kept"]
+
+
 @pytest.mark.parametrize("name", ["half", "half-fsdp", "one", "one-fsdp"])
 def test_a_run_resumes_on_another_number_of_processes(pair, name):
     assert saved(pair[0] / name)["step"] == 30
