@@ -39,9 +39,9 @@ PAD, UNKNOWN = range(2)
 # A word; the ends of contractions ("did n't") are words of their own, as in the Penn Treebank.
 WORD = r"\w+(?=n't)|n't|'\w+|\w+|[^\w\s]"
 RARE = 2  # a word that stands in training less often is <unk>, which is learned so
-TEXTS = ("text sentence message review content comment document body question tweet headline "
-         "utterance title name").split()  # fmt: skip
-LABELS = "label class category sentiment target polarity intent topic tag y".split()
+TEXTS = ["text", "sentence", "message", "review", "content", "comment", "document", "question",
+         "tweet", "utterance", "body", "headline", "title", "name"]  # fmt: skip
+LABELS = ["label", "class", "category", "sentiment", "target", "polarity", "intent", "topic", "y"]
 FIXED = ["units", "vocab_size", "max_length"]  # by a checkpoint
 TABLES = (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 
@@ -301,7 +301,7 @@ def train_vocabulary(texts: Sequence[str], units: str, vocab_size: int) -> str:
 
     tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL[UNKNOWN]))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace("’", "'"), normalizers.Lowercase()]
+        [normalizers.NFC(), normalizers.Replace("\u2019", "'"), normalizers.Lowercase()]
     )
     pattern = Regex(WORD if units == "words" else r"[\s\S]")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="removed", invert=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import cli, counted, fail, unknown
+from common import cli, counted, fail
 from common.data.batches import Draw
 from common.data.sources import (
     Source,
@@ -89,7 +89,7 @@ def find(args: argparse.Namespace, *folders: str) -> Path:
 
 
 def fsdd(args: argparse.Namespace) -> Source:
-    """The Free Spoken Digit Dataset (Jackson 2018): DIGIT_SPEAKER_INDEX.wav, 0 to 4 are the test."""
+    """Spoken digits (Jackson et al. 2018), DIGIT_SPEAKER_INDEX.wav: 0 to 4 are the test part."""
     root = find(args, "fsdd/recordings", "free-spoken-digit-dataset/recordings", "recordings")
     named = ((path, re.fullmatch(r"(\d)_(\w+)_(\d+)\.wav", path.name)) for path in root.iterdir())
     found = sorted((path, *match.groups()) for path, match in named if match)
@@ -320,8 +320,13 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | 
     if strange := {rate: n for rate, n in sorted(rates.items()) if rate != facts["sample_rate"]}:
         those = ", ".join(f"{n:,} of {rate:,} Hz" for rate, n in strange.items())
         notes.append(f"recordings brought to {facts['sample_rate']:,} Hz: {those}")
-    features = [log_mel(samples, rate, facts) for samples, rate in
-                progress_bar(sounds, dev, "hearing them", len(sounds))]  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # too little work to share: on a busy machine two took 13 times as long
+    heard = progress_bar(sounds, dev, "hearing them", len(sounds))
+    features = [log_mel(samples, rate, facts) for samples, rate in heard]
+    torch.set_num_threads(threads)
     silent = [path for path, (samples, _) in zip(paths, sounds, strict=True) if not samples.any()]
     if silent:
         notes.append(f"{counted(len(silent), 'recording')} silent, the first {silent[0]}")
