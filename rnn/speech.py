@@ -240,7 +240,7 @@ def log_mel(samples: Tensor, rate: int, facts: dict) -> Tensor:
     to_mel = mel_transform(new, facts["mels"])
     short = to_mel.n_fft - len(samples)
     power = to_mel(torch.nn.functional.pad(samples, (0, max(0, short)))).T  # (T, F)
-    level = 10 * power.clamp(min=1e-10).log10()
+    level = 10 * power.clamp(min=1e-30).log10()
     level = level.clamp(min=level.max() - DEEPEST)
     return level - level.mean()
 
@@ -279,11 +279,11 @@ def spec_augment(
     freq_mask: int, time_mask: int, features: Tensor, lengths: Tensor, draw: Draw
 ) -> Tensor:
     """Covers bands and moments of features (B, T, F) with zeros, which are their mean (Park et al.
-    2019, Sec. 2): twice f ~ U[0, F) bands and t ~ U[0, T) moments. Time isn't warped, which
-    mattered least there (Sec. 5.1)."""
+    2019, Sec. 2): twice 0 to `freq_mask` bands, and 0 to `time_mask` moments. Time isn't warped,
+    which mattered least there (Sec. 5.1)."""
     batch, steps, bands = features.shape
     f, f0, t, t0 = draw.uniform(0, 1, 4, NUM_MASKS).cpu().unbind(1)  # (B, NUM_MASKS)
-    longest = (lengths * MOST_MASKED).clamp(max=time_mask)[:, None]
+    longest = (lengths * MOST_MASKED).floor().clamp(max=time_mask)[:, None]
     for share, begin, most, size in (
         (f, f0, torch.tensor(min(freq_mask, bands)), torch.full((batch, 1), bands)),
         (t, t0, longest, lengths[:, None]),

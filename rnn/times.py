@@ -226,11 +226,33 @@ def read_times(
     found = [parse(cells)]
     if all(re.match(r"\s*\d\d?[./-]\d\d?[./-]\d", cell) for cell in cells if cell):
         found.append(parse(cells, day_first=True))
-    found.sort(key=lambda times: (np.isnat(times).sum(), len(np.unique(np.diff(np.sort(times))))))
+        found.sort(key=unevenness)
     if (none := np.isnat(found[0])).any():
         where = int(none.argmax())
         fail(f"{path}: line {lines[where]}: {name} is {cells[where]!r}, which is no time")
     return found[0].astype(np.int64).astype(np.float64), "time"
+
+
+def unevenness(times: np.ndarray) -> tuple[int, int]:
+    """How many of the times are none, and how many steps differ from the usual one."""
+    there = np.sort(times[~np.isnat(times)]).astype(np.int64).astype(np.float64)
+    steps = np.diff(ticks_of(there)[1]) if len(there) > 1 else np.zeros(1)
+    return int(np.isnat(times).sum()), int((steps != np.median(steps)).sum())
+
+
+def ticks_of(stamps: np.ndarray) -> tuple[str, np.ndarray]:
+    """The unit in which times, in order, are evenly apart, and their numbers in it.
+
+    Months are of unequal length; some series have no Saturdays and Sundays.
+    """
+    times = stamps.astype(np.int64).astype("datetime64[us]")
+    days = times.astype("datetime64[D]")
+    usual = np.median(np.diff(stamps))
+    if usual >= 27 * DAY:
+        return "month", times.astype("datetime64[M]").astype(np.float64)
+    if usual == DAY and np.is_busday(days).all() and len(days) > 5:
+        return "weekday", np.busday_count(days[0], days).astype(np.float64)
+    return "time", stamps
 
 
 def even_steps(
@@ -244,15 +266,7 @@ def even_steps(
         pair = sorted(lines[where : where + 2])
         fail(f"{path}: the lines {pair[0]} and {pair[1]} have the same time, {texts[where]}: a "
              "series has one row for each")  # fmt: skip
-    ticks = stamps
-    if unit == "time":
-        times = stamps.astype(np.int64).astype("datetime64[us]")
-        days = times.astype("datetime64[D]")
-        usual = np.median(np.diff(stamps))
-        if usual >= 27 * DAY:  # months are of unequal length
-            unit, ticks = "month", times.astype("datetime64[M]").astype(np.float64)
-        elif usual == DAY and np.is_busday(days).all() and len(days) > 5:
-            unit, ticks = "weekday", np.busday_count(days[0], days).astype(np.float64)
+    unit, ticks = ticks_of(stamps) if unit == "time" else (unit, stamps)
     step = float(np.median(np.diff(ticks)))
     ratio = np.diff(ticks) / (step or 1)
     steps = ratio.round()
