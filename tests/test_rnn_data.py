@@ -12,7 +12,7 @@ from processes import device_args
 
 from common.cli import Flags
 from common.device import Device
-from rnn import sentences, series, speech
+from rnn import sentences, series, sound, speech
 from rnn.batches import LikeLengths, Sequences, split_by
 from rnn.tables import read_table
 from rnn.times import read_series
@@ -413,7 +413,7 @@ def write_float(path, samples, rate=8000, kind="<f4", extensible=False):
 
 @pytest.mark.parametrize("bits", [8, 16, 24, 32])
 def test_whole_numbers(bits):
-    samples, rate = speech.read_wav(write_wav("a.wav", tone(), bits=bits))
+    samples, rate = sound.read_wav(write_wav("a.wav", tone(), bits=bits))
     assert rate == 8000
     torch.testing.assert_close(samples, tone(), rtol=0, atol=2.0 ** (1 - min(bits, 24)))
     assert samples.dtype == torch.float32
@@ -421,14 +421,14 @@ def test_whole_numbers(bits):
 
 def test_floats_and_stereo():
     for kind, extended in (("<f4", False), ("<f8", False), ("<f4", True)):
-        samples, _ = speech.read_wav(write_float("a.wav", tone(), kind=kind, extensible=extended))
+        samples, _ = sound.read_wav(write_float("a.wav", tone(), kind=kind, extensible=extended))
         torch.testing.assert_close(samples, tone())
     sides = torch.stack([tone(), -tone() / 2], 1).flatten()
-    samples, _ = speech.read_wav(write_wav("b.wav", sides, channels=2, bits=24))
+    samples, _ = sound.read_wav(write_wav("b.wav", sides, channels=2, bits=24))
     torch.testing.assert_close(samples, tone() / 4, rtol=0, atol=1e-6)
     raw = bytearray(write_wav("c.wav", tone()).read_bytes())
     raw[4:8] = raw[40:44] = b"\xff" * 4  # written into a pipe, where nobody knew the length
-    assert len(speech.read_wav(put("d.wav", bytes(raw)))[0]) == len(tone())
+    assert len(sound.read_wav(put("d.wav", bytes(raw)))[0]) == len(tone())
 
 
 def bad_wav(name):
@@ -458,40 +458,40 @@ def bad_wav(name):
 )
 def test_bad_recordings(name, refused):
     content, reason = bad_wav(name)
-    line = refused(speech.read_wav, put("bad.wav", content))
+    line = refused(sound.read_wav, put("bad.wav", content))
     assert reason in line
     assert "bad.wav" in line
 
 
 def test_a_missing_recording(refused):
-    assert "can't read none.wav: No such file" in refused(speech.read_wav, Path("none.wav"))
+    assert "can't read none.wav: No such file" in refused(sound.read_wav, Path("none.wav"))
 
 
 FACTS = dict(sample_rate=8000, mels=20, max_seconds=10.0, mean=[0.0] * 20, std=[1.0] * 20)
 
 
 def test_features():
-    features = speech.log_mel(tone(), 8000, FACTS)
+    features = sound.log_mel(tone(), 8000, FACTS)
     assert features.shape == (31, 20)  # every 10 ms
     peaks = [
-        speech.log_mel(tone(pitch=pitch), 8000, FACTS).mean(0).argmax().item()
+        sound.log_mel(tone(pitch=pitch), 8000, FACTS).mean(0).argmax().item()
         for pitch in (200, 440, 1000, 3000)
     ]
     assert peaks == sorted(set(peaks))  # a higher tone is in a higher band
-    softer = speech.log_mel(tone() / 50, 8000, FACTS)
+    softer = sound.log_mel(tone() / 50, 8000, FACTS)
     torch.testing.assert_close(softer, features, rtol=0, atol=0.01)  # loudness doesn't matter
-    assert not speech.log_mel(torch.zeros(800), 8000, FACTS).any()  # silence
+    assert not sound.log_mel(torch.zeros(800), 8000, FACTS).any()  # silence
     for count in (1, 2, 100):  # shorter than a window
-        short = speech.log_mel(torch.ones(count), 8000, FACTS)
+        short = sound.log_mel(torch.ones(count), 8000, FACTS)
         assert short.isfinite().all()
         assert len(short) >= 1
-    assert len(speech.log_mel(torch.rand(80_000 * 3), 8000, FACTS)) == 1001  # of 30 s the first 10
+    assert len(sound.log_mel(torch.rand(80_000 * 3), 8000, FACTS)) == 1001  # of 30 s the first 10
 
 
 @pytest.mark.parametrize("rate", [4000, 11025, 16000, 44100, 44101, 48000])
 def test_rates(rate):
-    features = speech.log_mel(tone(rate), rate, FACTS)
-    wanted = speech.log_mel(tone(8000), 8000, FACTS)
+    features = sound.log_mel(tone(rate), rate, FACTS)
+    wanted = sound.log_mel(tone(8000), 8000, FACTS)
     assert abs(len(features) - len(wanted)) <= 1
     assert features.mean(0).argmax() == wanted.mean(0).argmax()
 
@@ -593,7 +593,7 @@ def test_silence_alone_is_no_nan():
 
 
 def test_too_many_bands(refused):
-    line = refused(lambda: speech.log_mel(tone(), 8000, FACTS | {"mels": 500}))
+    line = refused(lambda: sound.log_mel(tone(), 8000, FACTS | {"mels": 500}))
     assert "--mels 500: at 8,000 samples a second there are 64 at most" in line
 
 
