@@ -237,9 +237,11 @@ class Measured:
         pairs = len(tokens) - 1
         streams = min(TEST_STREAMS, max(1, (pairs - WARM_UP) // WARM_UP))
         share = -(-max(pairs - WARM_UP, 1) // streams)
-        begins = torch.arange(streams)[dev.rank :: dev.world, None] * share
+        mine = torch.arange(streams)[dev.rank :: dev.world]
+        begins = (mine if len(mine) else torch.zeros(1).long())[:, None] * share
         places = begins + torch.arange(min(WARM_UP, pairs) + share)  # (B, T)
         counted_ones = (places >= begins + WARM_UP * (begins > 0)) & (places < pairs)
+        counted_ones &= bool(len(mine))  # of few tokens some processes get none that count
         places = places.clamp(max=pairs - 1).to(tokens.device)
         self.inputs = tokens[places]
         self.following = tokens[places + 1].masked_fill(~counted_ones.to(tokens.device), -100)
@@ -251,7 +253,7 @@ class Measured:
         parts = zip(
             self.inputs.split(self.bptt, 1), self.following.split(self.bptt, 1), strict=True
         )
-        parts = ((inputs, None, following) for inputs, following in parts if len(inputs))
+        parts = ((inputs, None, following) for inputs, following in parts)
         return iter(progress_bar(parts, self.dev, "evaluating", len(self)))
 
 
@@ -313,6 +315,9 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, 
     readers: dict[str, Callable] = SETS
     source = readers[args.data.partition(":")[0]](args)
     texts, known = source.parts, args.stored.get("dataset", {})
+    if short := next((part for part, text in texts.items() if len(text) < 2), None):
+        fail(f"the {short} part of {args.data} has {counted(len(texts[short]), 'character')}: a "
+             "language model needs two at least in each, take more text")  # fmt: skip
     if not args.val:
         texts.pop("val", None)
     elif "val" not in texts:
@@ -323,9 +328,6 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, 
         if size > 1:
             texts["val"] = texts["train"][-size:]
             texts["train"] = texts["train"][:-size]
-    if short := next((part for part, text in texts.items() if len(text) < 2), None):
-        fail(f"the {short} part of {args.data} has {counted(len(texts[short]), 'character')}: a "
-             "language model needs two at least in each, take more text")  # fmt: skip
     names = ("characters", "tokenizer", "vocab_size")
     facts = {name: known[name] for name in names if name in known}
     if not facts:

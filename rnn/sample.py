@@ -9,6 +9,7 @@ python rnn/sample.py                                      # of the test part
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,6 +107,7 @@ def tell(names: Sequence[str], outputs: Tensor, wanted: Sequence[str], classes: 
 
 def draw_weights(words: Sequence[Sequence[str]], weights: Tensor, heads: Sequence[str], path: Path):
     """Draws the words of sentences, the darker the more weight they have in the answer."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from common.plot import save
@@ -114,7 +116,7 @@ def draw_weights(words: Sequence[Sequence[str]], weights: Tensor, heads: Sequenc
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     axis.set(xlim=(0, 100), ylim=(len(words), 0))
-    renderer = figure.canvas.get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()
     for row, (some, head) in enumerate(zip(words, heads, strict=True)):
         axis.text(1, row + 0.5, head, fontsize=9, va="center", weight="bold", parse_math=False)
         left, most = 16.0, float(weights[row, : len(some)].max())
@@ -189,8 +191,6 @@ def forecast(
     """What follows the end of a series; without a file, windows of the test part with the truth."""
     panels, table = [], {}
     if args.inputs:
-        if len(args.inputs) > 1:
-            fail("one series at a time: give one CSV file")
         ahead = series.last_window(args.inputs[0], facts, flags.time_column)
         outputs = model(ahead.inputs.to(dev.device), ahead.lengths)[0][0].cpu()
         values = series.to_units(outputs, ahead.past[-1:], facts)
@@ -262,7 +262,7 @@ def add_up(model: nn.Module, flags: cli.Flags, dev: Device) -> dict:
 def main(argv: list[str] | None = None) -> dict | str:
     """Writes, classifies or forecasts; returns what was found."""
     args = parse_args(argv)
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for what the network says
+    with contextlib.redirect_stdout(io.StringIO()) as said:
         checkpoint, flags, dev, out = open_run(args, "rnn", MODELS)
     facts = checkpoint["dataset"]
     task = facts["task"]
@@ -273,6 +273,10 @@ def main(argv: list[str] | None = None) -> dict | str:
     if task in ("text", "adding") and args.inputs:
         hint = ": give --prompt" if task == "text" else ""
         fail(f"the checkpoint's network is for {task} and takes no inputs{hint}")
+    if task == "series" and len(args.inputs) > 1:
+        fail("one series at a time: give one CSV file")
+    # On stdout a language model's text is alone.
+    print(said.getvalue(), end="", file=sys.stderr if task == "text" else sys.stdout)
     model = build(flags, facts)
     model.load_state_dict(checkpoint["model"])
     model.to(dev.device).eval()

@@ -51,8 +51,9 @@ def add_flags(parser: cli.Parser) -> None:
     text = "what the network sees of the past: the target, or all columns of numbers"
     add("--inputs", choices=["target", "all"], default="target", help=text, **kind)
     steps = dict(type=cli.integer(1), metavar="N", group="data")
-    add("--window", **steps, default=96, help="steps of the past that it sees")
-    add("--horizon", **steps, default=24, help="steps ahead, forecast all at once")
+    fit = "(at most what there is room for, unless typed)"
+    add("--window", **steps, default=96, help=f"steps of the past that it sees {fit}")
+    add("--horizon", **steps, default=24, help=f"steps ahead, forecast all at once {fit}")
     add("--time-column", **column, none="found", help="where the times stand")
     text = "steps after which things repeat, for the forecast of a season ago"
     add("--season", **steps, none="told from the times' step", help=text)
@@ -90,38 +91,49 @@ def path_of(args: argparse.Namespace) -> Path:
 
 def read(args: argparse.Namespace) -> Source:
     """The series, cut into parts in order of time."""
-    series, window, horizon = (
-        read_series(path_of(args), args.time_column),
-        args.window,
-        args.horizon,
-    )
+    series = read_series(path_of(args), args.time_column)
+    count = len(series.values)
     if args.data == "etth1":
         sizes, rule = [months * 30 * 24 for months in ETT_MONTHS], "12, 4, 4 months of 30 days"
     else:
-        sizes = [int(len(series.values) * share) for share in SHARES]
-        sizes[1] = len(series.values) - sizes[0] - sizes[2]
+        sizes = [int(count * share) for share in SHARES]
+        sizes[1] = count - sizes[0] - sizes[2]
         rule = "70, 10, 20% of the time"
-    if sum(sizes) > len(series.values):
-        fail(f"{series.path} has {len(series.values):,} rows, not the {sum(sizes):,} of {rule}")
-    if horizon > min(sizes) or window + horizon > sizes[0]:
-        fits = sizes[0] - horizon > 0 and horizon <= min(sizes)
-        most = f"--window {sizes[0] - horizon}" if fits else f"--horizon {max(1, min(sizes) // 2)}"
-        counts = ", ".join(f"{size:,}" for size in sizes)
-        fail(f"--window {window} and --horizon {horizon} are too long for {series.path}: training, "
-             f"validation and test have {counts} rows; take {most} at most")  # fmt: skip
+    if sum(sizes) > count:
+        fail(f"{series.path} has {count:,} rows, not the {sum(sizes):,} of {rule}")
+    window, horizon, note = lengths_of(args, series.path, sizes)
     parts, begin = {}, 0
     for name, size in zip(("train", "val", "test"), sizes, strict=True):
         first = begin + (window if name == "train" else 0)
         parts[name] = Starts(series, torch.arange(first, begin + size - horizon + 1))
         begin += size
-    left = len(series.values) - begin
-    rule += f" ({left:,} rows after these are left out)" if left else ""
-    return Source([], parts, rule, {"rows": sizes, "season": season_of(args, series)})
+    rule += f" ({count - begin:,} rows after these are left out)" if begin < count else ""
+    facts = {"rows": sizes, "window": window, "horizon": horizon}
+    facts["season"] = args.season or (SUNSPOT_CYCLE if args.data == "sunspots" else series.season)
+    return Source([], parts, "; ".join(filter(None, [rule, note])), facts)
 
 
-def season_of(args: argparse.Namespace, series: Series) -> int:
-    """--season, or that of the set, or what the step of the times tells."""
-    return args.season or (SUNSPOT_CYCLE if args.data == "sunspots" else series.season)
+def lengths_of(args: argparse.Namespace, path: Path, sizes: list[int]) -> tuple[int, int, str]:
+    """Window and horizon: a checkpoint's, or as typed, or at most what the parts have room for."""
+    known = args.stored.get("dataset", {})
+    window, horizon = (known.get(name, getattr(args, name)) for name in ("window", "horizon"))
+    note, free = (
+        "",
+        [name for name in ("window", "horizon") if not known and name not in args.chosen],
+    )
+    if "horizon" in free and horizon > min(sizes) // 2:
+        horizon = max(1, min(sizes) // 2)
+        note = f"--horizon {horizon}"
+    if "window" in free and window > (sizes[0] - horizon) // 2:
+        window = max(1, (sizes[0] - horizon) // 2)
+        note += f"{' and ' if note else ''}--window {window}"
+    if horizon > min(sizes) or window + horizon > sizes[0]:
+        fits = horizon < sizes[0] and horizon <= min(sizes)
+        most = f"--window {sizes[0] - horizon}" if fits else f"--horizon {max(1, min(sizes) // 2)}"
+        counts = ", ".join(f"{size:,}" for size in sizes)
+        fail(f"--window {window} and --horizon {horizon} are too long for {path}: training, "
+             f"validation and test have {counts} rows; take {most} at most")  # fmt: skip
+    return window, horizon, note and f"so short a series has room for {note}"
 
 
 SETS = {"airline": read, "sunspots": read, "etth1": read, "series": read}
@@ -231,8 +243,8 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
     """
     source = open_source(args, dev, SETS)
     series, known = source.parts["train"].series, args.stored.get("dataset", {})
-    facts = {"task": "series", "window": args.window, "horizon": args.horizon}
-    facts |= {"relative": args.relative, "season": source.facts["season"], "step": series.step_name}
+    facts = {name: source.facts[name] for name in ("window", "horizon", "season")}
+    facts |= {"task": "series", "relative": args.relative, "step": series.step_name}
     notes = [source.note, *series.notes]
     if known:
         facts |= {name: known[name] for name in ("columns", "targets", "mean", "std")}

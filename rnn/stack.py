@@ -8,6 +8,7 @@ torch's kernel, else the steps are written out: the same numbers, more slowly. B
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 State = tuple[Tensor, ...]  # h, of an LSTM also c, each (L, B, H)
+
+
+def half_precision(x: Tensor) -> AbstractContextManager:
+    """Autocast as it is; but on most CPUs there is no kernel in fp16: fp32 in its place."""
+    halved = x.is_cpu and torch.is_autocast_enabled("cpu")
+    without = halved and torch.get_autocast_dtype("cpu") == torch.float16
+    return torch.autocast("cpu", enabled=False) if without else nullcontext()
 
 
 class Recurrent(nn.Module):
@@ -138,7 +146,8 @@ class Recurrent(nn.Module):
         weights = [weight for place in places for weight in self.weights(place)]
         begin = list(state) if self.states > 1 else state[0]
         settings = True, layers, self.dropout, self.training, both, True
-        outputs, *state = type(self).kernel(x, begin, weights, *settings)
+        with half_precision(x):
+            outputs, *state = type(self).kernel(x, begin, weights, *settings)
         return outputs, tuple(state)
 
     def run_both_ways(self, x: Tensor, state: State, lengths: Tensor) -> Tensor:
@@ -177,7 +186,8 @@ class Recurrent(nn.Module):
         weights = [weight for place in range(size[0]) for weight in self.weights(place)]
         begin = list(state) if self.states > 1 else state[0]
         settings = True, self.num_layers, self.dropout, self.training, self.directions == 2
-        data, *state = type(self).kernel(x.data, x.batch_sizes, begin, weights, *settings)
+        with half_precision(x.data):
+            data, *state = type(self).kernel(x.data, x.batch_sizes, begin, weights, *settings)
         if x.unsorted_indices is not None:
             state = [part.index_select(1, x.unsorted_indices) for part in state]
         orders = x.sorted_indices, x.unsorted_indices
