@@ -27,7 +27,7 @@ def flags(data, **changes):
     known |= dict(season=None, relative=True)
     names = [name for name in changes if name != "stored"]
     values = {**known, "stored": {}, "data": data, **changes}
-    return Flags(**values, typed=names, chosen=names)
+    return Flags(**values, typed=names, chosen=["window", "horizon", *names])
 
 
 def load(module, data, loud=False, **changes):
@@ -869,6 +869,20 @@ def test_what_else_is_refused_of_series(refused):
     assert "text.csv has no column of numbers; note: line 2" in refused(
         lambda: load(series, "series:text.csv")
     )
+
+
+def test_a_short_series_has_room_for_less(capsys):
+    write_hours(count=60)
+    wanted = flags("series:a.csv", window=96, horizon=24).but(chosen=[], val=100)
+    train, val, test = series.load(wanted, Device(device_args(quiet=False)))
+    assert (train.facts["window"], train.facts["horizon"]) == (19, 3)
+    assert [len(part) for part in (train, val, test)] == [42 - 22 + 1, 6 - 2, 12 - 2]
+    assert "so short a series has room for --horizon 3 and --window 19" in capsys.readouterr().out
+    write_hours("b.csv", count=600)
+    again = series.load(wanted.but(data="series:b.csv", stored={"dataset": train.facts}),
+                        Device(device_args()))[2]  # fmt: skip
+    assert again.examples(torch.arange(2))[0].shape == (2, 19, 1)
+    assert again.facts["horizon"] == 3
 
 
 def test_the_last_window(refused):
