@@ -117,10 +117,8 @@ def lengths_of(args: argparse.Namespace, path: Path, sizes: list[int]) -> tuple[
     """Window and horizon: a checkpoint's, or as typed, or at most what the parts have room for."""
     known = args.stored.get("dataset", {})
     window, horizon = (known.get(name, getattr(args, name)) for name in ("window", "horizon"))
-    note, free = (
-        "",
-        [name for name in ("window", "horizon") if not known and name not in args.chosen],
-    )
+    note, ours = "", known or not args.data.startswith("series:")  # sets have lengths that fit
+    free = [name for name in ("window", "horizon") if not ours and name not in args.chosen]
     if "horizon" in free and horizon > min(sizes) // 2:
         horizon = max(1, min(sizes) // 2)
         note = f"--horizon {horizon}"
