@@ -64,7 +64,7 @@ def records(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]
     found, line = [], 1
     try:
         for cells in reader:
-            if cells:
+            if any(cell.strip() for cell in cells) or len(cells) > 1:
                 found.append((line, cells))
             line = reader.line_num + 1
     except csv.Error as error:
@@ -107,6 +107,8 @@ def read_table(path: Path) -> "pd.DataFrame":
     try:
         table = pd.read_csv(io.StringIO(text), skipinitialspace=True, **how)
     except (pd.errors.ParserError, ValueError) as error:
+        if "EOF inside string" in str(error):
+            fail(f"{path}: a quotation mark in line {rows[-1][0]} is never closed")
         fail(f"{path} is not CSV ({error})")
     if len(table) != len(rows):
         fail(f"{path} is not CSV: a quotation mark is open, or lines are blank but for spaces")
@@ -116,16 +118,27 @@ def read_table(path: Path) -> "pd.DataFrame":
     return table
 
 
-def as_numbers(values: "pd.Series", separator: str = ",") -> "pd.Series":
-    """Text as numbers, NaN where it is none. "1,5" is one and a half where commas don't separate.
+def comma_of(values: "pd.Series", separator: str) -> str:
+    """What a comma in numbers means: "decimal" or "thousands"; "" where there is none.
 
-    Where they do, "1,234" in quotation marks is a thousand and more.
+    "1,5" is one and a half; but in files that commas separate, a column of "1,234" in quotation
+    marks, always in groups of three digits, is thousands.
     """
+    if not values.str.contains(",", regex=False).any():
+        return ""
+    grouped = values.dropna().str.match(r"^[+-]?\d{1,3}(,\d{3})*(\.\d+)?$").all()
+    return "thousands" if separator == "," and grouped else "decimal"
+
+
+def as_numbers(values: "pd.Series", comma: str = "") -> "pd.Series":
+    """Text as numbers, NaN where it is none; `comma` is what `comma_of` says."""
     import pandas as pd
 
-    if values.str.contains(",", regex=False).any():
-        thousands = separator == "," and values.str.match(r"^[+-]?\d{1,3}(,\d{3})*(\.\d+)?$").all()
-        values = values.str.replace(",", "" if thousands else ".", regex=False)
+    if comma == "decimal":  # 1.234,5 has points for thousands
+        plain = values.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+        values = plain.where(values.str.contains(",", regex=False).fillna(False), values)
+    elif comma:
+        values = values.str.replace(",", "", regex=False)
     numbers = pd.to_numeric(values, errors="coerce").astype(float)
     return numbers.where(numbers.abs() < LARGEST)
 
@@ -146,9 +159,10 @@ def learn(table: "pd.DataFrame", notes: list[str]) -> list[dict]:
         if present.nunique() < 2:
             gone["constant" if len(present) else "empty"].append(name)
             continue
-        numbers = as_numbers(present, separator)
+        comma = comma_of(present, separator)
+        numbers = as_numbers(present, comma)
         if numbers.notna().all() or is_infinite(present[numbers.isna()]):
-            column = learn_numbers(as_numbers(table[name], separator))
+            column = {"comma": comma} | learn_numbers(as_numbers(table[name], comma))
             if not column["std"] > 0:
                 gone["constant"].append(name)
                 continue
@@ -163,6 +177,10 @@ def learn(table: "pd.DataFrame", notes: list[str]) -> list[dict]:
                      f"values, at most {MOST:,} can be categories: leave it out with --drop "
                      f"{name!r}")  # fmt: skip
         columns.append({"name": name, **column})
+    holes = {c["name"]: int(table[c["name"]].isna().sum()) for c in columns}
+    if any(holes.values()):
+        shown = listed([f"{name} ({count:,})" for name, count in holes.items() if count])
+        notes.append(f"empty cells, marked as such, numbers filled with the median: {shown}")
     for why, names in gone.items():
         if names:
             notes.append(f"left out, {why}: {listed(names)}")
@@ -223,7 +241,7 @@ def encode(table: "pd.DataFrame", columns: list[dict]) -> tuple[Tensor, list[str
     for column in columns:
         name, values = column["name"], table[column["name"]]
         if column["kind"] == "number":
-            numbers = as_numbers(values, separator)
+            numbers = as_numbers(values, column["comma"] or comma_of(values, separator))
             strange = values[numbers.isna() & values.notna()]
             scaled = (numbers.fillna(column["fill"]) - column["mean"]) / column["std"]
             parts.append(scaled.clip(-1e6, 1e6).to_numpy(dtype=np.float32)[:, None])
@@ -236,11 +254,11 @@ def encode(table: "pd.DataFrame", columns: list[dict]) -> tuple[Tensor, list[str
             gone, what = values.isna(), "is new: it counts as none of the known"
         if column["missing"]:
             parts.append(gone.to_numpy(dtype=np.float32)[:, None])
+        if gone.any() and not column["missing"] and not len(strange):
+            notes.append(f"{name}: {counted(int(gone.sum()), 'empty cell')}, as never in training")
         if len(strange):
-            rows = f"line {strange.index[0]}" + (
-                f" and {len(strange) - 1} more" * (len(strange) > 1)
-            )
-            notes.append(f"{name}: {strange.iloc[0]!r} in {rows} {what}")
+            more = f" (and {len(strange) - 1:,} more)" if len(strange) > 1 else ""
+            notes.append(f"{name}: {strange.iloc[0]!r} in line {strange.index[0]}{more} {what}")
     return torch.from_numpy(np.concatenate(parts, 1)), notes
 
 
@@ -271,7 +289,7 @@ def drop_columns(table: "pd.DataFrame", drop: Sequence[str], target: str, notes:
 
 def choose_task(values: "pd.Series", task: str, name: str, separator: str) -> tuple[str, str]:
     """ "classification" or "regression", and how that was told; ends in one line if it can't be."""
-    numbers = as_numbers(values, separator)
+    numbers = as_numbers(values, comma_of(values, separator))
     odd, distinct = values[numbers.isna()], values.nunique()
     if distinct < 2:
         fail(f"the column {name!r} has one value, {values.iloc[0]!r}: there is nothing to predict")
@@ -298,16 +316,10 @@ def choose_task(values: "pd.Series", task: str, name: str, separator: str) -> tu
 
 def classes_of(values: "pd.Series", separator: str) -> list[str]:
     """The classes in order: of numbers by their size."""
-    found = sorted(values.unique())
-    numbers = as_numbers(values.drop_duplicates(), separator)
-    return found if numbers.isna().any() else sorted(found, key=lambda v: as_float(v, separator))
-
-
-def as_float(text: str, separator: str) -> float:
-    """One number in text."""
-    import pandas as pd
-
-    return float(as_numbers(pd.Series([text]), separator).iloc[0])
+    distinct = values.drop_duplicates().sort_values()
+    numbers = as_numbers(distinct, comma_of(distinct, separator))
+    in_order = distinct if numbers.isna().any() else distinct.iloc[numbers.argsort()]
+    return in_order.tolist()
 
 
 # ---------------------------------------------------------------------- parts
@@ -478,7 +490,8 @@ def load_table(args: cli.Flags, dev: Device) -> tuple[TableSet, TableSet | None,
     known = args.stored.get("dataset") or {}
     numbers = {}
     if source.facts["task"] == "regression":
-        numbers = {n: as_numbers(t[target], separator).to_numpy(float) for n, t in tables.items()}
+        comma = comma_of(tables["train"][target], separator)
+        numbers = {n: as_numbers(t[target], comma).to_numpy(float) for n, t in tables.items()}
     if known:  # of the network that goes on, or is measured
         facts = {**known}
     else:
@@ -505,8 +518,7 @@ def load_table(args: cli.Flags, dev: Device) -> tuple[TableSet, TableSet | None,
     shape = f"{counted(kinds.count('number'), 'number')} and " \
             f"{counted(kinds.count('category'), 'category', 'categories')} a row"  # fmt: skip
     what = named(facts["classes"]) if facts["classes"] else f"{target} to predict"
-    if not dev.quiet:
-        say_parts(args, dev, sets, "rows", shape, what)
-        for note in filter(None, notes):
-            dev.say(f"  {note}")
+    say_parts(args, dev, sets, "rows", shape, what)
+    for note in filter(None, notes):
+        dev.say(f"  {note}")
     return sets["train"], sets.get("val"), sets["test"]
