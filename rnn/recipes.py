@@ -28,11 +28,12 @@ OWN = {  # flags that mean something for one task alone
     "text": ["tokens", "bptt"],
     "sentences": ["units", "max_length", "text_column", "label_column"],
     "speech": ["sample_rate", "mels", "max_seconds", "freq_mask", "time_mask"],
-    "series": ["target", "inputs", "window", "horizon", "time_column", "season", "relative"],
+    "series": ["target", "inputs", "window", "horizon", "segment", "time_column", "season",
+               "relative"],  # fmt: skip
     "adding": ["length"],
 }
 FIXED = [*SIZES, "pooling", "vocab_size", "tokens", "units", "max_length", "sample_rate", "mels",
-         "max_seconds", "target", "inputs", "window", "horizon", "relative"]  # fmt: skip
+         "max_seconds", "target", "inputs", "window", "horizon", "segment", "relative"]  # fmt: skip
 
 # fmt: off
 TASKS = {  # beside QUICK, which is for text

@@ -32,7 +32,7 @@ FILES = {
 WINDOWS = {  # of the past, ahead
     "airline": dict(window=24, horizon=12, target="Passengers"),
     "sunspots": dict(window=264, horizon=12, target="Sunspots"),
-    "etth1": dict(window=96, horizon=24, target="OT"),
+    "etth1": dict(window=336, horizon=24, segment=24, target="OT"),
 }
 SUNSPOT_CYCLE = 132  # months: about eleven years
 ETT_MONTHS = (12, 4, 4)  # of 30 days, as in Zhou et al. 2021 and since
@@ -40,7 +40,7 @@ SHARES = (0.7, 0.1, 0.2)
 METRICS = ["mse", "mae", "mse_units", "mae_units"]
 MOST_RIDGE = 50_000  # windows that the regression is fitted to
 ALPHAS = [0.1, 1.0, 10.0, 100.0, 1000.0]
-FIXED = ["target", "inputs", "horizon", "window", "relative", "time_column", "season"]
+FIXED = ["target", "inputs", "horizon", "window", "segment", "relative", "time_column", "season"]
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -54,6 +54,8 @@ def add_flags(parser: cli.Parser) -> None:
     fit = "(at most what there is room for, unless typed)"
     add("--window", **steps, default=96, help=f"steps of the past that it sees {fit}")
     add("--horizon", **steps, default=24, help=f"steps ahead, forecast all at once {fit}")
+    text = "steps of the past that the network sees at a time, so that it has fewer to remember"
+    add("--segment", **steps, default=1, help=text)
     add("--time-column", **column, none="found", help="where the times stand")
     text = "steps after which things repeat, for the forecast of a season ago"
     add("--season", **steps, none="told from the times' step", help=text)
@@ -117,6 +119,7 @@ def lengths_of(args: argparse.Namespace, path: Path, sizes: list[int]) -> tuple[
     """Window and horizon: a checkpoint's, or as typed, or at most what the parts have room for."""
     known = args.stored.get("dataset", {})
     window, horizon = (known.get(name, getattr(args, name)) for name in ("window", "horizon"))
+    size = known.get("segment", args.segment)
     note, ours = "", known or not args.data.startswith("series:")  # sets have lengths that fit
     free = [name for name in ("window", "horizon") if not ours and name not in args.chosen]
     if "horizon" in free and horizon > min(sizes) // 2:
@@ -124,6 +127,7 @@ def lengths_of(args: argparse.Namespace, path: Path, sizes: list[int]) -> tuple[
         note = f"--horizon {horizon}"
     if "window" in free and window > (sizes[0] - horizon) // 2:
         window = max(1, (sizes[0] - horizon) // 2)
+        window = max(size, window // size * size)
         note += f"{' and ' if note else ''}--window {window}"
     if horizon > min(sizes) or window + horizon > sizes[0]:
         fits = horizon < sizes[0] and horizon <= min(sizes)
@@ -131,6 +135,8 @@ def lengths_of(args: argparse.Namespace, path: Path, sizes: list[int]) -> tuple[
         counts = ", ".join(f"{size:,}" for size in sizes)
         fail(f"--window {window} and --horizon {horizon} are too long for {path}: training, "
              f"validation and test have {counts} rows; take {most} at most")  # fmt: skip
+    if rest := window % size:
+        fail(f"--window {window} is no multiple of --segment {size}: take {window - rest + size}")
     return window, horizon, note and f"so short a series has room for {note}"
 
 
@@ -144,7 +150,8 @@ class Windows:
     """One part of a series: `part` is "train", "val" or "test".
 
     `facts` are plain values for the checkpoint: `columns` that are seen and their `mean` and `std`
-    in the training part, `targets` among them, `window`, `horizon`, `season`, `step`, `relative`.
+    in the training part, `targets` among them, `window`, `horizon`, `segment`, `season`, `step`,
+    `relative`.
     """
 
     def __init__(self, part: str, starts: Starts, facts: dict, dev: Device):
@@ -157,8 +164,8 @@ class Windows:
         return len(self.starts)
 
     def batches(self, batch_size: int, train: bool = False) -> Batches:
-        """Batches of the past (B, window, C), lengths (B,) on the CPU, all `window`, and what
-        is ahead (B, horizon, K), both scaled."""
+        """Batches of the past (B, window / segment, segment * C), lengths (B,) on the CPU, all
+        alike, and what is ahead (B, horizon, K), both scaled."""
 
         def fetch(parts: list[Tensor], _draws: Iterable[Draw], _epoch: int) -> Iterator:
             return map(self.examples, parts)
@@ -167,13 +174,18 @@ class Windows:
 
     def examples(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The chosen windows as a batch: past, lengths, ahead."""
+        past, ahead = self.rows(indices)
+        past, length = in_segments(past, self.facts)
+        return past, torch.full((len(indices),), length), ahead
+
+    def rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The past (B, window, C) of the chosen windows, and what is ahead (B, horizon, K)."""
         window, horizon = self.facts["window"], self.facts["horizon"]
         rows = self.starts[indices, None] + torch.arange(-window, horizon)
         values = self.values[rows.to(self.dev.device)]  # (B, window + horizon, C)
         if self.facts["relative"]:
             values = values - values[:, window - 1 : window]
-        lengths = torch.full((len(indices),), window)
-        return values[:, :window], lengths, values[:, window:, self.places]
+        return values[:, :window], values[:, window:, self.places]
 
     def in_units(self, index: int) -> tuple[list[str], Tensor, Tensor]:
         """A window as people read it: times (window + horizon), past (window, K) and truth
@@ -183,6 +195,12 @@ class Windows:
         places = [self.series.columns.index(name) for name in self.facts["targets"]]
         values = torch.from_numpy(self.series.values[rows.start : rows.stop, places]).float()
         return self.series.label(rows), values[:window], values[window:]
+
+
+def in_segments(past: Tensor, facts: dict) -> tuple[Tensor, int]:
+    """The past (B, window, C) as the network sees it, some steps at a time, and how many times."""
+    past = past.unflatten(1, (-1, facts["segment"])).flatten(2)  # (B, window / segment, ...)
+    return past, past.shape[1]
 
 
 def scaled(series: Series, facts: dict) -> Tensor:
@@ -202,7 +220,7 @@ def to_units(outputs: Tensor, last: Tensor, facts: dict) -> Tensor:
 class Ahead(NamedTuple):
     """The last window of a file, to go on from."""
 
-    inputs: Tensor  # (1, window, C), scaled
+    inputs: Tensor  # (1, window / segment, segment * C), scaled
     lengths: Tensor  # (1,)
     past: Tensor  # (window, K), of the targets, in their units
     times: list[str]  # window + horizon of them, the last not in the file
@@ -219,10 +237,11 @@ def last_window(path: str | Path, facts: dict, time_column: str | None = None) -
     inputs = scaled(series, facts)[None, -window:]
     if facts["relative"]:
         inputs = inputs - inputs[:, -1:]
+    inputs, length = in_segments(inputs, facts)
     places = [series.columns.index(name) for name in facts["targets"]]
     past = torch.from_numpy(series.values[-window:, places]).float()
     times = series.label(range(count - window, count + facts["horizon"]))
-    return Ahead(inputs, torch.tensor([window]), past, times)
+    return Ahead(inputs, torch.tensor([length]), past, times)
 
 
 def check_columns(series: Series, wanted: Iterable[str], flag: str) -> None:
@@ -243,6 +262,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
     series, known = source.parts["train"].series, args.stored.get("dataset", {})
     facts = {name: source.facts[name] for name in ("window", "horizon", "season")}
     facts |= {"task": "series", "relative": args.relative, "step": series.step_name}
+    facts["segment"] = known.get("segment", args.segment)
     notes = [source.note, *series.notes]
     if known:
         facts |= {name: known[name] for name in ("columns", "targets", "mean", "std")}
@@ -318,7 +338,7 @@ def measure(windows: Windows, rule) -> Tensor:
     """`error_sums` of a rule, `rule(windows, indices, past) -> (B, horizon, K)`, on all windows."""
     total = torch.zeros(5, dtype=torch.float64)
     for indices in torch.arange(len(windows)).split(1024):
-        past, _, ahead = windows.examples(indices)
+        past, ahead = windows.rows(indices)
         total += error_sums(rule(windows, indices, past).to(ahead), ahead, windows.facts).cpu()
     return total
 
@@ -344,7 +364,7 @@ def ridge(train: Windows, val: Windows | None):
     from sklearn.linear_model import Ridge
 
     some = torch.arange(len(train))[:: -(-len(train) // MOST_RIDGE)]
-    past, _, ahead = train.examples(some)
+    past, ahead = train.rows(some)
     x, y = (values.flatten(1).double().cpu().numpy() for values in (past, ahead))
 
     def fitted(alpha: float):

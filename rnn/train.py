@@ -59,7 +59,8 @@ def build(args: argparse.Namespace, facts: dict) -> nn.Module:
         sizes |= {"vocab_size": facts["vocab_size"]} if words else {"num_features": facts["mels"]}
         return MODELS[args.model]("classes", num_classes=len(facts["classes"]), **sizes)
     columns, targets = facts.get("columns", "xy"), facts.get("targets", "z")
-    sizes |= {"num_features": len(columns), "num_targets": len(targets)}
+    features = len(columns) * facts.get("segment", 1)
+    sizes |= {"num_features": features, "num_targets": len(targets)}
     return MODELS[args.model]("series", horizon=facts.get("horizon", 1), **sizes)
 
 

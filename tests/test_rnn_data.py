@@ -24,7 +24,7 @@ def flags(data, **changes):
     known |= dict(text_column=None, label_column=None)
     known |= dict(sample_rate=None, mels=20, max_seconds=10.0, freq_mask=8, time_mask=10)
     known |= dict(target=None, inputs="target", window=8, horizon=4, time_column=None)
-    known |= dict(season=None, relative=True)
+    known |= dict(season=None, relative=True, segment=1)
     names = [name for name in changes if name != "stored"]
     values = {**known, "stored": {}, "data": data, **changes}
     return Flags(**values, typed=names, chosen=["window", "horizon", *names])
@@ -678,6 +678,24 @@ def test_windows(capsys, refused):
     torch.testing.assert_close(series.to_units(ahead[0], before[-1:], plain.facts), truth)
     assert load(series, "series:a.csv", val=0)[1] is None
     assert "--val 7 takes it" in refused(lambda: load(series, "series:a.csv", val=5))
+
+
+def test_segments(refused):
+    """A network may see some steps at a time; what is forecast, and the simple rules, stay."""
+    write_hours(count=200)
+    one = load(series, "series:a.csv", window=48)
+    few = load(series, "series:a.csv", window=48, segment=12)
+    past, lengths, ahead = few[2].examples(torch.tensor([0, 3]))
+    assert past.shape == (2, 4, 12)
+    assert lengths.tolist() == [4, 4]
+    plain = one[2].examples(torch.tensor([0, 3]))
+    assert torch.equal(past.flatten(1), plain[0].flatten(1))
+    assert torch.equal(ahead, plain[2])
+    assert series.baselines(*few) == series.baselines(*one)
+    inputs = series.last_window("a.csv", few[0].facts).inputs
+    assert torch.equal(inputs.flatten(), series.last_window("a.csv", one[0].facts).inputs.flatten())
+    line = refused(lambda: load(series, "series:a.csv", window=30, segment=12))
+    assert "--window 30 is no multiple of --segment 12: take 36" in line
 
 
 def test_etth1_is_cut_as_in_the_literature():
