@@ -29,9 +29,9 @@ OWN = {  # flags that mean something for one task alone
     "sentences": ["units", "max_length", "text_column", "label_column"],
     "speech": ["sample_rate", "mels", "max_seconds", "freq_mask", "time_mask"],
     "series": ["target", "inputs", "window", "horizon", "segment", "time_column", "season",
-               "relative"],  # fmt: skip
+               "relative"],
     "adding": ["length"],
-}
+}  # fmt: skip
 FIXED = [*SIZES, "pooling", "vocab_size", "tokens", "units", "max_length", "sample_rate", "mels",
          "max_seconds", "target", "inputs", "window", "horizon", "segment", "relative"]  # fmt: skip
 
