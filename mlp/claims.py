@@ -105,7 +105,7 @@ def best_arms(
             for (folder,) in folders.values():
                 scores.append(list(history(folder, "val_accuracy").values())[-1])
         flags = choices[scores.index(max(scores))] if scores else choices[0]
-        chosen[" ".join([name, *flags[1:]]) if scores else name] = flags
+        chosen[f"{name} {flags[-1]}" if scores else name] = flags
         if scores:
             print(f"{name}: {' '.join(flags)} of {len(choices)}, by validation", flush=True)
     return run_arms("mlp", train, chosen, shared, args)

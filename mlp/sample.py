@@ -13,6 +13,7 @@ image may have any size and mode, dark ink on light or light on dark.
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from mlp.model import MODELS, LogisticNet
 from mlp.plot import draw_families, draw_symmetry
 from mlp.tables import encode, load_table, read_source, read_table
 from mlp.train import build, evaluate, kind_of
-from mlp.worlds import PEOPLE, RELATIONS
+from mlp.worlds import PEOPLE, RELATIONS, relatives
 
 SHOWN = 10  # rows that are printed
 
@@ -95,6 +96,11 @@ def predict_table(
     return found
 
 
+def lowered(names: Sequence[str]) -> list[str]:
+    """Names in lower case."""
+    return [name.lower() for name in names]
+
+
 @torch.inference_mode()
 def answer_families(words: list[str], model: LogisticNet, dev: Device) -> dict[str, list]:
     """Who the network thinks is meant by pairs of words, a person and a relationship."""
@@ -107,16 +113,20 @@ def answer_families(words: list[str], model: LogisticNet, dev: Device) -> dict[s
             (person, "person", PEOPLE, 0),
             (relation, "relationship", RELATIONS, 24),
         ):
-            lower = [name.lower() for name in known]
-            if word.lower() not in lower:
+            if word.lower() not in lowered(known):
                 fail(unknown(kind, word, known))
-            inputs[0, begin + lower.index(word.lower())] = 1
+            inputs[0, begin + lowered(known).index(word.lower())] = 1
         activities = model(inputs).sigmoid()[0]
         order = activities.argsort(descending=True).tolist()
         on = [i for i in order if activities[i] > 0.5]
         found[f"{person} {relation}"] = [PEOPLE[i] for i in on]
         shown = ", ".join(f"{PEOPLE[i]} {activities[i]:.2f}" for i in on or order[:2])
-        print(f"{person}, {relation}: {shown if on else f'nobody (nearest: {shown})'}")
+        place = lowered(PEOPLE).index(person.lower())
+        truth = [
+            PEOPLE[p + place // 12 * 12] for p in sorted(relatives(place % 12, relation.lower()))
+        ]
+        answer = shown if on else f"nobody (nearest: {shown})"
+        print(f"{person}, {relation}: {answer}; truth: {', '.join(truth) or 'nobody'}")
     return found
 
 
