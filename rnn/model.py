@@ -82,9 +82,9 @@ def char_rnn(task: str = "text", **settings) -> nn.Module:
     return assemble(LSTM, task, **sizes)
 
 
-def zaremba(size: int, dropout: float, init: float, task: str = "text", **settings) -> nn.Module:
+def zaremba(size: int, drop: float, init: float, task: str = "text", **settings) -> nn.Module:
     """Zaremba, Sutskever, Vinyals (2014), arXiv:1409.2329, Sec. 4.1: 2 layers, 10,000 words."""
-    sizes = dict(hidden_size=size, embedding_size=size, num_layers=2, dropout=dropout)
+    sizes = dict(hidden_size=size, embedding_size=size, num_layers=2, dropout=drop)
     if task == "text":
         sizes |= dict(vocab_size=10_000, init=init)
     return assemble(LSTM, task, **sizes | settings)

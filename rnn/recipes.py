@@ -88,8 +88,10 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     task = task_of(data)
     if not (paper and task == "adding" and model not in SIZED):  # that is PAPER, as it stands
         own = TASKS.get(task, {}) | SETS.get(data, {}) | own
+    if model in SIZED:
+        own = own | dict.fromkeys(SIZES) | {"dropout": PAPERS[model]["dropout"]}
     nothing = without_meaning(model, task, {**own, **given})
-    return own | dict.fromkeys(SIZES if model in SIZED else ()), nothing
+    return own, nothing
 
 
 def without_meaning(model: str, task: str, values: dict) -> dict[str, str]:
