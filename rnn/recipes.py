@@ -37,10 +37,10 @@ FIXED = [*SIZES, "pooling", "vocab_size", "tokens", "units", "max_length", "samp
 
 # fmt: off
 TASKS = {  # beside QUICK, which is for text
-    "sentences": dict(hidden_size=128, embedding_size=100, dropout=0.5, pooling="attention",
-                      epochs=8, val=500, batch_size=32, lr=1e-3, vocab_size=10_000),
-    "speech": dict(hidden_size=128, num_layers=2, dropout=0.3, pooling="mean",
-                   epochs=30, val=200, batch_size=32, lr=2e-3),
+    "sentences": dict(hidden_size=64, embedding_size=200, dropout=0.5, pooling="attention",
+                      epochs=6, val=500, batch_size=32, lr=2e-3, vocab_size=10_000),
+    "speech": dict(hidden_size=128, dropout=0.3, pooling="attention",
+                   epochs=25, val=200, batch_size=32, lr=2e-3),
     "series": dict(hidden_size=64, dropout=0.1, epochs=10, val=1000, batch_size=64, lr=1e-3),
     "adding": dict(hidden_size=64, epochs=10, val=500, batch_size=50, lr=2e-3),
 }
@@ -49,6 +49,8 @@ SETS = {  # on top
                         epochs=12, val=40_000, batch_size=6400, lr=2e-3),
     "names": dict(units="characters", dropout=0.2),
     **series.WINDOWS,
+    "etth1": dict(hidden_size=128, dropout=0.4, epochs=6, batch_size=32, lr=5e-4,
+                  **series.WINDOWS["etth1"]),
 }
 PAPERS = {  # with --paper: Karpathy's char-rnn, and Zaremba et al. 2014, Sec. 4.1
     "char_rnn": dict(data="shakespeare", epochs=50, val=55_000, batch_size=2500, bptt=50, lr=2e-3,
