@@ -48,7 +48,8 @@ SETS = {  # on top
     "shakespeare": dict(hidden_size=512, num_layers=2, dropout=0.4, bptt=100,
                         epochs=12, val=40_000, batch_size=6400, lr=2e-3),
     "names": dict(units="characters", dropout=0.2),
-    **series.WINDOWS,
+    "airline": dict(dropout=0.2, epochs=60, batch_size=16, lr=3e-3, **series.WINDOWS["airline"]),
+    "sunspots": dict(dropout=0.2, batch_size=32, **series.WINDOWS["sunspots"]),
     "etth1": dict(hidden_size=128, dropout=0.4, epochs=6, batch_size=32, lr=5e-4,
                   **series.WINDOWS["etth1"]),
 }

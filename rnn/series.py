@@ -30,8 +30,8 @@ FILES = {
     "etth1": "ETTh1.csv",
 }
 WINDOWS = {  # of the past, ahead
-    "airline": dict(window=24, horizon=12, target="Passengers"),
-    "sunspots": dict(window=264, horizon=12, target="Sunspots"),
+    "airline": dict(window=24, horizon=12, segment=12, target="Passengers"),
+    "sunspots": dict(window=264, horizon=12, segment=12, target="Sunspots"),
     "etth1": dict(window=336, horizon=24, segment=24, target="OT"),
 }
 SUNSPOT_CYCLE = 132  # months: about eleven years
