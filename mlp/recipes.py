@@ -65,12 +65,12 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         nothing |= dict(fsdp="a few hundred weights are not for sharing")
     elif kind == "table":
         size = next(b for rows, b in BATCHES if rows_of(data or "iris") <= rows)
-        own |= dict(data=data or "iris", epochs=60, val=5000, batch_size=size, lr=1e-3)
+        own |= dict(data=data or "iris", epochs=60, val=5000, batch_size=size, lr=3e-3)
         own |= dict(optimizer="adamw", patience=None if given.get("val") == 0 else 20)
     else:
         own |= dict(data=data or ("mnist" if paper else "digits"), optimizer="adamw")
         own |= dict(val=0) if paper else dict(val=137 if own["data"] == "digits" else 5000)
-        long = dict(epochs=40, batch_size=500, lr=2e-3)  # dropout asks for large steps, many
+        long = dict(epochs=30, batch_size=500, lr=2e-3)  # dropout asks for large steps, many
         short = dict(epochs=20, batch_size=128, lr=1e-3)
         small = dict(epochs=40, batch_size=32, lr=2e-3)  # digits: 1,301 images
         own |= small if own["data"] == "digits" else long if model == "mlp_dropout" else short
