@@ -19,10 +19,13 @@ State = tuple[Tensor, ...]  # h, of an LSTM also c, each (L, B, H)
 
 
 def half_precision(x: Tensor) -> AbstractContextManager:
-    """Autocast as it is; but on most CPUs there is no kernel in fp16: fp32 in its place."""
-    halved = x.is_cpu and torch.is_autocast_enabled("cpu")
-    without = halved and torch.get_autocast_dtype("cpu") == torch.float16
-    return torch.autocast("cpu", enabled=False) if without else nullcontext()
+    """Autocast as it is; but fp32 on a CPU that has no such numbers: oneDNN has no kernel there."""
+    if not x.is_cpu or not torch.is_autocast_enabled("cpu"):
+        return nullcontext()
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}[torch.get_autocast_dtype("cpu")]
+    able = torch.cpu.get_capabilities()
+    native = able.get(f"avx512_{kind}", False) or able.get(f"amx_{kind}", False)
+    return nullcontext() if native else torch.autocast("cpu", enabled=False)
 
 
 class Recurrent(nn.Module):

@@ -629,13 +629,18 @@ def test_two_processes_equal_one(short):
             assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-3), (key, two)
 
 
+NATIVE = Path("/proc/cpuinfo").exists() and "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("model", ["lstm", "gru", "elman", "lstm_1997", "gru_2014"])
-def test_half_precision_steps(precision, model, short):
-    flags = [f for f in TEXT if f != "fp32"]
-    flags[flags.index("--precision")] = "--precision=" + precision
-    metrics = train.main([*flags, "--max-steps", "2", "--model", model])
-    assert all(map(math.isfinite, metrics.values()))
+def test_half_precision_steps(precision, model, short, monkeypatch):
+    flags = ["--precision", precision, *(f for f in TEXT if f not in ("--precision", "fp32"))]
+    for native in (False, True)[: 1 + NATIVE]:
+        able = {"avx512_bf16": native}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        metrics = train.main([*flags, "--max-steps", "2", "--model", model])
+        assert all(map(math.isfinite, metrics.values()))
 
 
 def test_a_batch_size_typed_on_resume_makes_other_streams(short):
