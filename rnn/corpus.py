@@ -10,6 +10,7 @@ A text is one line of tokens, cut into as many streams as a batch has rows; a st
 import argparse
 import gzip
 import platform
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common import counted, fail, seed_of
-from common.data.sources import Source, say_parts
+from common.data.sources import PART_NAMES, Source, say_parts
 from common.data.text import MARKS, find_text, read_tokenizer
 from common.device import Device
 from common.run import progress_bar
@@ -82,7 +83,7 @@ def shakespeare(args: argparse.Namespace) -> Source:
 def own(args: argparse.Namespace) -> Source:
     """The user's own: a text file, or all .txt files of a folder one after another.
 
-    A file named test.txt in the folder (or train.txt, val.txt) is that part.
+    If these are called train, test and perhaps val (ptb.valid.txt), they are the parts.
     """
     path = Path(args.data.partition(":")[2]).expanduser()
     if path.is_file():
@@ -93,10 +94,12 @@ def own(args: argparse.Namespace) -> Source:
     files = sorted(file for file in path.iterdir() if file.name.endswith((".txt", ".txt.gz")))
     if not files:
         fail(f"--data {args.data}: the folder holds no text files (.txt)")
-    named = {file.name.partition(".")[0]: file for file in files}
-    if {"train", "test"} <= named.keys():
-        parts = [part for part in ("train", "val", "test") if part in named]
-        return Source([], {part: read_text(named[part]) for part in parts})
+    words = {file: re.split(r"[._-]", file.name.lower()) for file in files}
+    named = {PART_NAMES[w]: file for file in files for w in words[file] if w in PART_NAMES}
+    if "train" in named and len(named) > 1:
+        named = {"test" if "test" not in named and part == "val" else part: file
+                 for part, file in named.items()}  # fmt: skip
+        return Source([], {part: read_text(file) for part, file in named.items()})
     return last_tenth("\n".join(read_text(file) for file in files), counted(len(files), "file"))
 
 
@@ -334,8 +337,11 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, 
         made = make_vocabulary(texts["train"], args.tokens, args.vocab_size)
         facts = dev.gather(made)[0]
     facts = {"task": "text", "tokens": args.tokens, **facts}
-    if args.limit:
-        texts["train"] = texts["train"][: max(2, args.limit)]
+    if args.limit and args.limit < len(texts["train"]):  # so many characters in a row
+        size = max(2, args.limit)
+        generator = torch.Generator().manual_seed(seed_of("limit", args.seed))
+        begin = int(torch.randint(len(texts["train"]) - size + 1, (), generator=generator))
+        texts["train"] = texts["train"][begin : begin + size]
     sets = {name: Stream(name, texts[name], facts, args.bptt, dev)
             for name in ("train", "val", "test") if name in texts}  # fmt: skip
     kind = "characters" if args.tokens == "chars" else "tokens"

@@ -129,6 +129,8 @@ class Reader(nn.Module):
         self, inputs: Tensor, lengths: Tensor | None = None, state: State | None = None
     ) -> tuple[Tensor, None]:
         """(B, T) tokens or (B, T, F) features to answers (B, num_outputs); there is no state."""
+        if lengths is not None:
+            lengths = lengths.clamp(min=1)  # of an empty sequence the first padding is read
         x = self.embedding(inputs) if self.embedding is not None else inputs
         x = self.rnn(self.dropout(x), state, lengths)[0]  # (B, T, width)
         return self.output(self.dropout(self.pool(x, lengths))), None

@@ -153,7 +153,9 @@ def add_flags(parser: cli.Parser) -> None:
 
 def check(args: cli.Flags) -> None:
     """Ends in one line if flags don't go together."""
-    task = task_of(args.data)
+    task, known = task_of(args.data), args.stored.get("dataset", {}).get("task")
+    if known and known != task:
+        fail(f"the checkpoint's network is for {WORDS[known]}: {args.data} is of {WORDS[task]}")
     if task == "text" and args.model in TWO_WAYS:
         fail(f"{args.model} reads both ways, so it would see what a language model is to tell: for "
              f"{args.data} take {args.model[2:]}")  # fmt: skip

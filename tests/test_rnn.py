@@ -278,6 +278,9 @@ def test_padding_changes_nothing(name, pooling):
         assert not kept[row, length:].any()
         no_lengths, _ = model(tokens[row : row + 1, :length])
         torch.testing.assert_close(no_lengths, alone)
+    none, _ = model(tokens, torch.tensor([0, 1, 1, 1]))
+    assert none.isfinite().all()
+    torch.testing.assert_close(none[0], model(tokens[:1, :1])[0][0])
     longer, _ = model(F.pad(tokens, (0, 3), value=5), LENGTHS)
     torch.testing.assert_close(longer, together)
 
@@ -670,7 +673,7 @@ def test_quick_reaches_the_number_of_the_readme():
 # ---------------------------------------------------------------------- the scripts
 
 
-def test_a_text_of_ones_own_and_what_is_written(capsys):
+def test_a_text_of_ones_own_and_what_is_written(capsys, refused):
     Path("mine.txt").write_text("ab cd ef\r\n" * 400, "utf-8")
     flags = ["--data", "text:mine.txt", *TEXT[1:], "--lr", "0.02", "--epochs", "6"]
     metrics = train.main([*flags, "--run-dir", "run"])
@@ -678,6 +681,8 @@ def test_a_text_of_ones_own_and_what_is_written(capsys):
     assert metrics["test_nats"] < 0.7
     again = train.main(["--evaluate", "run/last.pt", "--quiet"])
     assert again["test_nats"] == pytest.approx(metrics["test_nats"], rel=1e-4)
+    line = refused(train.main, ["--evaluate", "run/last.pt", "--data", "sst2"])
+    assert "network is for text: sst2 is of sentences" in line
     capsys.readouterr()
     argv = ["--checkpoint", "run/last.pt", "--prompt", "ab c", "--length", "40"]
     text = sample.main([*argv, "--temperature", "0", "--out", "out"])
@@ -744,6 +749,14 @@ def test_the_shortest_text_there_is(capsys):
     train.main(["--data", "text:books", "--max-steps", "2"])
     out = capsys.readouterr().out
     assert "220 train, 180 val, 200 test characters" in out
+    Path("books/val.txt").unlink()
+    Path("books/train.txt").rename("books/ptb.train.txt")
+    Path("books/test.txt").rename("books/ptb.valid.txt")
+    train.main(["--data", "text:books", "--max-steps", "2", "--val", "0"])
+    assert "220 train, 200 test characters" in capsys.readouterr().out
+    metrics = train.main(["--data", "text:books", "--limit", "50", "--val", "0", "--epochs", "1"])
+    assert "50 train, 200 test" in capsys.readouterr().out
+    assert math.isfinite(metrics["test_loss"])
     assert "note: the val part has 2 characters that training has not: l v" in out
 
 
