@@ -55,7 +55,8 @@ def add_flags(parser: cli.Parser) -> None:
     add("--window", **steps, default=96, help=f"steps of the past that it sees {fit}")
     add("--horizon", **steps, default=24, help=f"steps ahead, forecast all at once {fit}")
     text = "steps of the past that the network sees at a time, so that it has fewer to remember"
-    add("--segment", **steps, default=1, help=text)
+    none = "a season, if the window has two of them"
+    add("--segment", **steps, none=none, help=text)
     add("--time-column", **column, none="found", help="where the times stand")
     text = "steps after which things repeat, for the forecast of a season ago"
     add("--season", **steps, none="told from the times' step", help=text)
@@ -103,41 +104,47 @@ def read(args: argparse.Namespace) -> Source:
         rule = "70, 10, 20% of the time"
     if sum(sizes) > count:
         fail(f"{series.path} has {count:,} rows, not the {sum(sizes):,} of {rule}")
-    window, horizon, note = lengths_of(args, series.path, sizes)
+    season = args.season or (SUNSPOT_CYCLE if args.data == "sunspots" else series.season)
+    window, horizon, segment, note = lengths_of(args, series.path, sizes, season)
     parts, begin = {}, 0
     for name, size in zip(("train", "val", "test"), sizes, strict=True):
         first = begin + (window if name == "train" else 0)
         parts[name] = Starts(series, torch.arange(first, begin + size - horizon + 1))
         begin += size
     rule += f" ({count - begin:,} rows after these are left out)" if begin < count else ""
-    facts = {"rows": sizes, "window": window, "horizon": horizon}
-    facts["season"] = args.season or (SUNSPOT_CYCLE if args.data == "sunspots" else series.season)
+    facts = dict(rows=sizes, window=window, horizon=horizon, segment=segment, season=season)
     return Source([], parts, "; ".join(filter(None, [rule, note])), facts)
 
 
-def lengths_of(args: argparse.Namespace, path: Path, sizes: list[int]) -> tuple[int, int, str]:
-    """Window and horizon: a checkpoint's, or as typed, or at most what the parts have room for."""
+def lengths_of(
+    args: argparse.Namespace, path: Path, sizes: list[int], season: int
+) -> tuple[int, int, int, str]:
+    """Window, horizon and segment: a checkpoint's, or as typed, or at most what the parts have room
+    for; and what to say of it."""
+    names = ("window", "horizon", "segment")
     known = args.stored.get("dataset", {})
-    window, horizon = (known.get(name, getattr(args, name)) for name in ("window", "horizon"))
-    size = known.get("segment", args.segment)
-    note, ours = "", known or not args.data.startswith("series:")  # sets have lengths that fit
-    free = [name for name in ("window", "horizon") if not ours and name not in args.chosen]
+    window, horizon, segment = (known.get(name, getattr(args, name)) for name in names)
+    ours = known or not args.data.startswith("series:")  # sets have lengths that fit
+    free, note = [name for name in names if not (ours or name in args.chosen)], ""
     if "horizon" in free and horizon > min(sizes) // 2:
         horizon = max(1, min(sizes) // 2)
-        note = f"--horizon {horizon}"
-    if "window" in free and window > (sizes[0] - horizon) // 2:
-        window = max(1, (sizes[0] - horizon) // 2)
-        window = max(size, window // size * size)
-        note += f"{' and ' if note else ''}--window {window}"
+        note = f"so short a series has room for --horizon {horizon}"
+    if "window" in free:
+        window = max(1, min(window, (sizes[0] - horizon) // 2))
+    fits = 2 * season <= window and ("window" in free or window % season == 0)
+    segment = segment or (season if fits else 1)
+    if "window" in free:  # all segments are whole
+        window = max(segment, window // segment * segment)
     if horizon > min(sizes) or window + horizon > sizes[0]:
         fits = horizon < sizes[0] and horizon <= min(sizes)
         most = f"--window {sizes[0] - horizon}" if fits else f"--horizon {max(1, min(sizes) // 2)}"
         counts = ", ".join(f"{size:,}" for size in sizes)
         fail(f"--window {window} and --horizon {horizon} are too long for {path}: training, "
              f"validation and test have {counts} rows; take {most} at most")  # fmt: skip
-    if rest := window % size:
-        fail(f"--window {window} is no multiple of --segment {size}: take {window - rest + size}")
-    return window, horizon, note and f"so short a series has room for {note}"
+    if rest := window % segment:
+        more = window - rest + segment
+        fail(f"--window {window} is no multiple of --segment {segment}: take {more}")
+    return window, horizon, segment, note
 
 
 SETS = {"airline": read, "sunspots": read, "etth1": read, "series": read}
@@ -260,9 +267,8 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
     """
     source = open_source(args, dev, SETS)
     series, known = source.parts["train"].series, args.stored.get("dataset", {})
-    facts = {name: source.facts[name] for name in ("window", "horizon", "season")}
+    facts = {name: source.facts[name] for name in ("window", "horizon", "segment", "season")}
     facts |= {"task": "series", "relative": args.relative, "step": series.step_name}
-    facts["segment"] = known.get("segment", args.segment)
     notes = [source.note, *series.notes]
     if known:
         facts |= {name: known[name] for name in ("columns", "targets", "mean", "std")}
@@ -290,7 +296,9 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
     if series.dropped:
         notes.append(f"no columns of numbers: {', '.join(list(series.dropped)[:12])}")
     sets = {part: Windows(part, starts, facts, dev) for part, starts in source.parts.items()}
+    seen = f"{facts['window']} seen" + f", {facts['segment']} at a time" * (facts["segment"] > 1)
     more = [f"{len(series.values):,} steps of {facts['step']}", f"season {facts['season']}"]
+    more.append(f"{seen}, {facts['horizon']} forecast")
     say_parts(args, dev, sets, "windows", f"of {', '.join(facts['targets'])[:200]}", *more)
     for note in filter(None, notes):
         dev.say(f"note: {note}")

@@ -694,6 +694,10 @@ def test_segments(refused):
     assert series.baselines(*few) == series.baselines(*one)
     inputs = series.last_window("a.csv", few[0].facts).inputs
     assert torch.equal(inputs.flatten(), series.last_window("a.csv", one[0].facts).inputs.flatten())
+    told = flags("series:a.csv", window=60, segment=None)
+    for chosen, sizes in ([["horizon"], (48, 24)], [["window"], (60, 1)]):
+        facts = series.load(told.but(chosen=chosen), Device(device_args()))[0].facts
+        assert (facts["window"], facts["segment"]) == sizes  # whole days, or what was typed
     line = refused(lambda: load(series, "series:a.csv", window=30, segment=12))
     assert "--window 30 is no multiple of --segment 12: take 36" in line
 
@@ -895,7 +899,9 @@ def test_a_short_series_has_room_for_less(capsys):
     train, val, test = series.load(wanted, Device(device_args(quiet=False)))
     assert (train.facts["window"], train.facts["horizon"]) == (19, 3)
     assert [len(part) for part in (train, val, test)] == [42 - 22 + 1, 6 - 2, 12 - 2]
-    assert "so short a series has room for --horizon 3 and --window 19" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "so short a series has room for --horizon 3" in out
+    assert "19 seen, 3 forecast" in out
     write_hours("b.csv", count=600)
     again = series.load(wanted.but(data="series:b.csv", stored={"dataset": train.facts}),
                         Device(device_args()))[2]  # fmt: skip
