@@ -28,7 +28,9 @@ ROWS = {  # beside QUICK and PAPER
     "mlp_dropout": RELU | dict(hidden=[1024] * 3, dropout=0.5, input_dropout=0.2, max_norm=2.0),
     "mlp_table": RELU | dict(hidden=[256, 128], dropout=0.1),
 }
-BATCHES = ((2000, 16), (20_000, 64), (math.inf, 256))  # of tables: up to so many rows
+BATCHES = ((2000, 16, 0.03), (20_000, 64, 1e-3), (math.inf, 256, 0.0))  # of tables, up to so
+# many rows: the batch, and L2. Under FEW a tenth of them chooses nothing: none is kept back.
+FEW = 1000
 ONE_BATCH = "the paper adds up the gradient of all cases before it changes a weight"
 PAPERS_NET = "the network is the paper's"
 
@@ -64,9 +66,11 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         nothing |= dict.fromkeys(("dropout", "input_dropout", "max_norm"), PAPERS_NET)
         nothing |= dict(fsdp="a few hundred weights are not for sharing")
     elif kind == "table":
-        size = next(b for rows, b in BATCHES if rows_of(data or "iris") <= rows)
-        own |= dict(data=data or "iris", epochs=60, val=5000, batch_size=size, lr=3e-3)
-        own |= dict(optimizer="adamw", patience=None if given.get("val") == 0 else 20)
+        rows = rows_of(data or "iris")
+        size, l2 = next(row[1:] for row in BATCHES if rows <= row[0])
+        val = given.get("val", 0 if rows < FEW else 5000)
+        own |= dict(data=data or "iris", epochs=60, val=val, patience=20 if val else None)
+        own |= dict(optimizer="adamw", batch_size=size, lr=3e-3, l2=l2)
     else:
         own |= dict(data=data or ("mnist" if paper else "digits"), optimizer="adamw")
         own |= dict(val=0) if paper else dict(val=137 if own["data"] == "digits" else 5000)

@@ -267,7 +267,7 @@ def test_empty_cells_and_rows_without_a_target_are_said(capsys):
     out = said(capsys, write(table=table))
     assert "2 rows without kind left out" in out
     assert "empty cells, marked as such, numbers filled with the median: age (" in out
-    assert "42 train, 4 val, 12 test rows" in out
+    assert "46 train, 12 test rows" in out
 
 
 @pytest.mark.parametrize(
@@ -443,8 +443,11 @@ def test_small_tables_get_small_batches():
     write("b.csv", [[i, i % 2] for i in range(3000)], header=["x", "y"])
     sizes = [train.parse_args(["--data", f"csv:{name}.csv"]).batch_size for name in "ab"]
     assert sizes == [16, 64]
-    assert train.parse_args(["--data", "csv:a.csv"]).patience
-    assert train.parse_args(["--data", "csv:a.csv", "--val", "0"]).patience is None
+    a, b = (train.parse_args(["--data", f"csv:{name}.csv"]) for name in "ab")
+    assert (a.val, a.patience) == (0, None)  # so few rows choose nothing
+    assert (b.val, b.patience) == (5000, 20)
+    assert train.parse_args(["--data", "csv:a.csv", "--val", "10"]).patience == 20
+    assert train.parse_args(["--data", "csv:b.csv", "--val", "0"]).patience is None
 
 
 @pytest.mark.slow
