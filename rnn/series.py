@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import cli, fail
+from common import cli, counted, fail
 from common.data.batches import Batches, Draw
 from common.data.sources import Source, open_source, say_parts
 from common.device import Device
@@ -38,6 +38,7 @@ SUNSPOT_CYCLE = 132  # months: about eleven years
 ETT_MONTHS = (12, 4, 4)  # of 30 days, as in Zhou et al. 2021 and since
 SHARES = (0.7, 0.1, 0.2)
 METRICS = ["mse", "mae", "mse_units", "mae_units"]
+FEW_STEPS = 300
 MOST_RIDGE = 50_000  # windows that the regression is fitted to
 ALPHAS = [0.1, 1.0, 10.0, 100.0, 1000.0]
 FIXED = ["target", "inputs", "horizon", "window", "segment", "relative", "time_column", "season"]
@@ -293,6 +294,8 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
         facts |= {"mean": [float(v.mean()) for v in used], "std": [float(v.std()) for v in used]}
         if args.target is None and len(series.columns) > 1:
             notes.append(f"--target is not given: {targets[0]}, the last column of numbers")
+    if few := few_steps(args, len(source.parts["train"])):
+        notes.append(few)
     if series.dropped:
         notes.append(f"no columns of numbers: {', '.join(list(series.dropped)[:12])}")
     sets = {part: Windows(part, starts, facts, dev) for part, starts in source.parts.items()}
@@ -303,6 +306,18 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
     for note in filter(None, notes):
         dev.say(f"note: {note}")
     return sets["train"], sets.get("val"), sets["test"]
+
+
+def few_steps(args: argparse.Namespace, windows: int) -> str:
+    """What to say where so short a training moves the weights only a few times."""
+    epochs, batch_size = getattr(args, "epochs", None), getattr(args, "batch_size", 1)
+    steps = max(1, windows // batch_size) * (epochs or FEW_STEPS)
+    if steps >= FEW_STEPS or getattr(args, "evaluate", None):
+        return ""
+    more = f"--epochs {-(-FEW_STEPS * epochs // steps)}"
+    return (
+        f"{counted(windows, 'window')} make {steps} steps of training: {more} would be {FEW_STEPS}"
+    )
 
 
 def spread(values: np.ndarray) -> bool:

@@ -909,6 +909,15 @@ def test_a_short_series_has_room_for_less(capsys):
     assert again.facts["horizon"] == 3
 
 
+def test_a_training_of_few_steps_is_said(capsys):
+    write_hours(count=60)
+    load(series, "series:a.csv", loud=True, epochs=10, batch_size=16)
+    wanted = "31 windows make 10 steps of training: --epochs 300 would be 300"
+    assert wanted in capsys.readouterr().out
+    load(series, "series:a.csv", loud=True, epochs=300, batch_size=16)
+    assert "steps of training" not in capsys.readouterr().out
+
+
 def test_the_last_window(refused):
     write_hours(count=100)
     facts = load(series, "series:a.csv")[0].facts
