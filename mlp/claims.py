@@ -158,11 +158,7 @@ def families(args: argparse.Namespace) -> dict:
     from common.plot import bars
 
     printed = ["--lr", "0.01", "--decay", "0.002", "--spread", "0.3"]
-    arms = {
-        "as printed": [*printed, *epochs(args, 60)],
-        "as printed, 4,500 sweeps": [*printed, *epochs(args, 180)],
-        "ours": epochs(args, 180),
-    }
+    arms = {"as printed": [*printed, *epochs(args, 60)], "ours": epochs(args, 180)}
     shared = ["--data", "families", "--quiet"]
     results, commands, folders = run_arms("mlp", train, arms, shared, args)
     for arm, runs in results.items():

@@ -11,6 +11,7 @@ plain values, travels in the checkpoint, and is all that `encode` needs.
 import csv
 import io
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ MOST = 1000  # categories of a column, and classes
 FEW = 10  # so many different whole numbers are classes, more are a quantity
 LARGEST = 1e100  # numbers beyond are no measurements: they count as missing, as infinity does
 SHOWN = 6  # names in a line
+LARGE = 20 << 20  # bytes that take some seconds to read
 
 
 def listed(names: Sequence[str]) -> str:
@@ -81,6 +83,8 @@ def read_table(path: Path) -> "pd.DataFrame":
 
     if not path.is_file():
         fail(f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}: name a CSV file")
+    if path.stat().st_size > LARGE:
+        print(f"reading {path}, {path.stat().st_size >> 20} MiB", file=sys.stderr, flush=True)
     text = read_text(path)
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
@@ -438,14 +442,15 @@ def read_source(args: cli.Flags) -> tuple[Source, str]:
     import pandas as pd
 
     notes: list[str] = []
+    known = args.stored.get("dataset") or {}  # of the network that goes on, or is measured
     if args.data in SKLEARN:
         table, target = sklearn_table(args.data)
         tables, separator = [table], ","
     else:
         paths = csv_paths(args.data)
         tables = [read_table(path) for path in paths]
-        target = find_target(tables[0], args.target, str(paths[0]))
-        if args.target is None:
+        target = find_target(tables[0], known.get("target") or args.target, str(paths[0]))
+        if not known and args.target is None:
             notes.append(f"the last column, {target}, is the target: --target names another")
         for path, table in zip(paths[1:], tables[1:], strict=True):
             if lacking := [c for c in tables[0].columns if c not in table.columns]:
@@ -460,7 +465,6 @@ def read_source(args: cli.Flags) -> tuple[Source, str]:
     rows = sum(map(len, tables))
     if rows < 2 or not all(map(len, tables)):
         fail(f"--data {args.data}: {counted(rows, 'row')} with a {target}: that is too few")
-    known = args.stored.get("dataset") or {}
     every = pd.concat([table[target] for table in tables])
     task = known.get("task") or getattr(args, "task", None) or "auto"
     if known:

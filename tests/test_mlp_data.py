@@ -415,7 +415,7 @@ def test_evaluation_scales_as_training_did(trained, refused):
     assert again == {key: before[key] for key in again}
     table = list(rows())
     write("other.csv", table[:30])
-    write("half.csv", table[30:])
+    write("half.csv", [row[::-1] for row in table[30:]], header=HEADER[::-1])
     metrics = train.main(
         ["--evaluate", "run/last.pt", "--data", "csv:half.csv,other.csv", "--quiet"]
     )
