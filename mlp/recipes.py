@@ -100,7 +100,7 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     kinds, text = ["auto", "classification", "regression"], "told from the target"
     add("--task", choices=kinds, default="auto", group="data", help=f"auto: {text}")
     text = "columns to leave out, as numbers of rows are"
-    add("--drop", nargs="+", default=[], metavar="COLUMN", none="none", group="data", help=text)
+    add("--drop", nargs="+", metavar="COLUMN", group="data", help=text)
     add("--hidden", type=count, nargs="+", metavar="N", help="units of each hidden layer")
     add("--activation", choices=list(ACTIVATIONS), help="of hidden units")
     switch("--norm", help="normalise over the batch before the activation")

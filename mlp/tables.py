@@ -457,7 +457,7 @@ def read_source(args: cli.Flags) -> tuple[Source, str]:
                 fail(f"{path} has no column {lacking[0]!r}, which {paths[0]} has")
         separator = tables[0].attrs["separator"]
         silent = [notes, []]  # of the second file nothing is said twice
-        tables = [drop_columns(t, args.drop, target, n) for t, n in zip(tables, silent)]  # noqa: B905
+        tables = [drop_columns(t, args.drop or [], target, n) for t, n in zip(tables, silent)]  # noqa: B905
     for number, table in enumerate(tables):
         if gone := int(table[target].isna().sum()):
             notes.append(f"{counted(gone, 'row')} without {target} left out")

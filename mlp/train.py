@@ -1,12 +1,14 @@
 """Trains multilayer perceptrons: on images, on tables, and on the two worlds of the 1986 paper.
 
-python mlp/train.py                                       # real digits
-python mlp/train.py --paper                               # family trees
-python mlp/train.py --data symmetry                       # mirror symmetry
-python mlp/train.py --data csv:rows.csv --target price    # your own table
-python mlp/train.py --data iris                           # also wine, breast-cancer, diabetes
-python mlp/train.py --paper --model mlp --data-dir PATH            # MNIST
-python mlp/train.py --paper --model mlp_dropout --data-dir PATH
+    python mlp/train.py                                       # real digits: 97.9%, 4 s
+    python mlp/train.py --paper                               # family trees: 100 facts, 4 s
+    python mlp/train.py --data symmetry --seed 3              # mirror symmetry, 1 s
+    python mlp/train.py --data csv:rows.csv --target price    # your own table
+    python mlp/train.py --data iris                           # also wine, breast-cancer, diabetes
+    python mlp/train.py --paper --model mlp --data-dir PATH            # MNIST
+    python mlp/train.py --paper --model mlp_dropout --data-dir PATH    # with dropout and max-norm
+
+Measured on one core of a Zen 5 server (see the README, with the errors on MNIST).
 """
 
 from functools import partial
