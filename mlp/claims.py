@@ -137,7 +137,8 @@ def symmetry(args: argparse.Namespace) -> dict:
     for run, folder in zip(results[last], folders[last], strict=True):
         points = history(folder, "train_loss")
         colour = "tab:blue" if run["solved"] else "tab:red"
-        axis.plot([25 * e for e in points], list(points.values()), color=colour, alpha=0.6)
+        sweeps, errors_then = [25 * e for e in points], [64 * e for e in points.values()]
+        axis.plot(sweeps, errors_then, color=colour, alpha=0.6)
     axis.axvline(1425, color="black", linewidth=0.8, linestyle=":")
     axis.set_xlabel("sweeps through the 64 patterns (dotted: the paper's 1,425)")
     axis.set_ylabel("error E (Eq. 3)")
