@@ -472,6 +472,11 @@ def read_source(args: cli.Flags) -> tuple[Source, str]:
         if strange := sorted(set(every) - set(classes)) if kind == "classification" else []:
             fail(f"--data {args.data}: {target} is {strange[0]!r}, a class that the network wasn't "
                  "trained on")  # fmt: skip
+        odd = every[as_numbers(every, comma_of(every, separator)).isna()]
+        if kind == "regression" and len(odd):
+            fail(
+                f"--data {args.data}: {target} is {odd.iloc[0]!r} in line {odd.index[0]}, no number"
+            )
     else:
         kind, how = choose_task(every, task, target, separator)
         notes += [how] if how and args.data not in SKLEARN else []

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import cli
+from common import cli, fail
 from common.classify import Tally
 from common.data.images import ImageSet, load_images
 from common.device import Device
@@ -132,6 +132,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     kind = kind_of(args.data)
     dev = Device(args, auto_precision="bf16" if args.model == "mlp_dropout" else "fp32")
     train, val, test = load(args, dev)
+    part = min(args.batch_size, len(train)) // (dev.world * dev.accumulate)
+    if getattr(args, "norm", None) and part < 2:
+        fail("--norm can't train on one example at a time: raise --batch-size, lower --accumulate")
     model = build(args, train.facts)
     net = dev.wrap(model)
     optimizer = build_optimizer(args, model)

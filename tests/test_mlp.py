@@ -377,6 +377,8 @@ def test_the_network_follows_the_data():
         ("--data iris --workers 2", "image files"),
         ("--dropout 1", "--dropout"),
         ("--hidden 0", "--hidden"),
+        ("--norm --batch-size 1 --limit 64", "--norm can't train on one example at a time"),
+        ("--norm --batch-size 4 --accumulate 4 --limit 64", "lower --accumulate"),
         ("--activation sine", "unknown activation 'sine'"),
     ],
 )

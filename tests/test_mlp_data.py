@@ -428,6 +428,20 @@ def test_evaluation_scales_as_training_did(trained, refused):
     assert "target" in line
 
 
+def test_a_quantity_is_measured_on_numbers_alone(refused):
+    train.main(["--data", write(), "--target", "weight", *FAST, "--run-dir", "run"])
+    table = list(rows())
+    table[5][2] = "heavy"
+    write("other.csv", table)
+    line = refused(train.main, ["--evaluate", "run/last.pt", "--data", "csv:other.csv"])
+    assert "weight is 'heavy' in line 7, no number" in line
+
+
+def test_yes_and_no_are_categories():
+    table = as_frame({"x": ["True", "False", "True"], "y": ["yes", "no", "no"]})
+    assert [column["kind"] for column in learn(table, [])] == ["category", "category"]
+
+
 def test_a_run_on_a_table_resumes_exactly():
     flags = ["--data", write(), "--quiet", "--epochs", "4"]
     train.main([*flags, "--run-dir", "a"])
