@@ -47,7 +47,8 @@ TASKS = {  # beside QUICK, which is for text
 SETS = {  # on top
     "shakespeare": dict(hidden_size=512, num_layers=2, dropout=0.4, bptt=100,
                         epochs=12, val=40_000, batch_size=6400, lr=2e-3),
-    "names": dict(units="characters", dropout=0.2),
+    "names": dict(units="characters", hidden_size=128, num_layers=2, embedding_size=64,
+                  dropout=0.4, pooling="last", epochs=15, lr=3e-3),
     "airline": dict(dropout=0.2, epochs=60, batch_size=16, lr=3e-3, **series.WINDOWS["airline"]),
     "sunspots": dict(dropout=0.2, batch_size=32, **series.WINDOWS["sunspots"]),
     "etth1": dict(hidden_size=128, dropout=0.4, epochs=6, batch_size=32, lr=5e-4,
@@ -115,6 +116,10 @@ def without_meaning(model: str, task: str, values: dict) -> dict[str, str]:
         refuse("its inputs are numbers", "embedding_size", "vocab_size")
     if model in SIZED:
         refuse(f"{model} has sizes of its own", *SIZES)
+    if model in ("elman", "lstm_1997"):
+        refuse(f"{model} has no gate that keeps", "keep_bias")
+    if model in SIZED[1:]:
+        refuse("all weights of the paper's networks are drawn alike", "keep_bias")
     if not values.get("decay"):
         refuse("without --decay the rate falls along a cosine", "decay_after")
     if values.get("optimizer", "adam") != "adam":
@@ -133,6 +138,9 @@ def add_flags(parser: cli.Parser) -> None:
     add("--dropout", type=cli.share, metavar="P", default=0.0, help="before, between, after layers")
     text = "how the steps' outputs become one"
     add("--pooling", choices=POOLINGS, default="last", help=text)
+    text = "first bias of the gate that keeps what was (LSTM: forget gate, GRU: z)"
+    kind = cli.number(lambda value: abs(value) < 100, "a number from -100 to 100")
+    add("--keep-bias", type=kind, metavar="B", none="the model's", help=text)
     add("--optimizer", choices=list(OPTIMIZERS), default="adam", help="how the weights move")
     text = "what the weights shrink by in a step, times the rate (AdamW)"
     add("--weight-decay", type=cli.not_negative, metavar="L", default=0.0, help=text)
