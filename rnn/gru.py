@@ -10,7 +10,7 @@ before it, and that is `reset_after=False`. Biases, which the paper leaves out, 
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnn.stack import Recurrent, State
 
@@ -18,7 +18,8 @@ from rnn.stack import Recurrent, State
 class GRU(Recurrent):
     """`reset_after=False` is the unit as published, which has no kernel of torch's.
 
-    Rows of the matrices: gates r and z, and what is new (n).
+    Rows of the matrices: gates r and z, and what is new (n). With a `keep_bias` above zero, that of
+    z, it begins by keeping what it was.
     """
 
     gates = 3
@@ -33,10 +34,15 @@ class GRU(Recurrent):
         bidirectional: bool = False,
         fused: bool = True,
         reset_after: bool = True,
+        keep_bias: float = 0.0,
     ):
         sizes = input_size, hidden_size, num_layers
         super().__init__(*sizes, dropout, bidirectional, fused and reset_after)
         self.reset_after = reset_after
+        for place in range(len(self.names) if keep_bias else 0):
+            bias_ih, bias_hh = self.weights(place)[2:]
+            nn.init.constant_(bias_ih[hidden_size : 2 * hidden_size], keep_bias)
+            nn.init.zeros_(bias_hh[hidden_size : 2 * hidden_size])
 
     # fmt: off
     def step(self, x: Tensor, state: State, weight_hh: Tensor, bias_hh: Tensor) -> State:

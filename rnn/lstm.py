@@ -28,7 +28,7 @@ class LSTM(Recurrent):
     """The cell of 2000; with `forget_gate=False` that of 1997, which has no kernel of torch's.
 
     Rows of the matrices: i, f, g, o, as in torch; without the forget gate i, g, o. Its bias
-    begins at `forget_bias` (above zero, as in Gers), so that at first c is kept.
+    begins at `keep_bias` (above zero, as in Gers), so that at first c is kept.
     """
 
     gates, states = 4, 2
@@ -43,7 +43,7 @@ class LSTM(Recurrent):
         bidirectional: bool = False,
         fused: bool = True,
         forget_gate: bool = True,
-        forget_bias: float = 1.0,
+        keep_bias: float = 1.0,
     ):
         self.gates = 3 + forget_gate
         sizes = input_size, hidden_size, num_layers
@@ -51,7 +51,7 @@ class LSTM(Recurrent):
         self.forget_gate = forget_gate
         for place in range(len(self.names) if forget_gate else 0):
             bias_ih, bias_hh = self.weights(place)[2:]
-            nn.init.constant_(bias_ih[hidden_size : 2 * hidden_size], forget_bias)
+            nn.init.constant_(bias_ih[hidden_size : 2 * hidden_size], keep_bias)
             nn.init.zeros_(bias_hh[hidden_size : 2 * hidden_size])
 
     # fmt: off

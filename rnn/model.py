@@ -24,7 +24,7 @@ from rnn.lstm import LSTM
 __all__ = ["GRU", "LSTM", "MODELS", "POOLINGS", "TASKS", "Elman"]
 
 TASKS = {"text": LanguageModel, "classes": Classifier, "series": Forecaster}
-CELL = ("bidirectional", "fused", "forget_gate", "forget_bias", "reset_after")  # arguments of cells
+CELL = ("bidirectional", "fused", "forget_gate", "keep_bias", "reset_after")  # arguments of cells
 
 
 def assemble(

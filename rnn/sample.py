@@ -224,7 +224,8 @@ def forecast(
 
 
 def draw_forecasts(panels: Sequence[tuple], names: Sequence[str], path: Path) -> None:
-    """Draws the past, the truth where it is known, and the forecast of the first target."""
+    """Draws the end of the past, the truth where it is known, and the forecast of the first
+    target."""
     from matplotlib.figure import Figure
 
     from common.plot import save
@@ -233,13 +234,15 @@ def draw_forecasts(panels: Sequence[tuple], names: Sequence[str], path: Path) ->
                     layout="constrained")  # fmt: skip
     axes = figure.subplots(-(-len(panels) // 2), min(2, len(panels)), squeeze=False).flat
     for axis, (times, past, truth, values) in zip(axes, panels, strict=False):
+        shown = min(len(past), 3 * len(values))
+        past, times = past[-shown:], times[len(past) - shown :]
         steps = range(len(times))
         axis.plot(steps[: len(past)], past[:, 0], color="0.5", label="seen")
         if truth is not None:
             axis.plot(steps[len(past) :], truth[:, 0], color="black", label="truth")
         axis.plot(steps[len(past) :], values[:, 0], color="tab:red", label="forecast")
-        shown = [0, len(past), len(times) - 1]
-        axis.set_xticks(shown, [times[i] for i in shown], fontsize=7, parse_math=False)
+        ticks = [0, len(past)]
+        axis.set_xticks(ticks, [times[i] for i in ticks], fontsize=7, parse_math=False)
         axis.set_ylabel(names[0], parse_math=False)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)

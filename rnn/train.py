@@ -1,13 +1,15 @@
 """Trains recurrent networks: on text, sentences, speech and time series, told from --data.
 
-python rnn/train.py                                            # pydocs, characters
+python rnn/train.py                                            # pydocs: 1.34 nats, 104 s
 python rnn/train.py --data shakespeare --data-dir PATH         # 2 layers of 512
 python rnn/train.py --data text:novel.txt --tokens bpe         # your own text
-python rnn/train.py --model bilstm --data sst2 --data-dir PATH # also names, ag-news, sms-spam
+python rnn/train.py --model bilstm --data sst2 --data-dir PATH # 82.2%, 36 s; also names …
 python rnn/train.py --model bilstm --data sentences:PATH       # your own texts with labels
-python rnn/train.py --model bigru --data fsdd --data-dir PATH  # spoken digits, also wav:PATH
+python rnn/train.py --model bilstm --data fsdd --data-dir PATH # spoken digits: 100%, 57 s
 python rnn/train.py --data etth1 --data-dir PATH               # a forecast, also series:PATH
 python rnn/train.py --paper                                    # 1997: the adding problem
+
+Measured on one core of a Zen 5-class server that others used, too (see the README).
 """
 
 import argparse
@@ -49,8 +51,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
 def build(args: argparse.Namespace, facts: dict) -> nn.Module:
     """The network that the flags ask for, for data of these facts."""
     task, sizes = facts["task"], {n: v for n in SIZES if (v := getattr(args, n)) is not None}
-    if args.dropout is not None:
-        sizes["dropout"] = args.dropout
+    own = ("dropout", "keep_bias")
+    sizes |= {name: value for name in own if (value := getattr(args, name, None)) is not None}
     if task == "text":
         return MODELS[args.model]("text", vocab_size=facts["vocab_size"], **sizes)
     sizes["pooling"] = args.pooling
