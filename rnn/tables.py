@@ -69,6 +69,6 @@ def bare(cell: str) -> str:
 def no_column(path: Path, flag: str, name: str, columns: Sequence[str]) -> NoReturn:
     """Fails for a column that isn't there, with the nearest that is."""
     near = difflib.get_close_matches(name, columns, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? There" if near else "there"
     shown = ", ".join(columns[:20]) + (", …" if len(columns) > 20 else "")
-    fail(f"{flag} {name}: {path} has no such column; {hint}There are {shown}")
+    fail(f"{flag} {name}: {path} has no such column; {hint} are {shown}")

@@ -321,7 +321,7 @@ def test_what_else_is_refused_of_sentences(refused):
     line = refused(lambda: load(sentences, "sentences:mine.csv", label_column="mod"))
     assert "--label-column mod: mine.csv has no such column; did you mean mood?" in line
     line = refused(lambda: load(sentences, "sentences:mine.csv", text_column="4"))
-    assert "--text-column 4: mine.csv has no such column" in line
+    assert "--text-column 4: mine.csv has no such column; there are review, mood, label" in line
     assert "no such file or folder" in refused(lambda: load(sentences, "sentences:nowhere"))
     Path("void/train/x").mkdir(parents=True)
     assert "holds no table" in refused(lambda: load(sentences, "sentences:void"))
