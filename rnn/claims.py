@@ -48,8 +48,8 @@ ADDING = ["--data", "adding", "--epochs", "10", "--quiet"]
 CLAIMS = {
     "lag": {
         f"{name}, {lag} steps": [*flags, "--length", str(lag)]
-        for name, flags in KEEPING.items()
         for lag in LAGS
+        for name, flags in KEEPING.items()
     },
     "gradients": {
         f"{name}, 100 steps": [*flags, "--length", "100"] for name, flags in KEEPING.items()

@@ -7,6 +7,7 @@ the names that torch.nn gives them, so that a state_dict goes both ways. `fused`
 torch's kernel, else the steps are written out: the same numbers, more slowly. Batch comes first.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+# On a GPU, cuDNN copies them together at each call, which costs little beside the call.
+warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
 
 State = tuple[Tensor, ...]  # h, of an LSTM also c, each (L, B, H)
 
