@@ -464,6 +464,30 @@ def test_small_tables_get_small_batches():
     assert train.parse_args(["--data", "csv:b.csv", "--val", "0"]).patience is None
 
 
+def test_the_claim_on_tables_compares_three_methods(monkeypatch, refused):
+    from mlp import claims
+
+    Path("d/tabular").mkdir(parents=True)
+    table = [[row[0] if i % 9 else "", *row[1:]] for i, row in enumerate(rows(90))]
+    for name in ("one", "two"):
+        write(f"d/tabular/{name}.csv", table)
+    arms = {"one": ["one.csv"], "two": ["two.csv", "--target", "weight"]}
+    monkeypatch.setattr(claims, "TABLES", arms)
+    argv = ["tables", "--seeds", "0", "1", "--data-dir", "d", "--out", "out", "--epochs", "2"]
+    summary = claims.main(argv)
+    assert {arm: list(values)[1] for arm, values in summary.items()} == {
+        "one, mlp": "test_accuracy", "one, logistic": "test_accuracy",
+        "one, trees": "test_accuracy", "two, mlp": "test_rmse", "two, ridge": "test_rmse",
+        "two, trees": "test_rmse",
+    }  # fmt: skip
+    assert summary["one, trees"]["test_accuracy"]["mean"] > 0.8
+    assert summary["two, mlp"]["command"].endswith("--target weight --seed SEED")
+    assert "csv:PATH/tabular/two.csv" in summary["two, mlp"]["command"]
+    assert claims.main(argv) == summary
+    Path("d/tabular/two.csv").unlink()
+    assert "two.csv is not in d/tabular" in refused(claims.main, argv)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), [("iris", 0.9), ("wine", 0.9), ("breast-cancer", 0.93)])
 def test_the_tables_of_scikit_learn_are_learned(name, least):
