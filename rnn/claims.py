@@ -41,7 +41,7 @@ from rnn.train import main as train
 KEEPING = {  # gates that begin by keeping: with a bias of 1 or 0 they learn no lag of 50 so soon
     "Elman": ["--model", "elman"],
     "GRU": ["--model", "gru", "--keep-bias", "6"],
-    "LSTM": ["--model", "lstm", "--keep-bias", "6"],
+    "LSTM": ["--model", "lstm", "--keep-bias", "4"],
 }
 LAGS = (50, 100, 200, 400)
 ADDING = ["--data", "adding", "--epochs", "10", "--quiet"]
