@@ -24,7 +24,6 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -32,11 +31,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 @contextmanager
 def uncounted(norm: nn.BatchNorm2d) -> Iterator[None]:
     """Within it a batch leaves the running statistics alone: it has been counted before."""
-    norm.track_running_stats = False
+    count, momentum = norm.num_batches_tracked, norm.momentum
+    norm.num_batches_tracked, norm.momentum = None, 0.0
     try:
         yield
     finally:
-        norm.track_running_stats = True
+        norm.num_batches_tracked, norm.momentum = count, momentum
 
 
 class DenseLayer(nn.Module):

@@ -1,11 +1,11 @@
 """Trains densely connected networks (Huang, Liu, van der Maaten, Weinberger 2016).
 
-    python densenet/train.py                                 # shapes
-    python densenet/train.py --paper --data-dir PATH         # CIFAR-10 with 100 layers, BC
-    python densenet/train.py --paper --no-augment --data-dir PATH                  # and dropout
-    python densenet/train.py --paper --model densenet121 --data folder:PATH        # ImageNet's tree
-    python densenet/train.py --model densenet121 --data folder:PATH --size 128     # your own images
-    python densenet/train.py --model densenet121 --weights imagenet --freeze --data folder:PATH
+python densenet/train.py                                 # shapes
+python densenet/train.py --paper --data-dir PATH         # CIFAR-10 with 100 layers, BC
+python densenet/train.py --paper --no-augment --data-dir PATH                  # and dropout
+python densenet/train.py --paper --model densenet121 --data folder:PATH        # ImageNet's tree
+python densenet/train.py --model densenet121 --data folder:PATH --size 128     # your own images
+python densenet/train.py --model densenet121 --weights imagenet --freeze --data folder:PATH
 """
 
 import argparse
@@ -30,9 +30,9 @@ CIFAR = [name for name, factory in MODELS.items() if getattr(factory, "args", ()
 PUBLISHED = {name: name for name in MODELS if name not in CIFAR}  # by torchvision
 # fmt: off
 QUICK = dict(model="densenet_bc_22_12",  data="shapes",  epochs=4,   val=500, batch_size=64, lr=0.1)
-PAPER = dict(model="densenet_bc_100_12", data="cifar10", epochs=300, val=0,   batch_size=64, lr=0.1)  # noqa: E501
+PAPER = dict(model="densenet_bc_100_12", data="cifar10", epochs=300, val=0,   batch_size=64, lr=0.1)
 IMAGENET = dict(data="folder:data/imagenet", epochs=90, batch_size=256)  # Sec. 4.2
-LARGEST  = dict(epochs=100, batch_size=128)  # of densenet161, to which the memory was short
+LARGEST = dict(epochs=100, batch_size=128)  # of densenet161, for which the memory was short
 # fmt: on
 
 
@@ -116,9 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train, val, test = load_images(args, dev, args.size, window=window)
     model = build(args, len(train.facts["classes"]))
     check_images(model, args, dev, len(train), args.size)
-    start_from(
-        model, args, dev, train.facts, ("classifier",), PUBLISHED, current_name=current_name
-    )
+    start_from(model, args, dev, train.facts, ("classifier",), PUBLISHED, current_name=current_name)
     net = dev.wrap(model)
     optimizer = torch.optim.SGD(
         trained(model), args.lr, momentum=0.9, nesterov=True, weight_decay=1e-4,
