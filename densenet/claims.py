@@ -163,14 +163,16 @@ def show_reuse(args: argparse.Namespace, shared: list[str]) -> dict:
 
 
 def draw(maps: list[Tensor], path: Path) -> None:
-    """One heat map for each block, its largest weight dark; rows are sources, columns readers."""
+    """One heat map for each block: rows are sources, columns readers, whose largest is dark."""
     from matplotlib.figure import Figure
 
     from common.plot import save
 
-    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     for number, (axis, means) in enumerate(zip(figure.subplots(1, 3), maps, strict=True), 1):
-        largest = means.nan_to_num().max()
+        largest = means.nan_to_num().amax(
+            0
+        )  # the classifier's are of another size than the layers'
         image = axis.imshow((means / largest).numpy(), cmap="viridis_r", vmin=0, vmax=1)
         n = len(means) - 1
         places = sorted({0, *range(1, n, 2), n})
@@ -180,7 +182,9 @@ def draw(maps: list[Tensor], path: Path) -> None:
         axis.set_title(f"block {number}", fontsize=10)
         axis.set_xlabel("read by layer")
     figure.axes[0].set_ylabel("made by layer")
-    figure.colorbar(image, ax=figure.axes, label="mean |weight|, of the block's largest")
+    figure.colorbar(
+        image, ax=figure.axes, label="mean |weight|, over the reader's largest", shrink=0.7
+    )
     save(figure, path)
 
 
