@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
     if args.recompute and args.compile:
-        fail("--recompute is for the network as it stands: leave --compile away")
+        fail("what is recomputed can't be compiled: leave --compile or --recompute away")
     return args
 
 
