@@ -8,7 +8,7 @@ parameters: for the same error a DenseNet-BC needs fewer parameters than a resid
 (Fig. 3): three of each, 70,000 to 850,000 parameters, trained alike by the scripts of both folders.
 reuse: layers draw on features of all ages (Fig. 5): the mean size of the weights that lead from
 each layer to each later one, in the three blocks of a trained `densenet40`.
-Both take 20 epochs of images of 16 pixels, the same for all arms.
+Both take 15 epochs of images of 16 pixels, the same for all arms.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.claims_parser("densenet", __doc__, ["parameters", "reuse"])
     parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
     parser.add_argument(
-        "--epochs", type=cli.integer(1), default=20, help="of each run (default: 20)"
+        "--epochs", type=cli.integer(1), default=15, help="of each run (default: 15)"
     )
     parser.add_argument("--size", type=cli.integer(8), default=16, help="pixels (default: 16)")
     text = "end each run after N steps, to see how it works"
