@@ -17,6 +17,7 @@ from densenet import claims, sample, train
 from densenet.model import (
     MODELS,
     DenseLayer,
+    DenseNet,
     Transition,
     cifar_densenet,
     current_name,
@@ -71,8 +72,6 @@ def test_parity_of_recomputing_networks():
     options = dict(growth_rate=4, block_config=(2, 3), num_init_features=8, num_classes=7)
     theirs = torchvision.models.DenseNet(**options, memory_efficient=True)
     theirs = perturb(theirs.double())
-    from densenet.model import DenseNet
-
     ours = DenseNet(**options, checkpoint=True).double()
     ours.load_state_dict(theirs.state_dict())
     compare(ours, theirs, True, statistics=False)
