@@ -45,8 +45,8 @@ TASKS = {  # beside QUICK, which is for text
     "adding": dict(hidden_size=64, epochs=10, val=500, batch_size=50, lr=2e-3),
 }
 SETS = {  # on top
-    "shakespeare": dict(hidden_size=512, num_layers=2, dropout=0.4, bptt=100,
-                        epochs=20, val=20_000, batch_size=6400, lr=4e-3),
+    "shakespeare": dict(hidden_size=512, num_layers=2, dropout=0.35, bptt=64,
+                        epochs=20, val=10_000, batch_size=4096, lr=3e-3),
     "names": dict(units="characters", hidden_size=128, num_layers=2, embedding_size=64,
                   dropout=0.4, pooling="last", epochs=15, lr=3e-3),
     "airline": dict(dropout=0.2, epochs=60, batch_size=16, lr=3e-3, **series.WINDOWS["airline"]),
