@@ -157,9 +157,12 @@ def own(args: argparse.Namespace) -> Source:
     if tables:
         return parts_of_tables(args, path, tables, columns)
     found, notes = part_folders(path, args.data)
-    read = {part: in_folder(folder) for part, folder in (found or {"train": path}).items()}
-    for part, pairs in read.items():
-        if not pairs:
+    read = {}
+    for part, folder in (found or {"train": path}).items():
+        read[part], empty = in_folder(folder)
+        if empty:
+            notes.append(f"{counted(len(empty), 'empty file')} left out, the first {empty[0]}")
+        if not read[part]:
             fail(f"--data {args.data}: {found.get(part, path)} holds no table (.csv, .tsv), and no "
                  "folder of text files (.txt) for each class")  # fmt: skip
     return as_source(args, read, notes)
@@ -185,16 +188,24 @@ def parts_of_tables(
     return as_source(args, found, notes)
 
 
-def in_folder(root: Path) -> Pairs:
-    """The sentences below a folder: a folder a class of files, or else a file a class."""
+def in_folder(root: Path) -> tuple[Pairs, list[Path]]:
+    """The sentences below a folder: a folder a class of files, or else a file a class; and the
+    files that are empty."""
     files = {p: sorted(f for f in p.rglob("*.txt") if f.is_file()) for p in folders_in(root)}
-    if not any(files.values()):
-        return a_file_a_class(sorted(f for f in root.glob("*.txt") if f.is_file()))
-    return [
+    alone = [] if any(files.values()) else sorted(f for f in root.glob("*.txt") if f.is_file())
+    empty = {f for f in (*alone, *sum(files.values(), [])) if is_empty(f)}
+    pairs = a_file_a_class([file for file in alone if file not in empty]) + [
         (" ".join(filter(None, read_lines(file))), readable(folder.name))
         for folder, some in files.items()
         for file in some
+        if file not in empty
     ]
+    return pairs, sorted(empty)
+
+
+def is_empty(file: Path) -> bool:
+    """Whether a file holds nothing but space."""
+    return file.stat().st_size < 1000 and not file.read_bytes().strip()
 
 
 def a_file_a_class(files: Sequence[Path]) -> Pairs:
@@ -205,16 +216,22 @@ def a_file_a_class(files: Sequence[Path]) -> Pairs:
 def labelled(table: Table, text: str, label: str) -> tuple[Pairs, list[str]]:
     """The sentences and labels of a table; columns that aren't named are found.
 
-    By the names that the header gives them, if it is one; or, of two columns, that which holds
-    fewer different values is the label. Rows that lack one of them are left out, which is said.
+    By the names that the header gives them, if it is one: a name that stands again in its column is
+    a text or a class. Or, of two columns, that which holds fewer different values is the label.
+    Rows that lack one of them are left out, which is said.
     """
     first, width = [cell.lower() for cell in table.rows[0]], len(table.rows[0])
     places = [column(table, f"--{flag}-column", name) for flag, name in
               (("text", text), ("label", label))]  # fmt: skip
     typed = any(name.lower() in first for name in (text, label) if name and not name.isdecimal())
-    headed = typed or any(name in first for name in (*TEXTS, *LABELS))
+    once = [
+        name
+        for k, name in enumerate(first)
+        if name in (*TEXTS, *LABELS) and name not in (row[k].lower() for row in table.rows[1:])
+    ]
+    headed = typed or bool(once)
     for i, known in enumerate((TEXTS, LABELS)):
-        if places[i] is None:
+        if places[i] is None and headed:
             there = [first.index(name) for name in known if name in first]
             places[i] = next((k for k in there if k not in places), None)
     if width == 2 and places.count(None) == 1:
