@@ -218,6 +218,7 @@ def choose_task(values: "pd.Series", task: str, name: str, separator: str) -> tu
                  "classification")  # fmt: skip
         task = "classification" if len(odd) or (whole and distinct <= FEW) else "regression"
         what = "text" if len(odd) else "whole numbers" if whole else "numbers"
+        what += f" ({line})" if len(odd) and distinct > FEW else ""
         how = f"{name} has {distinct:,} different values, {what}: {task}"
     if task == "regression" and len(odd):
         fail(f"--task regression: {name!r} is {odd.iloc[0]!r} in line {odd.index[0]}, no number")
@@ -303,8 +304,8 @@ class Errors:
         """Mean squared error of scaled targets, its root in units, and the share explained."""
         errors, total, squares = self.dev.sum(self.sums).tolist()
         spread = squares - total**2 / self.count
-        pairs = [torch.cat(some).cpu() for some in zip(*self.pairs, strict=True)]
         if picture:
+            pairs = [torch.cat(some).cpu() for some in zip(*self.pairs, strict=True)]
             every = zip(*self.dev.gather(pairs), strict=True)
             answers, targets = (torch.cat(some) * self.std + self.mean for some in every)
             if self.dev.main:

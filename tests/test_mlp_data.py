@@ -138,6 +138,8 @@ def test_the_task_is_told_from_the_target_or_by_the_flag(refused):
     assert task(["3", "4", "3", "5"], "regression") == "regression"
     assert task(["3.5", "4", "3", "3"], "classification") == "classification"
     assert "is 'b' in line 1, no number" in refused(task, ["3", "b", "3"], "regression")
+    prices = as_frame({"y": [f"${i % 12}" for i in range(60)]})["y"]
+    assert "text (line 0 has '$0'): classification" in choose_task(prices, "auto", "y", ",")[1]
     data = write()
     metrics = train.main(["--data", data, *FAST, "--target", "weight"])
     assert "test_rmse" in metrics
