@@ -5,8 +5,8 @@
     python mlp/train.py --data symmetry --seed 3              # mirror symmetry, 1 s
     python mlp/train.py --data csv:rows.csv --target price    # your own table
     python mlp/train.py --data iris                           # also wine, breast-cancer, diabetes
-    python mlp/train.py --paper --model mlp --data-dir PATH            # MNIST
-    python mlp/train.py --paper --model mlp_dropout --data-dir PATH    # with dropout and max-norm
+    python mlp/train.py --paper --model mlp --data-dir PATH            # MNIST: 1.72% error, 1 min
+    python mlp/train.py --paper --model mlp_dropout --data-dir PATH    # 1.27%, 7 min
 
 Measured on one core of a Zen 5 server (see the README, with the errors on MNIST).
 """
