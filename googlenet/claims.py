@@ -1,29 +1,61 @@
-"""The claim of googlenet/README.md as an experiment.
+"""The claims of googlenet/README.md as experiments.
 
     python googlenet/claims.py aux --data-dir PATH                   # CIFAR-10: 27 minutes
+    python googlenet/claims.py factors --data-dir PATH               # CIFAR-10: TODO minutes
     python googlenet/claims.py aux --data shapes --epochs 2 --seeds 0    # to see how it works
 
-aux: the auxiliary heads help a deep network to train (Sec. 5). With and without them, from the same
-initial weights, without batch norm as in the paper and with it.
+aux: the auxiliary heads help a deep network to train (GoogLeNet, Sec. 5). With and without them,
+from the same initial weights, without batch norm as in the paper and with it.
+
+factors: two small filters in place of a large one cost less and learn as well (Inception-v3, Sec.
+3). The multiply-adds of the whole network's modules, and the small one trained both ways.
 """
 
 import argparse
+import json
+
+import torch
 
 from common import cli
 from common.claims import history, plus_minus, run_arms, write_summary
 from common.folder import make_folder
+from googlenet.inception_v3 import MODULES, inception_v3
 from googlenet.train import main as train
 
-ARMS = {
-    f"{name}{kind}": ["--model", name, "--lr", rate, *flags]
-    for name, rate in (("googlenet_small", "0.02"), ("googlenet_bn_small", "0.1"))
-    for kind, flags in (("", []), (", no heads", ["--no-aux"]))
+CLAIMS = {
+    "aux": {
+        f"{name}{kind}": ["--model", name, "--lr", rate, *flags]
+        for name, rate in (("googlenet_small", "0.02"), ("googlenet_bn_small", "0.1"))
+        for kind, flags in (("", []), (", no heads", ["--no-aux"]))
+    },
+    "factors": {
+        "factorised": ["--model", "inception_v3_small"],
+        "whole filters": ["--model", "inception_v3_small", "--whole-filters"],
+    },
 }
+
+
+def savings() -> dict[str, dict[str, int]]:
+    """Multiply-adds of an image of 299 pixels: of each module and in all, factorised and whole."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows = {name.removeprefix("Mixed_"): {} for name in MODULES} | {"all": {}}
+    for kind, factorised in (("whole", False), ("factorised", True)):
+        with torch.device("meta"):
+            model = inception_v3(aux_logits=False, factorised=factorised).eval()
+            images = torch.empty(1, 3, 299, 299)
+        with FlopCounterMode(display=False) as counter:
+            model(images)
+        found = counter.get_flop_counts()
+        for name, row in rows.items():
+            part = "Inception3" if name == "all" else f"Inception3.Mixed_{name}"
+            row[kind] = sum(found[part].values()) // 2
+    return rows
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("googlenet", __doc__, ["aux"])
+    parser = cli.claims_parser("googlenet", __doc__, list(CLAIMS))
     parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
     parser.add_argument("--epochs", type=cli.integer(1), default=6, help="of each run (default: 6)")
     return parser.parse_args(argv)
@@ -31,28 +63,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
-    """Runs what isn't done yet; writes claim_aux.json and .png; returns the summary."""
+    """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
     args = parse_args(argv)
     make_folder(args.out)
     shared = ["--data", args.data, "--epochs", str(args.epochs), "--batch-size", "64", "--val", "0"]
     shared += ["--schedule", "cosine"]
-    results, commands, folders = run_arms("googlenet", train, ARMS, shared, args)
-    summary = write_summary(args.out / "claim_aux.json", results, commands)
+    path = args.out / f"claim_{args.claim}.json"
+    results, commands, folders = run_arms("googlenet", train, CLAIMS[args.claim], shared, args)
+    summary = write_summary(path, results, commands)
 
     from common.plot import spread
 
     curves = {}
-    for arm in ARMS:
-        runs = [history(folder, "train_accuracy") for folder in folders[arm]]
-        curves[arm] = {epoch: [100 * (1 - run[epoch]) for run in runs] for epoch in runs[0]}
-    spread(curves, args.out / "claim_aux.png", x="epoch", y="training error (%)")
-    for arm, metrics in summary.items():
+    for arm, runs in folders.items():
+        found = [history(folder, "train_accuracy") for folder in runs]
+        curves[arm] = {epoch: [100 * (1 - run[epoch]) for run in found] for epoch in found[0]}
+    spread(curves, path.with_suffix(".png"), x="epoch", y="training error (%)")
+    for arm in results:
         errors = [
-            plus_minus([1 - v for v in metrics[f"{part}_accuracy"]["values"]], digits=2)
+            plus_minus([1 - v for v in summary[arm][f"{part}_accuracy"]["values"]], digits=2)
             for part in ("train", "test")
         ]
         print(f"{arm:>28}: training error {errors[0]}, test error {errors[1]}")
-    print(f"wrote {args.out / 'claim_aux.json'} and {args.out / 'claim_aux.png'}")
+    if args.claim == "factors":
+        summary["multiply-adds"] = savings()
+        path.write_text(json.dumps(summary, indent=1) + "\n")
+        for name, row in summary["multiply-adds"].items():
+            whole, split = (row[kind] / 1e6 for kind in ("whole", "factorised"))
+            print(f"{name:>4}: {whole:8,.0f} to {split:8,.0f} million ({split / whole - 1:+.0%})")
+    print(f"wrote {path} and {path.with_suffix('.png')}")
     return summary
 
 
