@@ -7,7 +7,7 @@ keep_frozen(model)                                             # after model.tra
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ def start_from(
     published: Mapping[str, str],
     inputs: Mapping[str, list[float]] = IMAGENET,
     optional: tuple[str, ...] = (),
+    current_name: Callable[[str], str] = str,
 ) -> None:
     """Loads `args.weights`, if any, into `model`, and freezes all but its heads on `--freeze`.
 
@@ -59,12 +60,14 @@ def start_from(
     `heads` are the names of the layers that depend on the number of classes; where the file's
     have another shape, they keep their new weights. `published` maps models to torchvision's
     names, for those whose weights it has. Layers named in `optional` may be missing from the file.
+    `current_name` gives the name in `model` for one in the file, where these may be older.
     """
     if args.weights and not args.evaluate and not args.stored:  # which has the weights
         if args.weights == "imagenet":
             state, known = download(args.model, published), inputs
         else:
             state, known = read_weights(Path(args.weights))
+        state = {current_name(key): value for key, value in state.items()}
         note = load(model, state, args, heads, optional)
         if known:
             facts.update({key: list(known[key]) for key in ("mean", "std")})

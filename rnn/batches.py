@@ -4,6 +4,7 @@ train, val, test = load(args, dev)       # of sentences.py, speech.py
 for inputs, lengths, targets in run.progress(train.batches(args.batch_size, train=True)): ...
 """
 
+import argparse
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import torch
@@ -129,6 +130,11 @@ def classes_in(names: Iterable[str], known: Sequence[str] = ()) -> list[str]:
     if all(name.lstrip("-").isdecimal() for name in names):
         names.sort(key=int)
     return list(known) if set(names) <= set(known) else names
+
+
+def known_classes(args: argparse.Namespace) -> list[str]:
+    """The classes of the checkpoint that the run goes on with; none where there isn't one."""
+    return args.stored.get("dataset", {}).get("classes", [])
 
 
 def check_classes(data: str, classes: Sequence[str], known: Sequence[str]) -> None:

@@ -8,42 +8,29 @@ training part; it travels in the checkpoint. All is read in lower case.
 """
 
 import argparse
-import dataclasses
-import html
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from common import cli, counted, fail
-from common.data.sources import (
-    PART_NAMES,
-    Source,
-    folders_in,
-    named,
-    open_source,
-    part_folders,
-    readable,
-    say_parts,
-)
-from common.data.text import as_text, find_text, read_lines, read_tokenizer
+from common.data.sources import named, open_source, say_parts
+from common.data.text import as_text, read_tokenizer
 from common.device import Device
-from rnn.batches import Sequences, check_classes, classes_in, with_test
-from rnn.tables import Table, no_column, read_table
+from common.run import progress_bar
+from rnn.batches import Sequences, check_classes, known_classes
+from rnn.texts import SETS
+
+__all__ = ["FIXED", "PAD", "SETS", "UNKNOWN", "add_flags", "encode", "load"]
 
 SPECIAL = ["<pad>", "<unk>"]
 PAD, UNKNOWN = range(2)
 # A word; the ends of contractions ("did n't") are words of their own, as in the Penn Treebank.
 WORD = r"\w+(?=n't)|n't|'\w+|\w+|[^\w\s]"
 RARE = 2  # a word that stands in training less often is <unk>, which is learned so
-TEXTS = ("text sentence message review content comment document body question tweet headline "
-         "utterance title name").split()  # fmt: skip
-LABELS = "label class category sentiment target polarity intent topic tag y".split()
+CHUNK = 10_000  # sentences read at a time
 FIXED = ["units", "vocab_size", "max_length"]  # by a checkpoint
-TABLES = (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -58,250 +45,13 @@ def add_flags(parser: cli.Parser) -> None:
     add("--label-column", **column, help="the same, of the classes")
 
 
-@dataclasses.dataclass
-class Texts:
-    """Sentences and a class for each."""
-
-    texts: list[str]
-    labels: Tensor  # (N,)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: Tensor) -> "Texts":
-        """The examples at `indices`."""
-        return Texts([self.texts[i] for i in indices.tolist()], self.labels[indices])
-
-
-Pairs = list[tuple[str, str]]  # sentences and the names of their classes
-
-
-def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str]) -> Source:
-    """What was read of each part; a test part that lacks is cut off, equal sentences together.
-
-    With the classes of a checkpoint, if it knows all of them.
-    """
-    known = args.stored.get("dataset", {}).get("classes", [])
-    classes = classes_in((label for _, label in found["train"]), known)
-    parts = {}
-    for name, pairs in found.items():
-        if strange := sorted({label for _, label in pairs} - set(classes)):
-            fail(f"--data {args.data}: the {name} part has the class {strange[0]!r}, which the "
-                 f"training part has not ({', '.join(classes[:12])})")  # fmt: skip
-        labels = torch.tensor([classes.index(label) for _, label in pairs])
-        parts[name] = Texts([text for text, _ in pairs], labels)
-    if len(classes) == 1:
-        notes.append("with one class there is nothing to tell apart: every answer is right")
-    if len(classes) > max(2, len(parts["train"]) // 2):
-        fail(f"--data {args.data}: {len(classes):,} different labels of {len(parts['train']):,} "
-             "sentences are no classes: name the right --label-column")  # fmt: skip
-    official = set(parts)
-    keys = [text.lower() for text in parts["train"].texts]
-    notes += with_test(parts, args.data, keys)
-    for name in sorted(official & {"val", "test"} & set(parts)):
-        if both := len(set(keys) & {text.lower() for text in parts[name].texts}):
-            notes.append(f"{counted(both, 'sentence')} of the {name} part stand in training, too")
-    return Source(classes, parts, "; ".join(filter(None, notes)))
-
-
-# ---------------------------------------------------------------------- sets
-
-
-def place(args: argparse.Namespace, folder: str, *files: str) -> Path:
-    """The folder of a set, which may be --data-dir itself; it has to hold the `files`."""
-    root = Path(args.data_dir).expanduser()
-    root = root / folder if (root / folder).is_dir() else root
-    for name in files:
-        if not find_text(root / name):
-            fail(
-                f"{name} is not in {Path(args.data_dir, folder)}: name the folder that holds "
-                f"{folder} with --data-dir, or take --data pydocs, which needs no files"
-            )
-    return root
-
-
-def names(args: argparse.Namespace) -> Source:
-    """First names, a file a class (Kantrowitz 1991: 5,001 female, 2,943 male)."""
-    root = place(args, "names", "female.txt", "male.txt")
-    return as_source(args, {"train": a_file_a_class([root / "female.txt", root / "male.txt"])}, [])
-
-
-def sst2(args: argparse.Namespace) -> Source:
-    """Sentences of film reviews (Socher et al. 2013): 6,920 + 872 + 1,821, official parts."""
-    root = place(args, "SST2", "train.tsv", "dev.tsv", "test.tsv")
-    words, found = {"0": "negative", "1": "positive"}, {}
-    for part, file in (("train", "train"), ("val", "dev"), ("test", "test")):
-        pairs, _ = labelled(read_table(find_text(root / f"{file}.tsv")), "", "")
-        found[part] = [(text, words.get(label, label)) for text, label in pairs]
-    return as_source(args, found, [])
-
-
-def ag_news(args: argparse.Namespace) -> Source:
-    """News of four classes (Zhang et al. 2015), title and description."""
-    root = place(args, "ag_news", "test.csv")
-    there = find_text(root / "train.csv")
-    found = {}
-    for part in ("train", "test") if there else ("test",):
-        table = read_table(find_text(root / f"{part}.csv"))
-        kinds = ["World", "Sports", "Business", "Sci/Tech"]
-        for line, cells in zip(table.lines, table.rows, strict=True):
-            if cells[0] not in ("1", "2", "3", "4") or len(cells) < 3:
-                fail(f"{table.path}: line {line}: wanted are class (1 to 4), title, description")
-        found[part] = [(tidy_news(" ".join(c[1:])), kinds[int(c[0]) - 1]) for c in table.rows]
-    if there:
-        return as_source(args, found, [])
-    note = "the official test part alone is there: a seeded fifth of it is held out, the rest "
-    source = as_source(args, {"train": found["test"]}, [])
-    source.note = note + "is trained on"
-    return source
-
-
-def tidy_news(text: str) -> str:
-    """Without what is left of HTML: " #39;" was an apostrophe, a backslash a line's end."""
-    text = re.sub(r"\s?#(\d+);", r"&#\1;", text.replace("\\", " "))
-    return re.sub(r"<[^<>]*>", " ", html.unescape(text))
-
-
-def sms_spam(args: argparse.Namespace) -> Source:
-    """Text messages, ham or spam (Almeida et al. 2011): 5,574, of which 5,171 differ."""
-    root = place(args, "sms_spam")
-    names = ["SMSSpamCollection.tsv", "SMSSpamCollection"]
-    path = next((root / name for name in names if (root / name).is_file()), None)
-    path = path or place(args, "sms_spam", names[0]) / names[0]
-    rows = [line.partition("\t") for line in read_lines(path)]
-    bad = next((n for n, row in enumerate(rows, 1) if row[0] not in ("ham", "spam")), None)
-    if bad:
-        fail(f"{path}: line {bad} begins with neither ham nor spam and a tab")
-    pairs = [(text.strip(), label) for label, _, text in rows if text.strip()]
-    return as_source(args, {"train": pairs}, ["equal messages are in one part"])
-
-
-def own(args: argparse.Namespace) -> Source:
-    """The user's own: a table with texts and labels, or a folder. In this may lie
-
-    train.tsv, dev.tsv, test.tsv (or .csv); a folder a class of text files, perhaps below train/,
-    val/, test/; or a text file a class, a sentence a line.
-    """
-    path = Path(args.data.partition(":")[2]).expanduser()
-    columns = args.text_column or "", args.label_column or ""
-    if path.is_file():
-        pairs, notes = labelled(read_table(path), *columns)
-        return as_source(args, {"train": pairs}, notes)
-    if not path.is_dir():
-        fail(f"--data {args.data}: there is no such file or folder; name a table of texts and "
-             "labels, or a folder, or take --data pydocs, which needs no files")  # fmt: skip
-    tables = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(TABLES)]
-    if tables:
-        return parts_of_tables(args, path, tables, columns)
-    found, notes = part_folders(path, args.data)
-    read = {part: in_folder(folder) for part, folder in (found or {"train": path}).items()}
-    for part, pairs in read.items():
-        if not pairs:
-            fail(f"--data {args.data}: {found.get(part, path)} holds no table (.csv, .tsv), and no "
-                 "folder of text files (.txt) for each class")  # fmt: skip
-    return as_source(args, read, notes)
-
-
-def parts_of_tables(
-    args: argparse.Namespace, folder: Path, tables: Sequence[Path], columns: tuple[str, str]
-) -> Source:
-    """The tables of a folder by their names; a single one may have any."""
-    found, notes, names = {}, [], {}
-    for file in tables:
-        part = PART_NAMES.get(file.name.split(".")[0].lower())
-        if part in names and part:
-            fail(f"--data {args.data}: {names[part]} and {file.name} are both the {part} part")
-        names[part] = file.name
-    if len(tables) > 1 and "train" not in names:
-        fail(f"--data {args.data}: of the tables in {folder} none is train.tsv or train.csv: name "
-             f"one of them ({', '.join(file.name for file in tables[:12])})")  # fmt: skip
-    for part, name in names.items() if "train" in names else [("train", tables[0].name)]:
-        if part:
-            found[part], more = labelled(read_table(folder / name), *columns)
-            notes += more
-    return as_source(args, found, notes)
-
-
-def in_folder(root: Path) -> Pairs:
-    """The sentences below a folder: a folder a class of files, or else a file a class."""
-    files = {p: sorted(f for f in p.rglob("*.txt") if f.is_file()) for p in folders_in(root)}
-    if not any(files.values()):
-        return a_file_a_class(sorted(f for f in root.glob("*.txt") if f.is_file()))
-    return [
-        (" ".join(filter(None, read_lines(file))), readable(folder.name))
-        for folder, some in files.items()
-        for file in some
-    ]
-
-
-def a_file_a_class(files: Sequence[Path]) -> Pairs:
-    """Text files that bear the name of a class, a sentence a line."""
-    return [(line, readable(file.stem)) for file in files for line in read_lines(file) if line]
-
-
-def labelled(table: Table, text: str, label: str) -> tuple[Pairs, list[str]]:
-    """The sentences and labels of a table; columns that aren't named are found.
-
-    By the names that the header gives them, if it is one; or, of two columns, that which holds
-    fewer different values is the label. Rows that lack one of them are left out, which is said.
-    """
-    first, width = [cell.lower() for cell in table.rows[0]], len(table.rows[0])
-    places = [column(table, f"--{flag}-column", name) for flag, name in
-              (("text", text), ("label", label))]  # fmt: skip
-    typed = any(name.lower() in first for name in (text, label) if name and not name.isdecimal())
-    headed = typed or any(name in first for name in (*TEXTS, *LABELS))
-    for i, known in enumerate((TEXTS, LABELS)):
-        if places[i] is None:
-            there = [first.index(name) for name in known if name in first]
-            places[i] = next((k for k in there if k not in places), None)
-    if width == 2 and places.count(None) == 1:
-        places[places.index(None)] = 1 - next(place for place in places if place is not None)
-    if width == 2 and None in places:
-        counts = [len({row[k] for row in table.rows}) for k in (0, 1)]
-        places = [1, 0] if counts[0] < counts[1] else [0, 1]
-    if None in places:
-        fail(f"{table.path} has {counted(width, 'column')}, {', '.join(table.rows[0])[:200]}: name "
-             "those of text and label with --text-column and --label-column")  # fmt: skip
-    at, to = places
-    values = [row[to] for row in table.rows]
-    notes = []
-    if not headed and len(values) > 3 and values.count(values[0]) == 1:
-        counts = [values.count(value) for value in set(values[1:])]
-        if headed := min(counts) > 1:
-            notes.append(f"the first line of {table.path.name} is taken for a header")
-    rows = list(zip(table.rows, table.lines, strict=True))[headed:]
-    bad = [line for row, line in rows if not (row[at] and row[to])]
-    if bad:
-        notes.append(f"{counted(len(bad), 'row')} of {table.path.name} without text or label left "
-                     f"out, the first in line {bad[0]}")  # fmt: skip
-    if len(bad) == len(rows):
-        fail(f"{table.path} has no row with text and label")
-    return [(row[at], row[to]) for row, _ in rows if row[at] and row[to]], notes
-
-
-def column(table: Table, flag: str, name: str) -> int | None:
-    """The place of the column that the user has named, or numbered from 1."""
-    columns = [cell.lower() for cell in table.rows[0]]
-    if name.isdecimal() and 1 <= int(name) <= len(columns):
-        return int(name) - 1
-    if not name or name.lower() in columns:
-        return columns.index(name.lower()) if name else None
-    no_column(table.path, flag, name, table.rows[0])
-
-
-SETS = {"names": names, "sst2": sst2, "ag-news": ag_news, "sms-spam": sms_spam, "sentences": own}
-
-
-# ---------------------------------------------------------------------- vocabulary
-
-
 def train_vocabulary(texts: Sequence[str], units: str, vocab_size: int) -> str:
     """The most frequent words or characters, at most `vocab_size` with `SPECIAL`: as JSON."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL[UNKNOWN]))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace("’", "'"), normalizers.Lowercase()]
+        [normalizers.NFC(), normalizers.Replace("\u2019", "'"), normalizers.Lowercase()]
     )
     pattern = Regex(WORD if units == "words" else r"[\s\S]")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
@@ -354,7 +104,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | 
     """
     source = open_source(args, dev, SETS)
     known, parts, notes = args.stored.get("dataset", {}), source.parts, [source.note]
-    check_classes(args.data, source.classes, known.get("classes", []))
+    check_classes(args.data, source.classes, known_classes(args))
     if "val" in parts and args.data != "sst2":
         seen = {text.lower() for text in parts["train"].texts}
         new = [i for i, text in enumerate(parts["val"].texts) if text.lower() not in seen]
@@ -371,7 +121,11 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | 
         facts["tokenizer"] = dev.gather(text)[0]
     sets, cut, unknown = {}, 0, 0.0
     for part, content in parts.items():
-        tokens, _, more = tokenise(content.texts, facts)
+        tokens, more = [], 0
+        chunks = range(0, len(content), CHUNK)
+        for begin in progress_bar(chunks, dev, "reading sentences", len(chunks)):
+            some, _, short = tokenise(content.texts[begin : begin + CHUNK], facts)
+            tokens, more = tokens + some, more + short
         sets[part] = Sequences(part, tokens, content.labels, content.texts, facts, dev)
         cut += more
         unknown = (sets[part].values == UNKNOWN).float().mean().item()  # in the end of test

@@ -2,26 +2,20 @@
 
 train, val, test = load(args, dev)
 for features, lengths, classes in run.progress(train.batches(args.batch_size, train=True)): ...
-
-A recording becomes a picture of its sound: every 10 ms the loudness, in decibels, of some bands
-of frequencies that are as wide as the ear hears them (log-mel features).
 """
 
 import argparse
 import collections
 import dataclasses
 import re
-import warnings
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from common import cli, counted, fail, unknown
-from common.data.batches import Draw
+from common import cli, counted, fail
 from common.data.sources import (
     Source,
     folders_in,
@@ -33,12 +27,10 @@ from common.data.sources import (
 )
 from common.device import Device
 from common.run import progress_bar
-from rnn.batches import Sequences, check_classes, classes_in, split_by, with_test
+from rnn.batches import Sequences, check_classes, classes_in, known_classes, split_by, with_test
+from rnn.sound import MOST_MASKED, NUM_MASKS, log_mel, normalise, read_wav, spec_augment
 
-WINDOW, HOP = 0.025, 0.010  # seconds
-DEEPEST = 80.0  # decibels below the loudest place of a recording: what is softer is as soft
 HIGHEST_RATE = 16_000  # of --sample-rate, if nobody asks for another: speech needs no more
-NUM_MASKS, MOST_MASKED = 2, 0.2  # Park et al. 2019, Table 1 (m_F, m_T of LD; p of LibriSpeech's)
 OTHER_SOUND = {".mp3", ".flac", ".ogg", ".m4a", ".opus", ".aac", ".wma", ".aif", ".aiff"}
 FIXED = ["sample_rate", "mels", "max_seconds"]  # by a checkpoint
 
@@ -89,7 +81,7 @@ def find(args: argparse.Namespace, *folders: str) -> Path:
 
 
 def fsdd(args: argparse.Namespace) -> Source:
-    """The Free Spoken Digit Dataset (Jackson 2018): DIGIT_SPEAKER_INDEX.wav, 0 to 4 are the test."""
+    """Spoken digits (Jackson et al. 2018), DIGIT_SPEAKER_INDEX.wav: 0 to 4 are the test part."""
     root = find(args, "fsdd/recordings", "free-spoken-digit-dataset/recordings", "recordings")
     named = ((path, re.fullmatch(r"(\d)_(\w+)_(\d+)\.wav", path.name)) for path in root.iterdir())
     found = sorted((path, *match.groups()) for path, match in named if match)
@@ -98,7 +90,7 @@ def fsdd(args: argparse.Namespace) -> Source:
     if not all(rows.values()):
         fail(f"{root} holds no recordings for both parts: wanted are files such as 7_jackson_32.wav"
              " and, for the test, indices of 0 to 4")  # fmt: skip
-    classes = [str(digit) for digit in range(10)]
+    classes = classes_in((row[1] for row in found), known_classes(args))
     parts = {p: labelled([row[0] for row in r], [row[1] for row in r], classes)
              for p, r in rows.items()}  # fmt: skip
     speakers = len({row[2] for row in found})
@@ -119,7 +111,7 @@ def speech_commands(args: argparse.Namespace) -> Source:
         fail(f"{root} holds no folders of WAV files")
     lists = [root / "validation_list.txt", root / "testing_list.txt"]
     labels = [path.parent.name for path in files]
-    classes = classes_in(labels)
+    classes = classes_in(labels, known_classes(args))
     everything = labelled(files, labels, classes)
     if all(path.is_file() for path in lists):
         listed = [set(path.read_text("utf-8").split()) for path in lists]
@@ -160,7 +152,6 @@ def own(args: argparse.Namespace) -> Source:
         fail(f"--data {args.data}: there is no such folder; name one with a folder of WAV files "
              "for each class, or take --data pydocs, which needs no files")  # fmt: skip
     found, notes = part_folders(root, args.data)
-    known = args.stored.get("dataset", {}).get("classes", [])
     parts, others, classes = {}, 0, []
     for part, folder in sorted((found or {"train": root}).items(), key=lambda p: p[0] != "train"):
         files = {readable(path.name): wav_files(path) for path in folders_in(folder)}
@@ -173,7 +164,7 @@ def own(args: argparse.Namespace) -> Source:
         empty = [name for name, (paths, _) in files.items() if not paths]
         if part == "train" and empty:
             fail(f"--data {args.data}: {folder / empty[0]} holds no WAV files: remove or fill it")
-        classes = classes or classes_in((name for _, name in rows), known)
+        classes = classes or classes_in((name for _, name in rows), known_classes(args))
         if strange := sorted({name for _, name in rows} - set(classes)):
             fail(f"--data {args.data}: {folder.name}/ has the class {strange[0]!r}, which train/ "
                  "has not")  # fmt: skip
@@ -189,113 +180,10 @@ def own(args: argparse.Namespace) -> Source:
 SETS = {"fsdd": fsdd, "speech-commands": speech_commands, "wav": own}
 
 
-# ---------------------------------------------------------------------- sound
-
-
-def read_wav(path: Path) -> tuple[Tensor, int]:
-    """The samples (N,), float32 from -1 to 1, stereo made mono, and how many a second has.
-
-    Whole numbers of 8, 16, 24 and 32 bits, or floats. A file that is none, of another coding, that
-    is cut short or holds no sound ends in one line that names it.
-    """
-    from scipy.io import wavfile
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            rate, data = wavfile.read(path)
-        except OSError as error:
-            fail(f"can't read {path}: {error.strerror or error}")
-        except Exception as error:  # scipy has no kind of its own for what is no WAV
-            fail(f"{path} is not a WAV file that can be read ({error or type(error).__name__})")
-    for warning in caught:  # a file written into a pipe says that it is endless
-        cut = re.search(r"finished at (\d+) bytes, expected (\d+)", str(warning.message))
-        if cut and int(cut[2]) < 2**32 - 1:
-            fail(f"{path} is cut short: it has {cut[1]} of {cut[2]} bytes")
-    samples = torch.from_numpy(data.astype("float32"))
-    if data.dtype.kind == "u":
-        samples = samples / 128 - 1
-    elif data.dtype.kind == "i":
-        samples = samples / 2.0 ** (8 * data.dtype.itemsize - 1)
-    samples = samples.mean(1) if samples.dim() > 1 else samples
-    if not len(samples) or rate < 1:
-        fail(f"{path} holds no sound: {counted(len(samples), 'sample')} at {rate} Hz")
-    if not samples.isfinite().all():
-        fail(f"{path} holds samples that are not finite numbers")
-    return samples, rate
-
-
-def log_mel(samples: Tensor, rate: int, facts: dict) -> Tensor:
-    """Samples (N,) at `rate` as features (T, F), not normalised yet: decibels about their mean.
-
-    So it doesn't matter how loud a recording is; silence is zero everywhere.
-    """
-    from torchaudio.functional import resample
-
-    new = facts["sample_rate"]
-    samples = samples[: int(facts["max_seconds"] * rate) + 1]
-    ratio = Fraction(new, rate).limit_denominator(1000)  # keeps the filter's table small
-    if ratio != 1:
-        samples = resample(samples, ratio.denominator, max(1, ratio.numerator))
-    to_mel = mel_transform(new, facts["mels"])
-    short = to_mel.n_fft - len(samples)
-    power = to_mel(torch.nn.functional.pad(samples, (0, max(0, short)))).T  # (T, F)
-    level = 10 * power.clamp(min=1e-10).log10()
-    level = level.clamp(min=level.max() - DEEPEST)
-    return level - level.mean()
-
-
-TRANSFORMS: dict[tuple[int, int], torch.nn.Module] = {}  # made once a rate
-
-
-def mel_transform(rate: int, mels: int) -> torch.nn.Module:
-    """Power of mel bands by the short-time Fourier transform."""
-    from torchaudio.transforms import MelSpectrogram
-
-    if (rate, mels) not in TRANSFORMS:
-        window = max(2, round(WINDOW * rate))
-        n_fft = 2 ** (window - 1).bit_length() * 2
-        if mels > n_fft // 8:
-            fail(f"--mels {mels}: at {rate:,} samples a second there are {n_fft // 8} at most")
-        kind = dict(win_length=window, hop_length=max(1, round(HOP * rate)), n_mels=mels)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of bands narrower than the transform's lines
-            TRANSFORMS[rate, mels] = MelSpectrogram(rate, n_fft, **kind, f_min=20.0)
-    return TRANSFORMS[rate, mels]
-
-
-def normalise(features: Tensor, facts: dict) -> Tensor:
-    """Features (T, F) with mean 0 and deviation 1 in each band, as over the training part."""
-    return (features - torch.tensor(facts["mean"])) / torch.tensor(facts["std"])
-
-
 def read_recording(path: str | Path, facts: dict) -> Tensor:
     """One WAV file as a network of these `facts` takes it: (T, F)."""
     samples, rate = read_wav(Path(path).expanduser())
     return normalise(log_mel(samples, rate, facts), facts)
-
-
-def spec_augment(
-    freq_mask: int, time_mask: int, features: Tensor, lengths: Tensor, draw: Draw
-) -> Tensor:
-    """Covers bands and moments of features (B, T, F) with zeros, which are their mean (Park et al.
-    2019, Sec. 2): twice f ~ U[0, F) bands and t ~ U[0, T) moments. Time isn't warped, which
-    mattered least there (Sec. 5.1)."""
-    batch, steps, bands = features.shape
-    f, f0, t, t0 = draw.uniform(0, 1, 4, NUM_MASKS).cpu().unbind(1)  # (B, NUM_MASKS)
-    longest = (lengths * MOST_MASKED).clamp(max=time_mask)[:, None]
-    for share, begin, most, size in (
-        (f, f0, torch.tensor(min(freq_mask, bands)), torch.full((batch, 1), bands)),
-        (t, t0, longest, lengths[:, None]),
-    ):
-        width = (share * (most + 1)).floor()
-        first = (begin * (size - width + 1)).floor()[..., None]  # (B, NUM_MASKS, 1)
-        along = bands if most.dim() == 0 else steps
-        places = torch.arange(along)
-        covered = ((places >= first) & (places < first + width[..., None])).any(1)
-        covered = covered[:, None, :] if most.dim() == 0 else covered[:, :, None]
-        features = features.masked_fill(covered.to(features.device), 0.0)
-    return features
 
 
 def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | None, Sequences]:
@@ -306,9 +194,8 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | 
     """
     source = open_source(args, dev, SETS)
     known, notes, parts = args.stored.get("dataset", {}), [source.note], source.parts
-    check_classes(args.data, source.classes, known.get("classes", []))
-    classes = known.get("classes") or source.classes
-    facts = {"task": "speech", "classes": classes, "mels": args.mels}
+    check_classes(args.data, source.classes, known_classes(args))
+    facts = {"task": "speech", "classes": source.classes, "mels": args.mels}
     facts |= {"max_seconds": args.max_seconds, "sample_rate": args.sample_rate}
     facts |= {name: known[name] for name in (*FIXED, "mean", "std") if name in known}
     paths = [path for part in parts.values() for path in part.paths]
@@ -320,8 +207,13 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | 
     if strange := {rate: n for rate, n in sorted(rates.items()) if rate != facts["sample_rate"]}:
         those = ", ".join(f"{n:,} of {rate:,} Hz" for rate, n in strange.items())
         notes.append(f"recordings brought to {facts['sample_rate']:,} Hz: {those}")
-    features = [log_mel(samples, rate, facts) for samples, rate in
-                progress_bar(sounds, dev, "hearing them", len(sounds))]  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # too little work to share: on a busy machine two took 13 times as long
+    heard = progress_bar(sounds, dev, "hearing them", len(sounds))
+    features = [log_mel(samples, rate, facts) for samples, rate in heard]
+    torch.set_num_threads(threads)
     silent = [path for path, (samples, _) in zip(paths, sounds, strict=True) if not samples.any()]
     if silent:
         notes.append(f"{counted(len(silent), 'recording')} silent, the first {silent[0]}")
@@ -339,7 +231,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | 
         sets[part] = Sequences(part, own, content.labels, names, facts, dev, augment)
     seconds = sum(len(samples) / rate for samples, rate in sounds)
     more = f"{seconds / 60:.1f} minutes, {facts['mels']} bands at {facts['sample_rate']:,} Hz"
-    say_parts(args, dev, sets, "recordings", named(classes), more)
+    say_parts(args, dev, sets, "recordings", named(source.classes), more)
     for note in filter(None, notes):
         dev.say(f"note: {note}")
     return sets["train"], sets.get("val"), sets["test"]

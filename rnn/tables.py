@@ -25,10 +25,11 @@ def read_table(path: Path) -> Table:
     """The cells of a UTF-8 file, which may be gzipped; empty lines are skipped.
 
     What parts the cells is found out: it makes rows of one width. A .tsv has tabs. Tabs know no
-    quotation marks, as sentences hold single ones; else cells may be quoted. A file that is missing
+    quotation marks, as sentences hold single ones; else cells may be quoted. Tabs at the ends
+    of lines, where no row has a cell, part nothing. A file that is missing
     or empty, not UTF-8 or of rows of different widths ends in one line that names the place.
     """
-    lines = read_lines(path)
+    lines = read_lines(path, table=True)
     tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
     for delimiter in ["\t"] if tsv else DELIMITERS:
         table = split_lines(path, lines, delimiter)
@@ -47,11 +48,17 @@ def split_lines(path: Path, lines: Sequence[str], delimiter: str) -> Table | str
     rows, numbers = [], []
     try:
         for cells in reader:
+            cells = [bare(cell.strip()) for cell in cells]
             if any(cells):
-                rows.append([bare(cell.strip()) for cell in cells])
+                rows.append(cells)
                 numbers.append(reader.line_num)
     except csv.Error as error:
         return f"{path}: line {reader.line_num} is not CSV ({error})"
+    if not rows:
+        return f"{path} is empty: it needs rows of cells"
+    if delimiter == "\t":
+        width = max(k for cells in rows for k, cell in enumerate(cells, 1) if cell)
+        rows = [cells[:width] for cells in rows]
     for cells, number in zip(rows, numbers, strict=True):
         if len(cells) != len(rows[0]):
             return (
@@ -69,6 +76,6 @@ def bare(cell: str) -> str:
 def no_column(path: Path, flag: str, name: str, columns: Sequence[str]) -> NoReturn:
     """Fails for a column that isn't there, with the nearest that is."""
     near = difflib.get_close_matches(name, columns, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? There" if near else "there"
     shown = ", ".join(columns[:20]) + (", …" if len(columns) > 20 else "")
-    fail(f"{flag} {name}: {path} has no such column; {hint}There are {shown}")
+    fail(f"{flag} {name}: {path} has no such column; {hint} are {shown}")

@@ -15,6 +15,7 @@ from torch import nn
 
 from common.data.batches import Draw
 from common.data.images import Held, ImageSet
+from common.data.ink import fit
 from common.device import Device
 from lenet import claims, sample, train
 from lenet.model import (
@@ -517,14 +518,14 @@ def test_sample_errors(trained, refused):
 def test_mnist_preprocessing():
     ink = np.zeros((90, 70), np.float32)
     ink[10:70, 30:45] = 1
-    image = sample.fit(ink, 20, 28)[0, 0].double()
+    image = fit(ink, 20, 28)[0, 0].double()
     rows, columns = (image.sum(axis).nonzero() for axis in (1, 0))
     assert len(rows) == 20
     assert len(columns) == 5
     place = torch.arange(28.0).double()
     assert (image.sum(1) @ place / image.sum()).item() == pytest.approx(13.5, abs=0.51)
     assert (image.sum(0) @ place / image.sum()).item() == pytest.approx(13.5, abs=0.51)
-    assert sample.fit(np.zeros((5, 5), np.float32), 20, 28).sum() == 0
+    assert fit(np.zeros((5, 5), np.float32), 20, 28).sum() == 0
 
 
 def test_claims_run_resume_and_summarise(capsys):

@@ -25,6 +25,12 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr("common.data.pairs.TEST_DATES", 8)
     if "unet" in MILESTONES:
         monkeypatch.setattr("unet.data.NUM_SCENES", (200, 2))
+    if "rnn" in MILESTONES:
+        from rnn import corpus
+
+        monkeypatch.setattr("rnn.adding.TEST", 20)
+        short = corpus.last_tenth("a short text, with a test part. " * 30)
+        monkeypatch.setitem(corpus.SETS, "pydocs", lambda args: short)
 
 
 @pytest.mark.parametrize(("folder", "name"), list(models()))

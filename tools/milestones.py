@@ -21,7 +21,8 @@ KEYS = {  # of each table: those that have to be there, and those that may
     "technique": ("name file code", "after"),
 }
 TASKS = (
-    "image classification", "segmentation", "detection", "translation", "graphs", "generation"
+    "image classification", "segmentation", "detection", "translation", "graphs", "generation",
+    "tables", "sequences",
 )  # fmt: skip
 
 

@@ -2,13 +2,15 @@
 
     python tests/benchmarks/cnn_step.py                                     # every shared variant
     python tests/benchmarks/cnn_step.py --models resnet18 googlenet --memory
+    python tests/benchmarks/cnn_step.py --models densenet121 --inference    # forward passes alone
     python tests/benchmarks/cnn_step.py --epoch --data-dir PATH             # CIFAR-10, with data
 
 A step is forward, backward and SGD with momentum. Both sides have the same weights and input and
 take turns in one process. `equal` is both in fp32, contiguous; `default` is ours as the scripts
 run (precision auto, channels-last, fused SGD) against torchvision's as published. Printed are the
 ratio of medians, torchvision's time over ours, with its spread round by round. `--memory` runs each
-side in a process of its own and compares their peak resident memory.
+side in a process of its own and compares their peak resident memory. With `--inference` a forward
+pass in evaluation takes the place of the step.
 
 `--epoch` times ResNet-20 (32 pixels) and ResNet-18 (64, the script's default) on the CIFAR-10 part,
 with crops and flips, beside the usual script: per-image transforms, a DataLoader (the better
@@ -16,11 +18,13 @@ of 0 and 2 workers), fp32.
 """
 
 import argparse
+import importlib
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
@@ -47,6 +51,11 @@ SAME = {  # torchvision's name: our factory
     "resnet34": RESNET["resnet34"],
     **{f"resnet{n}": RESNET[f"resnet{n}_v1_5"] for n in (50, 101, 152)},
 }
+LATER = {"densenet": [f"densenet{n}" for n in (121, 161, 169, 201)]}  # not on every branch
+for folder, names in LATER.items():
+    if Path(__file__).parents[2].joinpath(folder).is_dir():
+        models = importlib.import_module(f"{folder}.model").MODELS
+        SAME |= {name: models[name] for name in names}
 
 
 def build(name: str, ours: bool) -> nn.Module:
@@ -62,7 +71,7 @@ def build(name: str, ours: bool) -> nn.Module:
 
 
 def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> Callable:
-    """A function that takes one training step."""
+    """A function that takes one training step, or one pass of inference."""
     model = build(name, ours)
     dev = Device(parse_args(["--device", args.device, "--quiet"]))
     torch.manual_seed(0)
@@ -88,7 +97,16 @@ def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> C
         if dev.device.type == "cuda":
             torch.cuda.synchronize()
 
-    return step
+    @torch.inference_mode()
+    def infer() -> None:
+        with dev.autocast():
+            model(images)
+        if dev.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    if args.inference:
+        model.eval()
+    return infer if args.inference else step
 
 
 def peak(name: str, ours: bool, args: argparse.Namespace) -> float:
@@ -167,6 +185,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--inference", action="store_true")
     parser.add_argument("--epoch", action="store_true")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)

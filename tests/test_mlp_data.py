@@ -1,0 +1,494 @@
+"""Tables of the user's for mlp/: what is read, learned, stored, predicted, and refused."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from mlp import sample, train
+from mlp.tables import as_numbers, choose_task, comma_of, encode, learn, read_table
+
+HEADER = ["age", "colour", "weight", "kind"]
+FAST = ["--quiet", "--epochs", "2"]
+
+
+def rows(count=60):
+    """Rows whose kind follows from the age, and weight from the colour."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        age, colour = round(random.uniform(1, 90), 1), ("red", "green", "blue")[number % 3]
+        yield [age, colour, len(colour) * 10 + age / 10, "old" if age > 45 else "young"]
+
+
+def write(name="t.csv", table=None, header=HEADER, encoding="utf-8", text=None, **how):
+    """Writes rows, or text, to a file; returns its name for --data."""
+    if text is not None:
+        Path(name).write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+        return f"csv:{name}"
+    with open(name, "w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, **how)
+        writer.writerows([header, *(rows() if table is None else table)])
+    return f"csv:{name}"
+
+
+def dataset(folder):
+    """The facts in a run's checkpoint."""
+    return torch.load(Path(folder, "last.pt"))["dataset"]
+
+
+def as_frame(cells):
+    return pd.DataFrame(cells).astype("string")
+
+
+# ---------------------------------------------------------------------- what is learned
+
+
+def test_what_is_learned_is_what_scikit_learn_s_transformers_do():
+    table = as_frame({"n": ["1", "2", None, "10", "2"], "c": ["x", "y", "y", "z", "x"]})
+    columns = learn(table, [])
+    new = as_frame({"c": ["z", "q", "x"], "n": ["4", None, "-1"], "more": ["1", "2", "3"]})
+    found, _ = encode(new, columns)
+    numbers = as_numbers(table["n"]).to_numpy()[:, None]
+    imputer = SimpleImputer(strategy="median").fit(numbers)
+    scaler = StandardScaler().fit(imputer.transform(numbers))
+    scaled = scaler.transform(imputer.transform(as_numbers(new["n"]).to_numpy()[:, None]))
+    encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    encoder.fit(table["c"].to_numpy(object)[:, None])
+    hot = encoder.transform(new["c"].to_numpy(object)[:, None])
+    wanted = np.concatenate([scaled, [[0], [1], [0]], hot], 1)  # the second: the cell was empty
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6)
+    assert json.loads(json.dumps(columns)) == columns  # plain values
+
+
+def test_only_the_training_part_is_learned_from():
+    """A value that is in the test part alone is no category, and moves no mean."""
+    table = list(rows())
+    data = write(table=table)
+    train.main(["--data", data, *FAST, "--run-dir", "one"])
+    ages = {column["name"]: column for column in dataset("one")["columns"]}["age"]
+    args = train.parse_args(["--data", data, "--quiet"])
+    from mlp.tables import read_source
+
+    source, _ = read_source(args)
+    for line in source.parts["test"].table.index:
+        table[line - 2][:2] = [1e6, "violet"]
+    write(table=table)
+    train.main(["--data", data, *FAST, "--run-dir", "two"])
+    again = {column["name"]: column for column in dataset("two")["columns"]}
+    assert again["age"] == ages
+    assert "violet" not in again["colour"]["categories"]
+
+
+@pytest.mark.parametrize("name", ["iris", "wine", "breast-cancer", "diabetes"])
+def test_tables_of_scikit_learn(name):
+    metrics = train.main(["--data", name, "--quiet", "--epochs", "3", "--run-dir", "run"])
+    facts = dataset("run")
+    if name == "diabetes":
+        assert set(metrics) == {"test_loss", "test_rmse", "test_r2"}
+        assert 40 < metrics["test_rmse"] < 90  # in the target's own units
+        assert Path("run/predicted.png").exists()
+    else:
+        assert set(metrics) == {"test_loss", "test_accuracy"}
+        assert metrics["test_accuracy"] > 0.6
+        assert Path("run/confusion.png").exists()
+    sizes = {"iris": (4, 3), "wine": (13, 3), "breast-cancer": (30, 2), "diabetes": (10, 0)}
+    assert (facts["in_features"], len(facts["classes"])) == sizes[name]
+
+
+def test_numbers_are_predicted_in_their_own_units():
+    table = [[x, 1000 * x + 5000] for x in range(200)]
+    data = write(table=table, header=["x", "y"])
+    metrics = train.main(["--data", data, "--quiet", "--run-dir", "run"])
+    assert metrics["test_r2"] > 0.95
+    assert metrics["test_rmse"] < 0.25 * np.std([y for _, y in table])
+    write("new.csv", [[50], [150]], header=["x"])
+    found = sample.main(["--checkpoint", "run/last.pt", "new.csv", "--out", "out"])
+    answers = [float(value) for value in found["predicted y"]]
+    assert answers == pytest.approx([55_000, 155_000], rel=0.2)
+
+
+def test_metrics_are_those_of_scikit_learn():
+    from sklearn.metrics import r2_score, root_mean_squared_error
+
+    metrics = train.main(["--data", "diabetes", *FAST, "--run-dir", "run"])
+    found = sample.main(["--checkpoint", "run/last.pt", "--out", "out"])
+    with open("out/predictions.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    truth = [float(row["target"]) for row in table]
+    answers = [float(row["predicted target"]) for row in table]
+    assert found["predicted target"] == [row["predicted target"] for row in table]
+    assert metrics["test_rmse"] == pytest.approx(root_mean_squared_error(truth, answers), rel=1e-3)
+    assert metrics["test_r2"] == pytest.approx(r2_score(truth, answers), abs=1e-3)
+
+
+def test_the_task_is_told_from_the_target_or_by_the_flag(refused):
+    def task(values, flag="auto"):
+        return choose_task(as_frame({"y": values})["y"], flag, "y", ",")[0]
+
+    assert task(["a", "b", "a"]) == "classification"
+    assert task(["3", "4", "3", "5"]) == "classification"
+    assert task(["3.5", "4", "3", "3"]) == "regression"
+    assert task([str(i % 11) for i in range(50)]) == "regression"
+    assert task(["3", "4", "3", "5"], "regression") == "regression"
+    assert task(["3.5", "4", "3", "3"], "classification") == "classification"
+    assert "is 'b' in line 1, no number" in refused(task, ["3", "b", "3"], "regression")
+    data = write()
+    metrics = train.main(["--data", data, *FAST, "--target", "weight"])
+    assert "test_rmse" in metrics
+    metrics = train.main(["--data", "diabetes", "--epochs", "1", "--quiet"])
+    assert "test_r2" in metrics
+
+
+def test_classes_are_in_order():
+    table = [[i, i % 3 + 9] for i in range(60)]
+    train.main(["--data", write(table=table, header=["x", "y"]), *FAST, "--run-dir", "run"])
+    assert dataset("run")["classes"] == ["9", "10", "11"]
+
+
+def test_it_learns_a_rule():
+    metrics = train.main(["--data", write(table=rows(300)), "--quiet"])
+    assert metrics["test_accuracy"] >= 0.93
+
+
+# ---------------------------------------------------------------------- ways to write a table
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_other_separators(separator):
+    plain = train.main(["--data", write("a.csv"), *FAST])
+    assert train.main(["--data", write("b.csv", delimiter=separator), *FAST]) == plain
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_byte_order_mark_quotes_line_ends_and_blank_lines(encoding):
+    plain = train.main(["--data", write("a.csv"), *FAST])
+    text = Path("a.csv").read_text()
+    quoted = "\r\n".join(
+        ",".join(f'"{cell}"' for cell in line.split(",")) for line in text.splitlines()
+    )
+    data = write("b.csv", text=f"{quoted}\r\n   \r\n\r\n", encoding=encoding)
+    assert train.main(["--data", data, *FAST]) == plain
+    assert read_table(Path("b.csv")).columns[0] == "age"
+
+
+def test_quoted_cells_hold_separators_quotes_and_line_ends():
+    write("a.csv", [["1", 'a, "b"\nc', "x"], ["2", "d", "y"]], header=["n", "t", "y"])
+    table = read_table(Path("a.csv"))
+    assert table["t"].tolist() == ['a, "b"\nc', "d"]
+    assert table.index.tolist() == [2, 4]  # the lines that rows begin in
+
+
+def test_decimal_commas_and_thousands():
+    def numbers(values, separator):
+        column = as_frame({"x": values})["x"]
+        return as_numbers(column, comma_of(column, separator)).tolist()
+
+    assert numbers(["1,5", "2", "-3,25"], ";") == [1.5, 2, -3.25]
+    assert numbers(["1.234,5", "2,5"], ";") == [1234.5, 2.5]
+    assert numbers(["1,234", "12,345.5"], ",") == [1234, 12345.5]
+    assert numbers(["1,5", "2,25"], ",") == [1.5, 2.25]
+    table = [[str(cell).replace(".", ",") for cell in row] for row in rows()]
+    plain = train.main(["--data", write("a.csv"), *FAST, "--target", "weight"])
+    data = write("b.csv", table, delimiter=";")
+    assert train.main(["--data", data, *FAST, "--target", "weight"]) == plain
+
+
+def test_a_comma_means_in_new_rows_what_it_meant_in_training():
+    columns = learn(as_frame({"x": ["1,25", "2,5", "3,75"]}), [])
+    found, _ = encode(as_frame({"x": ["2,500"]}), columns)
+    assert found.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_empty_cells_and_their_names():
+    table = [[age if i % 4 else ("", "?", "NA", "NaN")[i // 4 % 4], *rest]
+             for i, (age, *rest) in enumerate(rows())]  # fmt: skip
+    table[7][1] = ""
+    metrics = train.main(["--data", write(table=table), *FAST, "--run-dir", "run"])
+    assert all(map(math.isfinite, metrics.values()))
+    columns = {column["name"]: column for column in dataset("run")["columns"]}
+    assert columns["age"]["kind"] == "number"
+    assert columns["age"]["missing"]
+    assert not columns["weight"]["missing"]
+
+
+def test_a_table_and_its_own_test_part():
+    write("a.csv", rows(60))
+    write("b.csv", [row[::-1] for row in rows(20)], header=HEADER[::-1])
+    metrics = train.main(["--data", "csv:a.csv,b.csv", "--target", "kind", *FAST, "--run-dir", "r"])
+    found = sample.main(["--checkpoint", "r/last.pt", "--out", "out"])
+    assert len(found["predicted kind"]) == 20
+    right = sum(a == row[3] for a, row in zip(found["predicted kind"], rows(20), strict=True))
+    assert metrics["test_accuracy"] == pytest.approx(right / 20)
+    Path("odd,name.csv").write_text(Path("a.csv").read_text())
+    assert train.main(["--data", "csv:odd,name.csv", *FAST])
+
+
+# ---------------------------------------------------------------------- what is said, and refused
+
+
+def said(capsys, data, *flags):
+    """What the script says of a table."""
+    capsys.readouterr()
+    train.main(["--data", data, "--epochs", "1", *flags])
+    return capsys.readouterr().out
+
+
+def test_columns_that_tell_nothing_are_left_out_and_it_is_said(capsys):
+    table = [["", "same", f"{i}", *row] for i, row in enumerate(rows())]
+    header = ["nothing", "equal", "", *HEADER]
+    out = said(capsys, write(table=table, header=header), "--run-dir", "run")
+    assert "left out, empty: nothing" in out
+    assert "left out, constant: equal" in out
+    assert "left out, without a name: (column 3)" in out
+    assert [c["name"] for c in dataset("run")["columns"]] == HEADER[:3]
+    assert "the last column, kind, is the target" in out
+    out = said(capsys, "csv:t.csv", "--drop", "weight", "age", "--run-dir", "two")
+    assert [c["name"] for c in dataset("two")["columns"]] == ["colour"]
+
+
+def test_text_in_a_number_column_makes_it_categories(capsys):
+    table = [[age if i != 9 else "unknown", *rest] for i, (age, *rest) in enumerate(rows())]
+    out = said(capsys, write(table=table), "--run-dir", "run")
+    assert "age is taken for categories: 98% of it are numbers, but line 11 has 'unknown'" in out
+    kinds = {column["name"]: column["kind"] for column in dataset("run")["columns"]}
+    assert kinds == {"age": "category", "colour": "category", "weight": "number"}
+
+
+def test_empty_cells_and_rows_without_a_target_are_said(capsys):
+    table = [[age if i % 5 else "", *rest] for i, (age, *rest) in enumerate(rows())]
+    table[3][3] = table[8][3] = ""
+    out = said(capsys, write(table=table))
+    assert "2 rows without kind left out" in out
+    assert "empty cells, marked as such, numbers filled with the median: age (" in out
+    assert "46 train, 12 test rows" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "words"),
+    [
+        ("", "", "is empty"),
+        ("\n \n", "", "is empty"),
+        ("a,b\n", "", "a header and no rows"),
+        ("a,b,a\n1,2,3\n", "", "columns 1 and 3 are both called 'a'"),
+        ("a,b\n1,2\n3\n4,5\n", "", "line 3 has 1 cell, not the 2 of the header"),
+        ("a;b\n1;2\n3;4;5\n", "", "line 3 has 3 cells, not the 2 of the header (semicolons"),
+        ("a,b\n1,2\n1,'x\n", "--target c", "unknown column 'c'"),
+        ("price,size\n1,2\n3,4\n", "--target prize", "did you mean price?"),
+        ("a,b\n1,7\n2,7\n3,7\n", "", "'b' has one value, '7'"),
+        ("a,b\n1,7\n2,7.0\n3,7\n", "--task regression", "has one value"),
+        ("a,b\n1,x\n2,y\n3,z\n", "", "each of the 3 rows has a class of its own"),
+        ("a,b\n1,\n2,\n", "", "0 rows with a b: that is too few"),
+        ("a,b\n1,x\n", "", "1 row with a b: that is too few"),
+        ("a,b\n1,x\n1,y\n1,x\n1,y\n1,x\n", "", "no column is left to learn from"),
+        ('a,b\n1,x\n2,"y\n3,x\n', "", "a quotation mark in line 3 is never closed"),
+        ("a,b\n1,x\n2,y\n3,x\n", "--task regression", "'b' is 'x' in line 2, no number"),
+        ("a,b\n1,x\n2,y\n3,x\n", "--drop c", "unknown column 'c'"),
+        ("a,b\n1,x\n2,y\n3,x\n", "--drop b", "that is the column to predict"),
+        (b"a,b\n1,x\n2,\xe9\n", "", "line 3 is not UTF-8"),
+        ("a,b\n1,x\n".encode("utf-16"), "", "line 1 is not UTF-8"),
+    ],
+)  # fmt: skip
+def test_bad_tables(text, flags, words, refused):
+    data = write(text=text)
+    assert words in refused(train.main, ["--data", data, *flags.split()])
+    assert [path.name for path in Path().iterdir()] == ["t.csv"]
+
+
+def test_too_many_categories_and_classes(refused):
+    table = [[f"name {i}", i % 2, i * 1.5] for i in range(1400)]
+    data = write(table=table, header=["name", "x", "y"])
+    line = refused(train.main, ["--data", data])
+    assert "'name' is text with" in line
+    assert "at most 1,000" in line
+    assert "--drop 'name'" in line
+    train.main(["--data", data, "--drop", "name", "--quiet", "--max-steps", "1"])
+    line = refused(train.main, ["--data", data, "--task", "classification"])
+    assert "1,400 different values, at most 1,000 can be classes" in line
+    assert "--target y" not in line
+
+
+def test_files_that_are_not_there(refused):
+    Path("folder").mkdir()
+    assert "there is no such file" in refused(train.main, ["--data", "csv:nowhere.csv"])
+    assert "folder: a folder" in refused(train.main, ["--data", "csv:folder"])
+    assert "unknown data set" in refused(train.main, ["--data", "csv:"])
+    write("a.csv")
+    assert "b.csv: there is no such file" in refused(train.main, ["--data", "csv:a.csv,b.csv"])
+    assert "name one file, or two" in refused(train.main, ["--data", "csv:a.csv,b.csv,c.csv"])
+    write("b.csv", [["1", "2"]], header=["age", "kind"])
+    line = refused(train.main, ["--data", "csv:a.csv,b.csv"])
+    assert "b.csv has no column 'colour', which a.csv has" in line
+
+
+def test_more_columns_than_rows_and_one_row_to_test():
+    table = [[*(i * j * 7 % 13 for j in range(100)), "ab"[i % 2]] for i in range(20)]
+    header = [*(f"c{j}" for j in range(100)), "y"]
+    metrics = train.main(["--data", write(table=table, header=header), *FAST])
+    assert all(map(math.isfinite, metrics.values()))
+    data = write("b.csv", [[i, i * 1.5] for i in range(4)], header=["x", "y"])
+    assert train.main(["--data", data, *FAST])["test_r2"] == 0  # of one row there is none
+
+
+def test_infinite_and_enormous_numbers():
+    table = [[("inf", "-inf", "1e308", "1e-300", "5")[i % 5], i, "ab"[i % 2]] for i in range(60)]
+    metrics = train.main(["--data", write(table=table, header=["x", "z", "y"]), *FAST])
+    assert all(map(math.isfinite, metrics.values()))
+
+
+# ---------------------------------------------------------------------- runs and predictions
+
+
+@pytest.fixture
+def trained():
+    data = write()
+    train.main(["--data", data, "--quiet", "--epochs", "30", "--run-dir", "run"])
+    return ["--checkpoint", "run/last.pt"]
+
+
+def predictions(folder="out"):
+    with open(f"{folder}/predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_of_rows_in_any_order(trained):
+    table = list(rows(10))
+    write("a.csv", table)
+    other = dict(delimiter=";", encoding="utf-8-sig", header=["weight", "more", "colour", "age"])
+    write("b.csv", [[row[2], "note", row[1], row[0]] for row in table], **other)
+    one = sample.main([*trained, "a.csv", "--out", "out"])
+    two = sample.main([*trained, "b.csv", "--out", "out2"])
+    assert one == two
+    assert list(one) == ["predicted kind", "p(old)", "p(young)"]
+    found = predictions("out2")
+    assert [row["more"] for row in found] == ["note"] * 10
+    assert [row["age"] for row in found] == [str(row[0]) for row in table]
+    for row in found:
+        assert float(row["p(old)"]) + float(row["p(young)"]) == pytest.approx(1, abs=1e-3)
+        assert float(row[f"p({row['predicted kind']})"]) >= 0.5
+    right = sum(row["predicted kind"] == line[3] for row, line in zip(found, table, strict=True))
+    assert right >= 8
+
+
+def test_predictions_with_what_is_new(trained, capsys):
+    write("a.csv", [["12", "violet", "40"], ["many", "", ""]], header=HEADER[:3])
+    sample.main([*trained, "a.csv", "--out", "out"])
+    err = capsys.readouterr().err
+    assert "colour: 'violet' in line 2 is new: it counts as none of the known" in err
+    assert "age: 'many' in line 3 is no number: it counts as missing" in err
+    assert "weight: 1 empty cell, as never in training" in err
+    assert len(predictions()) == 2
+
+
+def test_predictions_are_refused_with_the_reason(trained, refused):
+    write("a.csv", [["12", "40"]], header=["age", "wieght"])
+    line = refused(sample.main, [*trained, "a.csv"])
+    assert "have no column 'colour', 'weight'" in line
+    write("b.csv", [["12", "red", "40"]], header=["age", "colour", "wieght"])
+    line = refused(sample.main, [*trained, "b.csv"])
+    assert (
+        "have no column 'weight', which the network was trained with: did you mean wieght" in line
+    )
+    assert "nothing.csv: there is no such file" in refused(sample.main, [*trained, "nothing.csv"])
+    assert "one CSV file at a time" in refused(sample.main, [*trained, "a.csv", "b.csv"])
+    write("c.csv", text="age,colour,weight\n1,red\n")
+    assert "line 2 has 2 cells" in refused(sample.main, [*trained, "c.csv"])
+    assert not Path("run/samples").exists()
+
+
+def test_predictions_of_the_test_part(trained, capsys):
+    found = sample.main([*trained, "--out", "out"])
+    assert len(found["predicted kind"]) == 12
+    assert {path.name for path in Path("out").iterdir()} == {"predictions.csv", "confusion.png"}
+    assert "test_accuracy" in capsys.readouterr().out
+
+
+def test_evaluation_scales_as_training_did(trained, refused):
+    before = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    again = train.main(["--evaluate", "run/last.pt", "--quiet"])
+    assert again == {key: before[key] for key in again}
+    table = list(rows())
+    write("other.csv", table[:30])
+    write("half.csv", [row[::-1] for row in table[30:]], header=HEADER[::-1])
+    metrics = train.main(
+        ["--evaluate", "run/last.pt", "--data", "csv:half.csv,other.csv", "--quiet"]
+    )
+    assert metrics["test_accuracy"] >= 0.8
+    table[4][3] = "ancient"
+    write("strange.csv", table)
+    line = refused(train.main, ["--evaluate", "run/last.pt", "--data", "csv:strange.csv"])
+    assert "'ancient', a class that the network wasn't trained on" in line
+    line = refused(train.main, ["--resume", "--run-dir", "run", "--target", "age"])
+    assert "target" in line
+
+
+def test_a_quantity_is_measured_on_numbers_alone(refused):
+    train.main(["--data", write(), "--target", "weight", *FAST, "--run-dir", "run"])
+    table = list(rows())
+    table[5][2] = "heavy"
+    write("other.csv", table)
+    line = refused(train.main, ["--evaluate", "run/last.pt", "--data", "csv:other.csv"])
+    assert "weight is 'heavy' in line 7, no number" in line
+
+
+def test_yes_and_no_are_categories():
+    table = as_frame({"x": ["True", "False", "True"], "y": ["yes", "no", "no"]})
+    assert [column["kind"] for column in learn(table, [])] == ["category", "category"]
+
+
+def test_a_run_on_a_table_resumes_exactly():
+    flags = ["--data", write(), "--quiet", "--epochs", "4"]
+    train.main([*flags, "--run-dir", "a"])
+    train.main([*flags, "--run-dir", "b", "--max-steps", "7"])
+    train.main(["--quiet", "--resume", "--run-dir", "b"])
+    a, b = (torch.load(f"{name}/last.pt")["model"] for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert dataset("a") == dataset("b")
+
+
+def test_small_tables_get_small_batches():
+    write("a.csv", [[i, i % 2] for i in range(100)], header=["x", "y"])
+    write("b.csv", [[i, i % 2] for i in range(3000)], header=["x", "y"])
+    sizes = [train.parse_args(["--data", f"csv:{name}.csv"]).batch_size for name in "ab"]
+    assert sizes == [16, 64]
+    a, b = (train.parse_args(["--data", f"csv:{name}.csv"]) for name in "ab")
+    assert (a.val, a.patience) == (0, None)  # so few rows choose nothing
+    assert (b.val, b.patience) == (5000, 20)
+    assert train.parse_args(["--data", "csv:a.csv", "--val", "10"]).patience == 20
+    assert train.parse_args(["--data", "csv:b.csv", "--val", "0"]).patience is None
+
+
+def test_the_claim_on_tables_compares_three_methods(monkeypatch, refused):
+    from mlp import claims
+
+    Path("d/tabular").mkdir(parents=True)
+    table = [[row[0] if i % 9 else "", *row[1:]] for i, row in enumerate(rows(90))]
+    for name in ("one", "two"):
+        write(f"d/tabular/{name}.csv", table)
+    arms = {"one": ["one.csv"], "two": ["two.csv", "--target", "weight"]}
+    monkeypatch.setattr(claims, "TABLES", arms)
+    argv = ["tables", "--seeds", "0", "1", "--data-dir", "d", "--out", "out", "--epochs", "2"]
+    summary = claims.main(argv)
+    assert {arm: list(values)[1] for arm, values in summary.items()} == {
+        "one, mlp": "test_accuracy", "one, logistic": "test_accuracy",
+        "one, trees": "test_accuracy", "two, mlp": "test_rmse", "two, ridge": "test_rmse",
+        "two, trees": "test_rmse",
+    }  # fmt: skip
+    assert summary["one, trees"]["test_accuracy"]["mean"] > 0.8
+    assert summary["two, mlp"]["command"].endswith("--target weight --seed SEED")
+    assert "csv:PATH/tabular/two.csv" in summary["two, mlp"]["command"]
+    assert claims.main(argv) == summary
+    Path("d/tabular/two.csv").unlink()
+    assert "two.csv is not in d/tabular" in refused(claims.main, argv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("iris", 0.9), ("wine", 0.9), ("breast-cancer", 0.93)])
+def test_the_tables_of_scikit_learn_are_learned(name, least):
+    assert train.main(["--data", name, "--quiet"])["test_accuracy"] >= least
