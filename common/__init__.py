@@ -22,10 +22,11 @@ def fail(message: str, any_rank: bool = False) -> NoReturn:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not among `known`, with the nearest that is."""
+    """The message for a name that is not among `known`, with the nearest that is, in any case."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]}? " if near else ""
+    lowered = {other.lower(): other for other in reversed(known)}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.3)
+    hint = f"did you mean {lowered[near[0]]}? " if near else ""
     return f"unknown {what} {name!r}: {hint}There are {', '.join(known)}"
 
 

@@ -1,6 +1,7 @@
 """Pictures of results. Nothing opens a window; each function writes one file."""
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from torch import Tensor
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure, as PNG or by the ending of its name, making its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters no font has, of names that are too long
+        figure.savefig(path, dpi=100)
 
 
 def curves(rows: Sequence[dict], path: str | Path) -> None:

@@ -78,6 +78,8 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         short = dict(epochs=20, batch_size=128, lr=1e-3)
         small = dict(epochs=40, batch_size=32, lr=2e-3)  # digits: 1,301 images
         own |= small if own["data"] == "digits" else long if model == "mlp_dropout" else short
+    if given.get("fsdp"):  # no process has the whole weights that these look at
+        own |= dict(l2=0.0, max_norm=None)
     if kind != "image":
         nothing |= dict.fromkeys(("stream", "workers"), "it is for image files")
     if kind != "table" or data in (None, *SKLEARN):

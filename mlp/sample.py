@@ -41,6 +41,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def keep_what_is_there(out: Path, *names: str) -> None:
+    """Ends in one line if a file is there that would be written."""
+    for name in names:
+        if (out / name).exists():
+            fail(f"{out / name} is there already: name another folder with --out")
+
+
 @torch.inference_mode()
 def predict(rows, model: nn.Module, facts: dict, dev: Device) -> dict[str, list]:
     """New columns for rows of a table: the answer, and the probability of each class."""
@@ -68,16 +75,20 @@ def predict_table(
     """
     if len(inputs) > 1:
         fail(f"the network takes one CSV file at a time, not {len(inputs)}")
+    picture = "confusion.png" if facts["classes"] else "predicted.png"
+    keep_what_is_there(out, "predictions.csv", *([] if inputs else [picture]))
     if inputs:
         rows = read_table(Path(inputs[0]).expanduser())
     else:
-        source, _ = read_source(flags)
-        rows = source.parts["test"].table
-        rows.attrs["separator"] = source.facts["separator"]
+        rows = read_source(flags)[0].parts["test"].table
     found = predict(rows, model, facts, dev)
     make_folder(out)
-    kept = {name: rows[name].fillna("").tolist() for name in rows.columns if name not in found}
-    table = kept | found
+    table = {name: rows[name].fillna("").tolist() for name in rows.columns}
+    for name, values in found.items():
+        free = name
+        while free in table:  # a column of the user's
+            free += " (new)"
+        table[free] = values
     with open(out / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table)
@@ -89,8 +100,7 @@ def predict_table(
     print(f"… and {more:,} more" if more > 0 else "", end="\n" if more > 0 else "")
     if not inputs:
         test = load_table(flags, dev)[2]
-        picture = out / ("confusion.png" if facts["classes"] else "predicted.png")
-        metrics = evaluate(model, test, dev, picture)
+        metrics = evaluate(model, test, dev, out / picture)
         print("  ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
     print(f"wrote {out / 'predictions.csv'}, {counted(len(rows), 'row')}")
     return found
@@ -157,11 +167,14 @@ def main(argv: list[str] | None = None) -> dict:
     if kind == "table":
         return predict_table(args.inputs, model, flags, facts, dev, out)
     if files:
+        keep_what_is_there(out, "predictions.png")
         found = classify(files, model, facts, dev, flags.data, out)
         return dict(zip(map(str, files), found, strict=True))
     if args.inputs:
         ask = answer_symmetry if flags.model == "symmetry" else answer_families
         return ask(args.inputs, model, dev)
+    pictures = {"symmetry": ["symmetry.png"], "family_trees": ["people.png", "relations.png"]}
+    keep_what_is_there(out, *pictures.get(flags.model, ["mistakes.png"]))
     make_folder(out)
     if kind == "image":
         test = load_images(flags, dev, 28, 1, 0, facts["mean"], facts["std"])[2]

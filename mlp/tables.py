@@ -8,10 +8,7 @@ what to fill in and which categories there are. What they learned stands in `fac
 plain values, travels in the checkpoint, and is all that `encode` needs.
 """
 
-import csv
-import io
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,127 +21,32 @@ from common import cli, counted, fail, unknown
 from common.data.batches import Batches
 from common.data.sources import Source, named, open_source, say_parts, split
 from common.device import Device
+from mlp.reading import (
+    EMPTY,
+    NO_NUMBER,
+    as_numbers,
+    comma_of,
+    grouped,
+    read_table,
+    sift,
+    spell,
+    style_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SKLEARN = ("iris", "wine", "breast-cancer", "diabetes")
 TABLES = [*SKLEARN, "csv:PATH"]
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MOST = 1000  # categories of a column, and classes
 FEW = 10  # so many different whole numbers are classes, more are a quantity
-LARGEST = 1e100  # numbers beyond are no measurements: they count as missing, as infinity does
 SHOWN = 6  # names in a line
-LARGE = 20 << 20  # bytes that take some seconds to read
 
 
 def listed(names: Sequence[str]) -> str:
     """Some names in a line, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + more
-
-
-# ---------------------------------------------------------------------- reading files
-
-
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        fail(f"can't read {path}: {error.strerror or error}")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        fail(f"{path}: line {line} is not UTF-8 text: save the table as UTF-8")
-
-
-def records(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]:
-    """The rows that aren't empty: the line that each begins in, and its cells."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    found, line = [], 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells) or len(cells) > 1:
-                found.append((line, cells))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        fail(f"{path}: line {line} is not CSV ({error})")
-    return found
-
-
-def read_table(path: Path) -> "pd.DataFrame":
-    """A CSV file as text, NaN where a cell is empty (or ?, NA, NaN, …); the index is the line.
-
-    Commas, semicolons, tabs or bars separate cells: what cuts the header into most of them.
-    """
-    import pandas as pd
-
-    if not path.is_file():
-        fail(f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}: name a CSV file")
-    if path.stat().st_size > LARGE:
-        print(f"reading {path}, {path.stat().st_size >> 20} MiB", file=sys.stderr, flush=True)
-    text = read_text(path)
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if not first:
-        fail(f"{path} is empty: its first line has to name the columns")
-    widths = {s: len(next(csv.reader([first], delimiter=s))) for s in SEPARATORS}
-    separator = max(widths, key=widths.get)  # of equals the first
-    (_, header), *rows = records(text, separator, path)
-    names = [" ".join(name.split()) for name in header]
-    for name in names:
-        if name and names.count(name) > 1:
-            places = [str(place) for place, other in enumerate(names, 1) if other == name]
-            fail(f"{path}: the columns {' and '.join(places)} are both called {name!r}: the first "
-                 "line has to name each once")  # fmt: skip
-    for line, cells in rows:
-        if len(cells) != len(names):
-            fail(f"{path}: line {line} has {counted(len(cells), 'cell')}, not the {len(names)} of "
-                 f"the header ({SEPARATORS[separator]} separate them)")  # fmt: skip
-    if not rows:
-        fail(f"{path} has a header and no rows below it")
-    names = [name or f"(column {place})" for place, name in enumerate(names, 1)]
-    how = dict(
-        sep=separator, dtype="string", header=0, names=names, index_col=False, na_values=["?"]
-    )
-    try:
-        table = pd.read_csv(io.StringIO(text), skipinitialspace=True, **how)
-    except (pd.errors.ParserError, ValueError) as error:
-        if "EOF inside string" in str(error):
-            fail(f"{path}: a quotation mark in line {rows[-1][0]} is never closed")
-        fail(f"{path} is not CSV ({error})")
-    if len(table) != len(rows):
-        fail(f"{path} is not CSV: a quotation mark is open, or lines are blank but for spaces")
-    table = table.apply(lambda column: column.str.strip()).replace("", pd.NA)
-    table.index = [line for line, _ in rows]
-    table.attrs["separator"] = separator
-    return table
-
-
-def comma_of(values: "pd.Series", separator: str) -> str:
-    """What a comma in numbers means: "decimal" or "thousands"; "" where there is none.
-
-    "1,5" is one and a half; but in files that commas separate, a column of "1,234" in quotation
-    marks, always in groups of three digits, is thousands.
-    """
-    if not values.str.contains(",", regex=False).any():
-        return ""
-    grouped = values.dropna().str.match(r"^[+-]?\d{1,3}(,\d{3})*(\.\d+)?$").all()
-    return "thousands" if separator == "," and grouped else "decimal"
-
-
-def as_numbers(values: "pd.Series", comma: str = "") -> "pd.Series":
-    """Text as numbers, NaN where it is none; `comma` is what `comma_of` says."""
-    import pandas as pd
-
-    if comma == "decimal":  # 1.234,5 has points for thousands
-        plain = values.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
-        values = plain.where(values.str.contains(",", regex=False).fillna(False), values)
-    elif comma:
-        values = values.str.replace(",", "", regex=False)
-    numbers = pd.to_numeric(values, errors="coerce").astype(float)
-    return numbers.where(numbers.abs() < LARGEST)
 
 
 # ---------------------------------------------------------------------- what is learned of columns
@@ -157,34 +59,40 @@ def learn(table: "pd.DataFrame", notes: list[str]) -> list[dict]:
     are empty, which is then an input of its own. Columns that tell nothing are left out, and
     `notes` say so.
     """
-    separator, columns, gone = table.attrs.get("separator", ","), [], {"empty": [], "constant": []}
+    columns, gone, holes, unsure = [], {"empty": [], "constant": []}, {}, []
     for name in table.columns:
-        present = table[name].dropna()
+        values, comma = sift(table[name], *style_of(table))
+        present = values.dropna()
         if present.nunique() < 2:
             gone["constant" if len(present) else "empty"].append(name)
             continue
-        comma = comma_of(present, separator)
-        numbers = as_numbers(present, comma)
-        if numbers.notna().all() or is_infinite(present[numbers.isna()]):
-            column = {"comma": comma} | learn_numbers(as_numbers(table[name], comma))
+        if comma is not None:
+            column = {"comma": comma} | learn_numbers(as_numbers(values, comma))
             if not column["std"] > 0:
                 gone["constant"].append(name)
                 continue
+            if doubtful(present, comma, table):
+                unsure.append(name)
         else:
-            column = learn_categories(table[name])
+            column = learn_categories(spell(values))
+            numbers = as_numbers(present, comma_of(present, *style_of(table)))
+            odd = present[numbers.isna() & ~present.isin(NO_NUMBER)]
             if (share := numbers.notna().mean()) >= 0.5:
-                odd = present[numbers.isna()]
                 notes.append(f"{name} is taken for categories: {share:.0%} of it are numbers, but "
                              f"line {odd.index[0]} has {odd.iloc[0]!r}")  # fmt: skip
             if len(column["categories"]) > MOST:
                 fail(f"the column {name!r} is text with {len(column['categories']):,} different "
                      f"values, at most {MOST:,} can be categories: leave it out with --drop "
                      f"{name!r}")  # fmt: skip
+        holes[name] = int(values.isna().sum())
         columns.append({"name": name, **column})
-    holes = {c["name"]: int(table[c["name"]].isna().sum()) for c in columns}
     if any(holes.values()):
         shown = listed([f"{name} ({count:,})" for name, count in holes.items() if count])
         notes.append(f"empty cells, marked as such, numbers filled with the median: {shown}")
+    if unsure:
+        notes.append(
+            f"points are taken for decimal, 1.234 for little more than 1: {listed(unsure)}"
+        )
     for why, names in gone.items():
         if names:
             notes.append(f"left out, {why}: {listed(names)}")
@@ -193,11 +101,9 @@ def learn(table: "pd.DataFrame", notes: list[str]) -> list[dict]:
     return columns
 
 
-def is_infinite(values: "pd.Series") -> bool:
-    """Whether all are numbers that no float holds."""
-    import pandas as pd
-
-    return bool(np.isinf(pd.to_numeric(values, errors="coerce").astype(float)).all())
+def doubtful(values: "pd.Series", comma: str, table: "pd.DataFrame") -> bool:
+    """Whether points that were read as decimal may be for thousands, as nothing tells."""
+    return comma == "" and style_of(table)[0] == ";" and grouped(values.dropna(), ".", ",")
 
 
 def learn_numbers(numbers: "pd.Series") -> dict[str, Any]:
@@ -241,16 +147,19 @@ def encode(table: "pd.DataFrame", columns: list[dict]) -> tuple[Tensor, list[str
         )
         fail(f"the rows have no column {listed([repr(name) for name in lacking])}, which the "
              f"network was trained with{': ' + close[0] if close else ''}")  # fmt: skip
-    parts, notes, separator = [], [], table.attrs.get("separator", ",")
+    parts, notes = [], []
     for column in columns:
         name, values = column["name"], table[column["name"]]
         if column["kind"] == "number":
-            numbers = as_numbers(values, column["comma"] or comma_of(values, separator))
+            values = values.mask(values.isin(NO_NUMBER))
+            comma = comma_of(values, *style_of(table), column["comma"])
+            numbers = as_numbers(values, comma)
             strange = values[numbers.isna() & values.notna()]
             scaled = (numbers.fillna(column["fill"]) - column["mean"]) / column["std"]
             parts.append(scaled.clip(-1e6, 1e6).to_numpy(dtype=np.float32)[:, None])
             gone, what = numbers.isna(), "is no number: it counts as missing"
         else:
+            values = spell(values.mask(values.isin(EMPTY)), column["categories"])
             codes = values.map({c: i for i, c in enumerate(column["categories"])})
             strange = values[codes.isna() & values.notna()]
             grid = np.arange(len(column["categories"]))
@@ -270,9 +179,12 @@ def encode(table: "pd.DataFrame", columns: list[dict]) -> tuple[Tensor, list[str
 
 
 def find_target(table: "pd.DataFrame", target: str | None, where: str) -> str:
-    """The column to predict: the one named, or the last."""
-    if target is None or target in table.columns:
-        return target or table.columns[-1]
+    """The column to predict: the one named, or the last that has a name."""
+    if target is None:
+        named = [name for name in table.columns if not name.startswith("(column ")]
+        return (named or table.columns)[-1]
+    if target in table.columns:
+        return target
     message = unknown("column", target, table.columns)
     fail(f"{where}: {message if len(message) < 300 else message.partition('There are')[0]}")
 
@@ -298,20 +210,24 @@ def choose_task(values: "pd.Series", task: str, name: str, separator: str) -> tu
     if distinct < 2:
         fail(f"the column {name!r} has one value, {values.iloc[0]!r}: there is nothing to predict")
     whole = not len(odd) and (numbers == numbers.round()).all()
+    line = f"line {odd.index[0]} has {odd.iloc[0]!r}" if len(odd) else ""
     how = ""
     if task == "auto":
+        if len(odd) and len(odd) <= len(values) / 2 and numbers.nunique() > FEW:
+            fail(f"{name!r} is numbers, but {line}: mend or empty the cell, or take --task "
+                 "classification")  # fmt: skip
         task = "classification" if len(odd) or (whole and distinct <= FEW) else "regression"
         what = "text" if len(odd) else "whole numbers" if whole else "numbers"
+        what += f" ({line})" if len(odd) and distinct > FEW else ""
         how = f"{name} has {distinct:,} different values, {what}: {task}"
     if task == "regression" and len(odd):
         fail(f"--task regression: {name!r} is {odd.iloc[0]!r} in line {odd.index[0]}, no number")
     if task == "regression" and not numbers.std() > 0:
         fail(f"the column {name!r} has one value: there is nothing to predict")
-    hint = "" if len(odd) else ": --task regression predicts a number"
+    hint = f" ({line}, no number)" if line else ": --task regression predicts a number"
     if task == "classification" and distinct > MOST:
-        line = f" (line {odd.index[0]} has {odd.iloc[0]!r})" if len(odd) else ""
-        fail(f"the column {name!r} has {distinct:,} different values{line}, at most {MOST:,} can "
-             f"be classes{hint}")  # fmt: skip
+        fail(f"the column {name!r} has {distinct:,} different values, at most {MOST:,} can be "
+             f"classes{hint}")  # fmt: skip
     if task == "classification" and distinct == len(values):
         fail(f"each of the {len(values):,} rows has a class of its own in {name!r}: there is "
              f"nothing to learn{hint}")  # fmt: skip
@@ -388,9 +304,12 @@ class Errors:
         """Mean squared error of scaled targets, its root in units, and the share explained."""
         errors, total, squares = self.dev.sum(self.sums).tolist()
         spread = squares - total**2 / self.count
-        if picture and self.dev.main:
-            answers, targets = (torch.cat(some).cpu() for some in zip(*self.pairs, strict=True))
-            draw_numbers(targets * self.std + self.mean, answers * self.std + self.mean, picture)
+        if picture:
+            pairs = [torch.cat(some).cpu() for some in zip(*self.pairs, strict=True)]
+            every = zip(*self.dev.gather(pairs), strict=True)
+            answers, targets = (torch.cat(some) * self.std + self.mean for some in every)
+            if self.dev.main:
+                draw_numbers(targets, answers, picture)
         return {
             f"{self.part}_loss": errors / self.count,
             f"{self.part}_rmse": math.sqrt(errors / self.count) * self.std,
@@ -434,6 +353,35 @@ def csv_paths(data: str) -> list[Path]:
     return [Path(path).expanduser() for path in paths]
 
 
+def note_header(table: "pd.DataFrame") -> list[str]:
+    """A note, where the first line looks like a row; names that count, 0, 1, 2, are names."""
+    import pandas as pd
+
+    numbers = as_numbers(pd.Series(table.columns, dtype="string")).dropna().tolist()
+    if numbers and numbers != [numbers[0] + step for step in range(len(numbers))]:
+        return [f"the first line is taken for the names of the columns: {listed(table.columns)}"]
+    return []
+
+
+def with_target(table: "pd.DataFrame", target: str, notes: list[str]) -> "pd.DataFrame":
+    """The rows that have a target, numbers among these with a decimal point and nothing else."""
+    values, comma = sift(table[target], *style_of(table))
+    if (gone := values.isna()).any():
+        line, word = gone.idxmax(), table[target][gone].iloc[0]
+        what = f"line {line} has {word!r}" if isinstance(word, str) else f"line {line} has none"
+        notes.append(f"{counted(int(gone.sum()), 'row')} without {target} left out ({what})")
+    if comma is not None and doubtful(values, comma, table):
+        notes.append(f"points are taken for decimal, 1.234 for little more than 1: {target}")
+    if comma:
+        numbers = as_numbers(values, comma)
+        values = values.where(numbers.isna(), numbers.map(repr))
+    if len(words := values[values.isin(NO_NUMBER)]):
+        notes.append(f"{words.iloc[0]!r} in line {words.index[0]} is taken for a {target}")
+    table = table[~gone].copy()
+    table[target] = values[~gone]
+    return table
+
+
 def read_source(args: cli.Flags) -> tuple[Source, str]:
     """The rows that have a target, in their parts, and the name of that column.
 
@@ -456,16 +404,18 @@ def read_source(args: cli.Flags) -> tuple[Source, str]:
             if lacking := [c for c in tables[0].columns if c not in table.columns]:
                 fail(f"{path} has no column {lacking[0]!r}, which {paths[0]} has")
         separator = tables[0].attrs["separator"]
+        notes += note_header(tables[0])
         silent = [notes, []]  # of the second file nothing is said twice
         tables = [drop_columns(t, args.drop or [], target, n) for t, n in zip(tables, silent)]  # noqa: B905
-    for number, table in enumerate(tables):
-        if gone := int(table[target].isna().sum()):
-            notes.append(f"{counted(gone, 'row')} without {target} left out")
-            tables[number] = table[table[target].notna()]
+    tables = [with_target(table, target, notes) for table in tables]
     rows = sum(map(len, tables))
     if rows < 2 or not all(map(len, tables)):
-        fail(f"--data {args.data}: {counted(rows, 'row')} with a {target}: that is too few")
-    every = pd.concat([table[target] for table in tables])
+        why = next((f" ({note})" for note in notes if f"without {target} left out" in note), "")
+        fail(f"--data {args.data}: {counted(rows, 'row')} with a {target}: that is too few{why}")
+    every = spell(pd.concat([table[target] for table in tables]), known.get("classes"))
+    first = len(tables[0])
+    for table, values in zip(tables, (every.iloc[:first], every.iloc[first:]), strict=False):
+        table[target] = values.array
     task = known.get("task") or getattr(args, "task", None) or "auto"
     if known:
         kind, classes = task, known["classes"]
@@ -481,6 +431,10 @@ def read_source(args: cli.Flags) -> tuple[Source, str]:
         kind, how = choose_task(every, task, target, separator)
         notes += [how] if how and args.data not in SKLEARN else []
         classes = classes_of(every, separator) if kind == "classification" else []
+        own = set(tables[0][target])  # of the training part, if a file is the test part
+        if strange := [c for c in classes if c not in own]:
+            fail(f"--data {args.data}: the test part has the class {strange[0]!r}, which the "
+                 f"training part has not ({listed(sorted(own))})")  # fmt: skip
     parts = [Part(table) for table in tables]
     if len(parts) == 1:
         parts = [parts[0].take(indices) for indices in split(rows, 0.2, 0)]
@@ -495,25 +449,27 @@ def load_table(args: cli.Flags, dev: Device) -> tuple[TableSet, TableSet | None,
     source, target = read_source(args)
     source = open_source(args, dev, {args.data.partition(":")[0]: lambda _: source})
     tables = {name: part.table for name, part in source.parts.items()}
-    separator, notes = source.facts.pop("separator"), [source.note]
+    source.facts.pop("separator")
+    notes = [source.note]
     known = args.stored.get("dataset") or {}
     numbers = {}
     if source.facts["task"] == "regression":
-        comma = comma_of(tables["train"][target], separator)
-        numbers = {n: as_numbers(t[target], comma).to_numpy(float) for n, t in tables.items()}
+        numbers = {n: as_numbers(t[target]).to_numpy(float) for n, t in tables.items()}
     if known:  # of the network that goes on, or is measured
         facts = {**known}
     else:
         rest = tables["train"].drop(columns=target)
-        rest.attrs["separator"] = separator
         facts = source.facts | {"classes": source.classes, "columns": learn(rest, notes)}
         if numbers:
             deviation = float(numbers["train"].std())
             facts |= {"target_mean": float(numbers["train"].mean()), "target_std": deviation or 1.0}
+        counts = tables["train"][target].value_counts()
+        if rare := [c for c in facts["classes"] if counts.get(c, 0) < 2]:
+            rows = [f"{c} ({counts.get(c, 0)})" for c in rare]
+            notes.append(f"classes with too few rows to train on: {listed(rows)}")
     facts["in_features"] = sum(map(width_of, facts["columns"]))
     sets = {}
     for name, table in tables.items():
-        table.attrs["separator"] = separator
         inputs, new = encode(table, facts["columns"])
         notes += [f"{name} part: {note}" for note in new[:SHOWN]]
         if numbers:

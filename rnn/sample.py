@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +28,11 @@ from rnn.recipes import MODULES
 from rnn.train import build
 
 SHOWN = 8  # examples of the test part
+MADE = {  # by task
+    "text": ["text.txt"],
+    "sentences": ["words.png"],
+    "series": ["forecasts.png", "forecast.csv"],
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -93,6 +99,12 @@ def write(model: nn.Module, facts: dict, dev: Device, args: argparse.Namespace) 
 # ---------------------------------------------------------------------- classes
 
 
+def say(notes: Sequence[str]) -> None:
+    """Prints what a person should know of the inputs."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def tell(names: Sequence[str], outputs: Tensor, wanted: Sequence[str], classes: list[str]) -> dict:
     """Prints the likeliest classes of each; returns the first by name."""
     odds = outputs.float().softmax(1).cpu()
@@ -118,7 +130,7 @@ def draw_weights(words: Sequence[Sequence[str]], weights: Tensor, heads: Sequenc
     axis.set(xlim=(0, 100), ylim=(len(words), 0))
     renderer = FigureCanvasAgg(figure).get_renderer()
     for row, (some, head) in enumerate(zip(words, heads, strict=True)):
-        axis.text(1, row + 0.5, head, fontsize=9, va="center", weight="bold", parse_math=False)
+        axis.text(1, row + 0.5, head[:20], fontsize=9, va="center", weight="bold", parse_math=False)
         left, most = 16.0, float(weights[row, : len(some)].max())
         for word, weight in zip(some, weights[row].tolist(), strict=False):
             share = weight / max(most, 1e-9)
@@ -153,9 +165,11 @@ def classify(
         given = [line for line in read_lines(args.file) if line]
     if given and facts["task"] == "sentences":
         inputs, lengths, words = sentences.encode(given, facts)
+        say(sentences.remarks(given, facts))
         names = given
     elif given:
-        features = [speech.read_recording(path, facts) for path in given]
+        features, notes = zip(*(speech.read_recording(path, facts) for path in given), strict=True)
+        say([note for some in notes for note in some])
         lengths = torch.tensor(list(map(len, features)))
         inputs, names = nn.utils.rnn.pad_sequence(features, batch_first=True), given
     else:
@@ -172,7 +186,11 @@ def classify(
     if words and model.weights is not None:
         make_folder(out)
         heads = [found[name] for name in names]
-        draw_weights(words[:20], model.weights[:20].float().cpu(), heads[:20], out / "words.png")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of letters that the font lacks
+            draw_weights(
+                words[:20], model.weights[:20].float().cpu(), heads[:20], out / "words.png"
+            )
         print(f"wrote {out / 'words.png'}: the weights of the words")
     return found
 
@@ -192,6 +210,7 @@ def forecast(
     panels, table = [], {}
     if args.inputs:
         ahead = series.last_window(args.inputs[0], facts, flags.time_column)
+        say(ahead.notes)
         outputs = model(ahead.inputs.to(dev.device), ahead.lengths)[0][0].cpu()
         values = series.to_units(outputs, ahead.past[-1:], facts)
         panels.append((ahead.times, ahead.past, None, values))
@@ -243,7 +262,7 @@ def draw_forecasts(panels: Sequence[tuple], names: Sequence[str], path: Path) ->
         axis.plot(steps[len(past) :], values[:, 0], color="tab:red", label="forecast")
         ticks = [0, len(past)]
         axis.set_xticks(ticks, [times[i] for i in ticks], fontsize=7, parse_math=False)
-        axis.set_ylabel(names[0], parse_math=False)
+        axis.set_ylabel(names[0][:40], parse_math=False)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     save(figure, path)
@@ -278,6 +297,9 @@ def main(argv: list[str] | None = None) -> dict | str:
         fail(f"the checkpoint's network is for {task} and takes no inputs{hint}")
     if task == "series" and len(args.inputs) > 1:
         fail("one series at a time: give one CSV file")
+    for name in MADE.get(task, []):
+        if (out / name).exists():
+            fail(f"{out / name} is there already: name another folder with --out")
     # On stdout a language model's text is alone.
     print(said.getvalue(), end="", file=sys.stderr if task == "text" else sys.stdout)
     model = build(flags, facts)

@@ -8,6 +8,7 @@ training part; it travels in the checkpoint. All is read in lower case.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -94,6 +95,20 @@ def encode(texts: Sequence[str], facts: dict) -> tuple[Tensor, Tensor, list[list
     tokens, words, _ = tokenise(clean, facts)
     lengths = torch.tensor(list(map(len, tokens)))
     return pad_sequence(tokens, batch_first=True, padding_value=PAD), lengths, words
+
+
+def remarks(texts: Sequence[str], facts: dict) -> list[str]:
+    """What a network of these `facts` doesn't see of one's own sentences."""
+    most, found = facts["max_length"], []
+    tokens, words, _ = tokenise(texts, facts | {"max_length": sys.maxsize})
+    for number, (some, seen) in enumerate(zip(tokens, words, strict=True), 1):
+        here = zip(seen[:most], some.tolist(), strict=False)
+        if strange := list(dict.fromkeys(word for word, token in here if token == UNKNOWN)):
+            shown = ", ".join(strange[:8]) + (", …" if len(strange) > 8 else "")
+            found.append(f"sentence {number}: not in the vocabulary: {shown}")
+        if len(some) > most:
+            found.append(f"sentence {number}: cut at {most} of {len(some):,} {facts['units']}")
+    return found
 
 
 def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | None, Sequences]:

@@ -103,6 +103,9 @@ def read(args: argparse.Namespace) -> Source:
         sizes = [int(count * share) for share in SHARES]
         sizes[1] = count - sizes[0] - sizes[2]
         rule = "70, 10, 20% of the time"
+    if min(sizes) < 1:
+        fail(f"{series.path} has {count:,} rows: too few for a training, a validation and a test "
+             "part; at least 5 are needed")  # fmt: skip
     if sum(sizes) > count:
         fail(f"{series.path} has {count:,} rows, not the {sum(sizes):,} of {rule}")
     season = args.season or (SUNSPOT_CYCLE if args.data == "sunspots" else series.season)
@@ -167,6 +170,7 @@ class Windows:
         self.facts, self.dev = facts, dev
         self.values = scaled(self.series, facts).to(dev.device)  # (T, C)
         self.places = [facts["columns"].index(name) for name in facts["targets"]]
+        self.filled = torch.from_numpy(filled(self.series, facts)).to(dev.device)  # (T, K)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -187,22 +191,29 @@ class Windows:
         return past, torch.full((len(indices),), length), ahead
 
     def rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The past (B, window, C) of the chosen windows, and what is ahead (B, horizon, K)."""
+        """The past (B, window, C) of the chosen windows, and what is ahead (B, horizon, K).
+
+        But for training that is NaN where the file has no number.
+        """
         window, horizon = self.facts["window"], self.facts["horizon"]
         rows = self.starts[indices, None] + torch.arange(-window, horizon)
         values = self.values[rows.to(self.dev.device)]  # (B, window + horizon, C)
         if self.facts["relative"]:
             values = values - values[:, window - 1 : window]
-        return values[:, :window], values[:, window:, self.places]
+        ahead = values[:, window:, self.places]
+        if self.part != "train" and self.filled.any():
+            ahead = ahead.masked_fill(self.filled[rows[:, window:].to(self.dev.device)], torch.nan)
+        return values[:, :window], ahead
 
     def in_units(self, index: int) -> tuple[list[str], Tensor, Tensor]:
         """A window as people read it: times (window + horizon), past (window, K) and truth
-        (horizon, K) of the targets in their own units."""
+        (horizon, K) of the targets in their own units, NaN where the file has none."""
         window, start = self.facts["window"], int(self.starts[index])
         rows = range(start - window, start + self.facts["horizon"])
         places = [self.series.columns.index(name) for name in self.facts["targets"]]
         values = torch.from_numpy(self.series.values[rows.start : rows.stop, places]).float()
-        return self.series.label(rows), values[:window], values[window:]
+        truth = values[window:].masked_fill(self.filled[start : rows.stop].cpu(), torch.nan)
+        return self.series.label(rows), values[:window], truth
 
 
 def in_segments(past: Tensor, facts: dict) -> tuple[Tensor, int]:
@@ -215,6 +226,11 @@ def scaled(series: Series, facts: dict) -> Tensor:
     """The columns that a network of these facts sees (T, C), float32, in its scale."""
     values = np.stack([series.values[:, series.columns.index(c)] for c in facts["columns"]], 1)
     return torch.from_numpy((values - facts["mean"]) / facts["std"]).float()
+
+
+def filled(series: Series, facts: dict) -> np.ndarray:
+    """Where the file has no number of the targets: (T, K)."""
+    return series.filled[:, [series.columns.index(name) for name in facts["targets"]]]
 
 
 def to_units(outputs: Tensor, last: Tensor, facts: dict) -> Tensor:
@@ -232,6 +248,7 @@ class Ahead(NamedTuple):
     lengths: Tensor  # (1,)
     past: Tensor  # (window, K), of the targets, in their units
     times: list[str]  # window + horizon of them, the last not in the file
+    notes: list[str]
 
 
 def last_window(path: str | Path, facts: dict, time_column: str | None = None) -> Ahead:
@@ -239,6 +256,11 @@ def last_window(path: str | Path, facts: dict, time_column: str | None = None) -
     ahead.past[-1:], facts)` is what it forecasts."""
     series = read_series(Path(path).expanduser(), time_column)
     check_columns(series, facts["columns"], "the checkpoint's column")
+    notes = [*series.notes, check_step(series, facts)]
+    for name in facts["columns"]:
+        if series.filled[-1, series.columns.index(name)]:
+            fail(f"{path}: the newest {name}, of {series.label([len(series.values) - 1])[0]}, is "
+                 "missing: fill it in, or end the file with the row before")  # fmt: skip
     count, window = len(series.values), facts["window"]
     if count < window:
         fail(f"{path} has {count:,} rows: the network sees a window of {window:,}")
@@ -249,12 +271,26 @@ def last_window(path: str | Path, facts: dict, time_column: str | None = None) -
     places = [series.columns.index(name) for name in facts["targets"]]
     past = torch.from_numpy(series.values[-window:, places]).float()
     times = series.label(range(count - window, count + facts["horizon"]))
-    return Ahead(inputs, torch.tensor([length]), past, times)
+    return Ahead(inputs, torch.tensor([length]), past, times, list(filter(None, notes)))
+
+
+def check_step(series: Series, facts: dict) -> str:
+    """Fails where a network was trained on other steps than the series has; without times nobody
+    knows, which is what is returned to say."""
+    ours, theirs = series.step_name, facts["step"]
+    if ours == theirs:
+        return ""
+    if "row" in ours or "row" in theirs:
+        return f"the network was trained on steps of {theirs}; here they are of {ours}"
+    fail(f"{series.path} has steps of {ours}: the network was trained on steps of {theirs}")
 
 
 def check_columns(series: Series, wanted: Iterable[str], flag: str) -> None:
     """Fails for a column that isn't there, or holds no numbers."""
     for name in wanted:
+        if name == series.time_name:
+            fail(f"{flag} {name}: {series.path}: that is where the times stand; there are "
+                 f"{', '.join(series.columns[:20])}")  # fmt: skip
         if name in series.dropped:
             fail(f"{flag} {name}: {series.path}: {series.dropped[name]}")
         if name not in series.columns:
@@ -274,6 +310,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
     if known:
         facts |= {name: known[name] for name in ("columns", "targets", "mean", "std")}
         check_columns(series, facts["columns"], "the checkpoint's column")
+        notes.append(check_step(series, known))
     else:
         targets = [args.target or series.columns[-1]]
         if targets == ["all"] and "all" not in series.columns:
@@ -286,14 +323,22 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
         flat = [name for name, values in rows.items() if not spread(values)]
         for name in flat:
             if name in targets:
+                others = (c for c, v in zip(series.columns, first.T, strict=True) if spread(v))
+                hint = f": try --target {other}" if (other := next(others, None)) else ""
                 fail(f"{series.path}: {name} is {rows[name][0]:g} in the whole training part: "
-                     "there is nothing to forecast")  # fmt: skip
+                     f"there is nothing to forecast{hint}")  # fmt: skip
             notes.append(f"{name} is constant in the training part: left out")
         facts["columns"] = [name for name in wanted if name not in flat]
         used = [rows[name] for name in facts["columns"]]
         facts |= {"mean": [float(v.mean()) for v in used], "std": [float(v.std()) for v in used]}
         if args.target is None and len(series.columns) > 1:
             notes.append(f"--target is not given: {targets[0]}, the last column of numbers")
+    known_rows = torch.from_numpy(~filled(series, facts).all(1))
+    for name, part in source.parts.items() if not known_rows.all() else ():
+        some = part.rows[:, None] + torch.arange(facts["horizon"])
+        source.parts[name] = part.take(known_rows[some].any(1).nonzero().flatten())
+        if not len(source.parts[name]):
+            fail(f"{series.path}: the {name} part has no number of {', '.join(facts['targets'])}")
     if few := few_steps(args, len(source.parts["train"])):
         notes.append(few)
     if series.dropped:
@@ -315,9 +360,8 @@ def few_steps(args: argparse.Namespace, windows: int) -> str:
     if steps >= FEW_STEPS or getattr(args, "evaluate", None):
         return ""
     more = f"--epochs {-(-FEW_STEPS * epochs // steps)}"
-    return (
-        f"{counted(windows, 'window')} make {steps} steps of training: {more} would be {FEW_STEPS}"
-    )
+    make = f"{counted(windows, 'window')} make{'s' if windows == 1 else ''}"
+    return f"{make} {counted(steps, 'step')} of training: {more} would be {FEW_STEPS}"
 
 
 def spread(values: np.ndarray) -> bool:
@@ -329,11 +373,16 @@ def spread(values: np.ndarray) -> bool:
 
 
 def error_sums(outputs: Tensor, targets: Tensor, facts: dict) -> Tensor:
-    """Sums over forecasts (B, horizon, K), scaled: of `METRICS`, and how many they are: (5,)."""
+    """Sums over forecasts (B, horizon, K), scaled: of `METRICS`, and how many they are: (5,).
+
+    Where the target is NaN nothing is counted.
+    """
     error = outputs.detach().double() - targets.double()
+    count = (~targets.isnan()).double()
+    error = error.masked_fill(targets.isnan(), 0)
     places = [facts["columns"].index(name) for name in facts["targets"]]
     units = error * torch.tensor(facts["std"], dtype=error.dtype)[places].to(error.device)
-    sums = [error.square(), error.abs(), units.square(), units.abs(), torch.ones_like(error)]
+    sums = [error.square(), error.abs(), units.square(), units.abs(), count]
     return torch.stack([value.sum() for value in sums])
 
 

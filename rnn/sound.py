@@ -17,14 +17,15 @@ from common.data.batches import Draw
 
 WINDOW, HOP = 0.025, 0.010  # seconds
 DEEPEST = 80.0  # decibels below the loudest place of a recording: what is softer is as soft
-NUM_MASKS, MOST_MASKED = 2, 0.2  # Park et al. 2019, Table 1 (m_F, m_T of LD; p of LibriSpeech's)
+NUM_MASKS, MOST_MASKED = 2, 0.2  # Park et al. 2019, Table 1: SM, SS (Switchboard)
 
 
 def read_wav(path: Path) -> tuple[Tensor, int]:
     """The samples (N,), float32 from -1 to 1, stereo made mono, and how many a second has.
 
-    Whole numbers of 8, 16, 24 and 32 bits, or floats. A file that is none, of another coding, that
-    is cut short or holds no sound ends in one line that names it.
+    Whole numbers of 8, 16, 24 and 32 bits, or floats, of which larger ones are brought to 1. A file
+    that is none, of another coding, that is cut short or holds no sound ends in one line that names
+    it.
     """
     from scipy.io import wavfile
 
@@ -35,11 +36,16 @@ def read_wav(path: Path) -> tuple[Tensor, int]:
         except OSError as error:
             fail(f"can't read {path}: {error.strerror or error}")
         except Exception as error:  # scipy has no kind of its own for what is no WAV
-            fail(f"{path} is not a WAV file that can be read ({error or type(error).__name__})")
+            text = str(error)
+            known = text.startswith(("Unknown wave file format", "Unsupported bit depth"))
+            why = text if known else "it is of another kind, or damaged"
+            fail(f"{path} is not a WAV file that can be read ({why})")
     for warning in caught:  # a file written into a pipe says that it is endless
         cut = re.search(r"finished at (\d+) bytes, expected (\d+)", str(warning.message))
         if cut and int(cut[2]) < 2**32 - 1:
             fail(f"{path} is cut short: it has {cut[1]} of {cut[2]} bytes")
+    if data.dtype.kind == "f" and data.size and (peak := abs(data).max()) > 1:
+        data = data / peak
     samples = torch.from_numpy(data.astype("float32"))
     if data.dtype.kind == "u":
         samples = samples / 128 - 1

@@ -180,10 +180,14 @@ def own(args: argparse.Namespace) -> Source:
 SETS = {"fsdd": fsdd, "speech-commands": speech_commands, "wav": own}
 
 
-def read_recording(path: str | Path, facts: dict) -> Tensor:
-    """One WAV file as a network of these `facts` takes it: (T, F)."""
+def read_recording(path: str | Path, facts: dict) -> tuple[Tensor, list[str]]:
+    """One WAV file as a network of these `facts` takes it, (T, F), and what there is to say."""
     samples, rate = read_wav(Path(path).expanduser())
-    return normalise(log_mel(samples, rate, facts), facts)
+    notes = [] if samples.any() else [f"{path} is silent"]
+    if len(samples) > facts["max_seconds"] * rate:
+        seconds = f"{facts['max_seconds']:g} of {len(samples) / rate:.1f} seconds"
+        notes.append(f"{path}: cut at {seconds}")
+    return normalise(log_mel(samples, rate, facts), facts), notes
 
 
 def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | None, Sequences]:

@@ -25,9 +25,9 @@ def read_table(path: Path) -> Table:
     """The cells of a UTF-8 file, which may be gzipped; empty lines are skipped.
 
     What parts the cells is found out: it makes rows of one width. A .tsv has tabs. Tabs know no
-    quotation marks, as sentences hold single ones; else cells may be quoted. Tabs at the ends
-    of lines, where no row has a cell, part nothing. A file that is missing
-    or empty, not UTF-8 or of rows of different widths ends in one line that names the place.
+    quotation marks, as sentences hold single ones; else cells may be quoted. Tabs at the ends of
+    lines, where no row has a cell, part nothing. A file that is missing or empty, not UTF-8 or of
+    rows of different widths ends in one line that names the place.
     """
     lines = read_lines(path, table=True)
     tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")

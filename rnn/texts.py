@@ -193,7 +193,7 @@ def in_folder(root: Path) -> tuple[Pairs, list[Path]]:
     files that are empty."""
     files = {p: sorted(f for f in p.rglob("*.txt") if f.is_file()) for p in folders_in(root)}
     alone = [] if any(files.values()) else sorted(f for f in root.glob("*.txt") if f.is_file())
-    empty = {f for f in (*alone, *sum(files.values(), [])) if is_empty(f)}
+    empty = {f for some in (alone, *files.values()) for f in some if is_empty(f)}
     pairs = a_file_a_class([file for file in alone if file not in empty]) + [
         (" ".join(filter(None, read_lines(file))), readable(folder.name))
         for folder, some in files.items()
@@ -205,7 +205,10 @@ def in_folder(root: Path) -> tuple[Pairs, list[Path]]:
 
 def is_empty(file: Path) -> bool:
     """Whether a file holds nothing but space."""
-    return file.stat().st_size < 1000 and not file.read_bytes().strip()
+    try:
+        return file.stat().st_size < 1000 and not file.read_bytes().strip()
+    except OSError:
+        return False  # who reads it says why that can't be
 
 
 def a_file_a_class(files: Sequence[Path]) -> Pairs:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import cli
+from common import cli, fail
 from common.device import Device
 from common.run import Run
 from common.schedule import warmup_and_cosine
@@ -32,8 +32,8 @@ from rnn.recipes import DATA, FIXED, MODULES, OPTIMIZERS, SIZES, add_flags, chec
 from rnn.series import METRICS, as_table, baselines
 
 # fmt: off
-QUICK = dict(model="lstm", data="pydocs", epochs=10, val=20_000, batch_size=3200, lr=5e-3,
-             hidden_size=256, num_layers=1, embedding_size=64, bptt=100, clip=1.0)
+QUICK = dict(model="lstm", data="pydocs", epochs=10, val=20_000, batch_size=3200, lr=1e-2,
+             hidden_size=256, embedding_size=64, dropout=0.2, bptt=100, clip=1.0, keep_bias=0.0)
 PAPER = dict(model="lstm_1997", data="adding", epochs=8, val=500, batch_size=1, lr=0.5,
              hidden_size=4, num_layers=1, length=100, optimizer="sgd", clip=1.0)  # Sec. 5.4
 # fmt: on
@@ -115,6 +115,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     numbers = task_of(args.data) in ("series", "adding")  # small networks: bf16 gains nothing
     dev = Device(args, auto_precision="fp32" if numbers else "bf16")
     sets = train, val, test = MODULES[task_of(args.data)].load(args, dev)
+    if args.patience and not (val or args.evaluate):
+        fail(f"--patience needs a validation part to watch: {args.data} is too small for one")
     task = train.facts["task"]
     model = build(args, train.facts)
     net = dev.wrap(model)

@@ -54,6 +54,7 @@ def test_a_near_name_is_suggested(refused):
     assert "digits always lies in memory" in refused(toy.main, ["--stream"])
     assert "did you mean conv?" in refused(toy.main, ["--model", "covn"])
     assert "did you mean digits?" in refused(toy.main, ["--data", "digit"])
+    assert "did you mean conv?" in refused(toy.main, ["--model", "CONV"])
 
 
 def test_a_run_folder_that_cannot_be_written(main, refused):

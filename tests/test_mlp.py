@@ -1,18 +1,24 @@
-"""Multilayer perceptrons: sizes, the paper's equations, its two worlds, and that they learn."""
+"""Multilayer perceptrons: sizes, the paper's equations, its two worlds, and that they learn.
+
+Usage: torchrun --nproc-per-node 2 tests/test_mlp.py FOLDER trains the same way there.
+"""
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import torchrun
 from helpers import count, make_tree, weights
 from PIL import Image
 from torch import nn
 
-from mlp import claims, sample, train
+from mlp import claims, sample, tables, train
 from mlp.backprop import Descent, backpropagate
 from mlp.model import (
     MLP,
@@ -318,6 +324,40 @@ def test_accumulation_equals_the_large_batch():
         torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-6)
 
 
+SMALL = ["--quiet", "--max-steps", "6", "--dropout", "0"]
+KINDS = {
+    "images": [*SMALL, "--data", "digits", "--limit", "96"],
+    "classes": [*SMALL, "--data", "iris"],
+    "numbers": [*SMALL, "--data", "diabetes"],
+}  # the two worlds are one batch, in one process
+
+
+def train_each(name, *flags):
+    """Trains all kinds; classes once more with the flags. Keeps the numbers that are drawn."""
+    tables.draw_numbers = lambda targets, answers, _: torch.save([targets, answers], name)
+    for kind, own in KINDS.items():
+        train.main([*own, "--run-dir", f"{name}-{kind}"])
+    train.main([*KINDS["classes"], *flags, "--run-dir", f"{name}-shards"])
+
+
+def test_two_processes_equal_one(monkeypatch):
+    monkeypatch.setattr(tables, "draw_numbers", None)  # to be put back
+    train_each("one", "--l2", "0")  # which --fsdp takes of itself
+    done = torchrun(__file__, Path.cwd())
+    assert done.returncode == 0, done.stderr
+    for kind in [*KINDS, "shards"]:
+        one, two = weights(f"one-{kind}"), weights(f"two-{kind}")
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], rtol=0, atol=5e-5)
+        rows = [json.loads(Path(f"{name}-{kind}/metrics.jsonl").read_text().splitlines()[-1])
+                for name in ("one", "two")]  # fmt: skip
+        assert rows[0] == pytest.approx(rows[1], rel=1e-3)
+    one, two = (sorted(zip(*map(list, torch.load(name)), strict=True)) for name in ("one", "two"))
+    assert len(one) == 88  # the picture shows the whole test part
+    for pair, other in zip(one, two, strict=True):
+        assert list(map(float, pair)) == pytest.approx(list(map(float, other)), rel=1e-3)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_precisions(precision):
     flags = ["--model", "mlp_dropout", "--hidden", "64", "--limit", "64", "--epochs", "1"]
@@ -385,6 +425,15 @@ def test_the_network_follows_the_data():
 def test_flags_without_meaning(argv, words, refused):
     assert words in refused(train.main, argv.split())
     assert not list(Path().iterdir())
+
+
+def test_shards_have_no_penalties_unless_they_are_asked_for(monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train.parse_args(["--data", "iris"]).l2 == 0.03
+    for flags in (["--data", "iris"], ["--model", "mlp_dropout"]):
+        args = train.parse_args([*flags, "--fsdp"])
+        assert (args.l2, args.max_norm) == (0, None)
+        assert "leave --fsdp away" in refused(train.parse_args, [*flags, "--fsdp", "--l2", "0.1"])
 
 
 def test_a_checkpoint_keeps_its_sizes(refused):
@@ -492,3 +541,8 @@ def test_strengths_are_chosen_on_validation(monkeypatch, capsys):
     summary = claims.main(argv)
     assert list(summary) == ["sgd 0.1", "adam"]
     assert "--lr 0.1 of 2, by validation" in capsys.readouterr().out
+
+
+if __name__ == "__main__":  # what torchrun starts
+    os.chdir(sys.argv[1])
+    train_each("two", "--fsdp")

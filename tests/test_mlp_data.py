@@ -13,7 +13,8 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from mlp import sample, train
-from mlp.tables import as_numbers, choose_task, comma_of, encode, learn, read_table
+from mlp.reading import as_numbers, comma_of, read_table
+from mlp.tables import choose_task, encode, learn, read_source
 
 HEADER = ["age", "colour", "weight", "kind"]
 FAST = ["--quiet", "--epochs", "2"]
@@ -74,8 +75,6 @@ def test_only_the_training_part_is_learned_from():
     train.main(["--data", data, *FAST, "--run-dir", "one"])
     ages = {column["name"]: column for column in dataset("one")["columns"]}["age"]
     args = train.parse_args(["--data", data, "--quiet"])
-    from mlp.tables import read_source
-
     source, _ = read_source(args)
     for line in source.parts["test"].table.index:
         table[line - 2][:2] = [1e6, "violet"]
@@ -139,6 +138,8 @@ def test_the_task_is_told_from_the_target_or_by_the_flag(refused):
     assert task(["3", "4", "3", "5"], "regression") == "regression"
     assert task(["3.5", "4", "3", "3"], "classification") == "classification"
     assert "is 'b' in line 1, no number" in refused(task, ["3", "b", "3"], "regression")
+    prices = as_frame({"y": [f"${i % 12}" for i in range(60)]})["y"]
+    assert "text (line 0 has '$0'): classification" in choose_task(prices, "auto", "y", ",")[1]
     data = write()
     metrics = train.main(["--data", data, *FAST, "--target", "weight"])
     assert "test_rmse" in metrics
@@ -230,6 +231,102 @@ def test_a_table_and_its_own_test_part():
     assert train.main(["--data", "csv:odd,name.csv", *FAST])
 
 
+def test_points_for_thousands():
+    def numbers(values, decimal=False, known="", separator=";"):
+        column = as_frame({"x": values})["x"]
+        return as_numbers(column, comma_of(column, separator, decimal, known)).tolist()
+
+    assert numbers(["963", "1.037", "2.511.037"]) == [963, 1037, 2511037]
+    assert numbers(["1.000,50", "2.500"]) == [1000.5, 2500]
+    assert numbers(["2,003.8", "12"]) == [2003.8, 12]
+    assert numbers(["963", "1.037"]) == [963, 1.037]  # nothing tells
+    assert numbers(["963", "1.037"], decimal=True) == [963, 1037]
+    assert numbers(["0.963", "1.037"], decimal=True) == [0.963, 1.037]
+    assert numbers(["1.037"], known="points") == [1037]
+    assert numbers(["1037.5"], known="points", separator=",") == [1037.5]
+    assert numbers(["1,5"], known="thousands") == [1.5]
+    assert numbers(["1.037,5"], known="decimal") == [1037.5]
+    assert numbers(["0,942", "2,511"], separator=",") == [0.942, 2.511]
+
+
+def test_points_for_thousands_in_a_file(capsys):
+    header, plain = ["x", "z", "y"], [[i * 37, i / 2, i * 41 + 700.5] for i in range(60)]
+    wanted = train.main(["--data", write("a.csv", plain, header), *FAST])
+
+    def german(x, digits):
+        return f"{x:,.{digits}f}".translate(str.maketrans(",.", ".,"))
+
+    table = [[german(x, 0), german(z, 1), german(y, 1)] for x, z, y in plain]
+    data = write("b.csv", table, header, delimiter=";")
+    assert train.main(["--data", data, *FAST]) == wanted
+    table = [[i, german(i * 37, 0)] for i in range(60)]
+    said_of = said(capsys, write("c.csv", table, ["x", "y"], delimiter=";"))
+    assert "points are taken for decimal, 1.234 for little more than 1: y" in said_of
+
+
+def test_each_file_has_its_own_commas():
+    """Two parts of a table, one with decimal points and one with decimal commas."""
+    table = [[i / 4, i * 1.5] for i in range(60)]
+    write("a.csv", table, ["x", "y"])
+    comma = [[str(cell).replace(".", ",") for cell in row] for row in table]
+    write("b.csv", comma, ["x", "y"], delimiter=";")
+    wanted = train.main(["--data", "csv:a.csv,a.csv", *FAST])
+    assert train.main(["--data", "csv:a.csv,b.csv", *FAST]) == wanted
+    assert train.main(["--data", "csv:b.csv,a.csv", *FAST]) == wanted
+
+
+def test_whole_numbers_are_the_same_class_however_they_are_spelt():
+    write("a.csv", [[i, i % 2] for i in range(60)], ["x", "y"])
+    write("b.csv", [[i, f"{i % 2}.0"] for i in range(60)], ["x", "y"])
+    wanted = train.main(["--data", "csv:a.csv,a.csv", *FAST, "--run-dir", "run"])
+    assert train.main(["--data", "csv:a.csv,b.csv", *FAST, "--run-dir", "two"]) == wanted
+    assert dataset("two")["classes"] == ["0", "1"]
+    assert train.main(["--evaluate", "run/last.pt", "--data", "csv:b.csv,b.csv"]) == wanted
+    table = [[i, ("1", "1.0", "01", "02", "3")[i % 5]] for i in range(60)]
+    train.main(["--data", write("c.csv", table, ["x", "y"]), *FAST, "--run-dir", "three"])
+    assert dataset("three")["classes"] == ["1", "2", "3"]
+    table = [[i, ("01", "02")[i % 2]] for i in range(60)]
+    train.main(["--data", write("d.csv", table, ["x", "y"]), *FAST, "--run-dir", "codes"])
+    assert dataset("codes")["classes"] == ["01", "02"]  # one way each: it stays
+
+
+def test_whole_numbers_are_the_same_category_however_they_are_spelt():
+    columns = learn(as_frame({"x": ["1", "2", "none", "1.0"]}), [])
+    assert columns[0]["categories"] == ["1", "2", "none"]
+    found, notes = encode(as_frame({"x": ["2.0", "01", "none"]}), columns)
+    assert found.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert not notes
+
+
+def test_words_for_no_value_are_words_among_words(capsys):
+    """A country NA and a class None are none of a number's missing cells."""
+    table = [[("US", "NA")[i % 2], i if i % 9 else "NA", ("None", "some")[i % 2]]
+             for i in range(60)]  # fmt: skip
+    data = write(table=table, header=["country", "x", "y"])
+    out = said(capsys, data, "--run-dir", "run")
+    assert "48 train, 12 test rows" in out
+    assert "'None' in line 2 is taken for a y" in out
+    columns = {column["name"]: column for column in dataset("run")["columns"]}
+    assert columns["country"]["categories"] == ["NA", "US"]
+    assert (columns["x"]["kind"], columns["x"]["missing"]) == ("number", True)
+    assert dataset("run")["classes"] == ["None", "some"]
+    sample.main(["--checkpoint", "run/last.pt", "t.csv", "--out", "out"])
+    assert [[row["country"], row["x"]] for row in predictions()] == [
+        [str(cell) for cell in row[:2]] for row in table
+    ]  # as they stand in the file
+
+
+def test_the_separator_makes_rows_of_one_width():
+    text = '"a,x";"b,y";"c,z"\n' + "".join(f"{i};{i % 7};{'ab'[i % 2]}\n" for i in range(20))
+    write("a.csv", text=text)
+    table = read_table(Path("a.csv"))
+    assert table.columns.tolist() == ["a,x", "b,y", "c,z"]
+    write("b.csv", text="sep=;\r\na,1;b\r\n1,5;2\r\n3,5;4\r\n")
+    table = read_table(Path("b.csv"))
+    assert table.columns.tolist() == ["a,1", "b"]
+    assert table.index.tolist() == [3, 4]
+
+
 # ---------------------------------------------------------------------- what is said, and refused
 
 
@@ -265,9 +362,12 @@ def test_empty_cells_and_rows_without_a_target_are_said(capsys):
     table = [[age if i % 5 else "", *rest] for i, (age, *rest) in enumerate(rows())]
     table[3][3] = table[8][3] = ""
     out = said(capsys, write(table=table))
-    assert "2 rows without kind left out" in out
+    assert "2 rows without kind left out (line 5 has none)" in out
     assert "empty cells, marked as such, numbers filled with the median: age (" in out
     assert "46 train, 12 test rows" in out
+
+
+ODD = "a,b\n" + "".join(f"{i},{i * 1.5}\n" for i in range(30)) + "1,no idea\n"
 
 
 @pytest.mark.parametrize(
@@ -293,12 +393,46 @@ def test_empty_cells_and_rows_without_a_target_are_said(capsys):
         ("a,b\n1,x\n2,y\n3,x\n", "--drop b", "that is the column to predict"),
         (b"a,b\n1,x\n2,\xe9\n", "", "line 3 is not UTF-8"),
         ("a,b\n1,x\n".encode("utf-16"), "", "line 1 is not UTF-8"),
+        ("a,b\n1,x\n".encode("utf-16-le"), "", "line 1 is not UTF-8 text but holds a zero byte"),
+        ("price,size\n1,2\n3,4\n", "--target Price", "did you mean price?"),
+        ("a,b\n1,$5\n2,$6\n3,$7\n", "", "nothing to learn (line 2 has '$5', no number)"),
+        (ODD, "", "'b' is numbers, but line 32 has 'no idea': mend or empty the cell"),
+        ("sep=;\n", "", "is empty"),
     ],
 )  # fmt: skip
 def test_bad_tables(text, flags, words, refused):
     data = write(text=text)
     assert words in refused(train.main, ["--data", data, *flags.split()])
     assert [path.name for path in Path().iterdir()] == ["t.csv"]
+
+
+def test_the_last_column_with_a_name_is_the_target(capsys):
+    text = "".join(f"{','.join(map(str, row))},\n" for row in [HEADER, *rows()])
+    out = said(capsys, write(text=text), "--run-dir", "run")
+    assert "the last column, kind, is the target" in out
+    assert [c["name"] for c in dataset("run")["columns"]] == HEADER[:3]
+
+
+def test_a_first_line_of_numbers_is_said(capsys):
+    table = [[i * 1.5, i % 7, "ab"[i % 2]] for i in range(1, 60)]
+    out = said(capsys, write("a.csv", table[1:], table[0]))
+    assert "the first line is taken for the names of the columns: 1.5, 1, b" in out
+    for names in (["0", "1", "y"], ["x", "z", "y"]):  # as pandas counts columns
+        assert "the first line" not in said(capsys, write("b.csv", table, names))
+
+
+def test_rows_without_a_target_are_named_by_word_and_line(capsys):
+    table = [[i, "?" if i == 7 else "ab"[i % 2]] for i in range(60)]
+    assert "1 row without y left out (line 9 has '?')" in said(capsys, write("a.csv", table, "xy"))
+
+
+def test_classes_that_training_has_not(capsys, refused):
+    table = list(rows())
+    write("a.csv", table)
+    write("b.csv", [*table, [1, "red", 2, "ancient"]])
+    line = refused(train.main, ["--data", "csv:a.csv,b.csv"])
+    assert "the test part has the class 'ancient', which the training part has not" in line
+    assert "classes with too few rows to train on: ancient (" in said(capsys, "csv:b.csv")
 
 
 def test_too_many_categories_and_classes(refused):
@@ -400,6 +534,27 @@ def test_predictions_are_refused_with_the_reason(trained, refused):
     write("c.csv", text="age,colour,weight\n1,red\n")
     assert "line 2 has 2 cells" in refused(sample.main, [*trained, "c.csv"])
     assert not Path("run/samples").exists()
+
+
+def test_predictions_overwrite_nothing(trained, refused):
+    write("predictions.csv", list(rows(3)))
+    before = Path("predictions.csv").read_text()
+    line = refused(sample.main, [*trained, "predictions.csv", "--out", "."])
+    assert "predictions.csv is there already: name another folder with --out" in line
+    assert Path("predictions.csv").read_text() == before
+    Path("out").mkdir()
+    Path("out/confusion.png").write_text("mine")
+    assert "confusion.png is there" in refused(sample.main, [*trained, "--out", "out"])
+    sample.main([*trained, "predictions.csv", "--out", "out"])  # which draws none
+
+
+def test_columns_named_as_predictions_are_kept(trained):
+    table = [[*row[:3], "mine", "0.5"] for row in rows(4)]
+    write("a.csv", table, header=[*HEADER[:3], "predicted kind", "p(old)"])
+    found = sample.main([*trained, "a.csv", "--out", "out"])
+    for row, answer in zip(predictions(), found["predicted kind"], strict=True):
+        assert (row["predicted kind"], row["p(old)"]) == ("mine", "0.5")
+        assert row["predicted kind (new)"] == answer
 
 
 def test_predictions_of_the_test_part(trained, capsys):

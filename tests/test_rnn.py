@@ -696,6 +696,7 @@ def test_a_text_of_ones_own_and_what_is_written(capsys, refused):
     assert len(text) == 44
     assert streams.out == text + "\n"  # nothing else on stdout
     assert Path("out/text.txt").read_text() == text + "\n"
+    assert "out/text.txt is there already" in refused(sample.main, [*argv, "--out", "out"])
     assert not set(text) - set("ab cdef\n")
     texts = {sample.main([*argv, "--seed", seed, "--temperature", "3"]) for seed in "0012"}
     assert len(texts) == 3
@@ -844,10 +845,12 @@ def test_a_series_from_training_to_the_forecast(capsys, refused):
     argv = ["--checkpoint", "run/last.pt", "--out", "out"]
     sample.main(argv)
     assert Path("out/forecasts.png").exists()
+    assert "out/forecasts.png is there already" in refused(sample.main, [*argv, "mine.csv"])
+    argv = [*argv[:-1], "two"]
     found = sample.main([*argv, "mine.csv"])
     assert len(found["value"]) == 6
     assert all(7 < value < 13 for value in found["value"].values())
-    assert Path("out/forecast.csv").read_text().count("\n") == 7
+    assert Path("two/forecast.csv").read_text().count("\n") == 7
     assert "one series at a time" in refused(sample.main, [*argv, "mine.csv", "mine.csv"])
 
 

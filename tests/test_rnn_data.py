@@ -2,6 +2,7 @@
 
 import datetime
 import struct
+import warnings
 import wave
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from processes import device_args
 
 from common.cli import Flags
 from common.device import Device
-from rnn import sentences, series, sound, speech
+from rnn import sample, sentences, series, sound, speech, train
 from rnn.batches import LikeLengths, Sequences, split_by
 from rnn.tables import read_table
 from rnn.times import read_series
@@ -285,8 +286,42 @@ def test_folders_of_ones_own(capsys, refused):
     put("films/test/new/0.txt", "what")
     line = refused(lambda: load(sentences, "sentences:films"))
     assert "the test part has the class 'new', which the training part has not" in line
-    put("films/train/neg/9.txt", "")
-    assert "9.txt is empty" in refused(lambda: load(sentences, "sentences:films"))
+    Path("films/test/new/0.txt").unlink()
+    put("films/train/neg/9.txt", " \n")
+    assert len(load(sentences, "sentences:films", loud=True)[0]) == 10
+    told = "1 empty file left out, the first films/train/neg/9.txt"
+    assert told in capsys.readouterr().out
+    put("names/b.txt", "")
+    assert load(sentences, "sentences:names")[0].facts["classes"] == ["a"]
+    put("names/a.txt", "")
+    assert "holds no table" in refused(lambda: load(sentences, "sentences:names"))
+
+
+@pytest.mark.parametrize("word", ["message", "question", "y"])
+def test_a_class_called_as_a_header_is_none(word, capsys):
+    """Without a header, the first row's class may be a word that headers have."""
+    rows = [(f"say {i}", word if i % 2 == 0 else "other") for i in range(20)]
+    table("mine.tsv", rows, "\t")
+    train, _, test = load(sentences, "sentences:mine.tsv", loud=True)
+    assert sorted([word, "other"]) == train.facts["classes"]
+    assert sorted([*train.names, *test.names]) == sorted(text for text, _ in rows)
+    table("mine.tsv", [("review", "label"), *rows, ("review", "other")], "\t")
+    assert len(load(sentences, "sentences:mine.tsv")[0]) == 17  # of 21: that is a header
+    table("mine.tsv", [(label, text) for text, label in rows], "\t")
+    train = load(sentences, "sentences:mine.tsv")[0]
+    assert sorted([word, "other"]) == train.facts["classes"]
+
+
+def test_tabs_at_the_ends_of_lines(refused):
+    put("a.tsv", "text\tlabel\n\tx\nb\t\nc\tx\n")
+    assert read_table(Path("a.tsv")).rows[1:] == [["", "x"], ["b", ""], ["c", "x"]]
+    put("b.tsv", "text\tlabel\na\tx\t\t\nb\ty\t\n")
+    assert read_table(Path("b.tsv")).rows == [["text", "label"], ["a", "x"], ["b", "y"]]
+    put("c.tsv", "text\tlabel\nb\n")
+    assert "line 2 has 1 cell, not the 2 of line 1" in refused(read_table, Path("c.tsv"))
+    for empty in ("", "\t\t\n", ",,\n"):
+        line = refused(read_table, put("d.csv", empty))
+        assert "d.csv is empty: it needs rows of cells" in line
 
 
 BAD_TABLES = {
@@ -364,6 +399,17 @@ def test_a_checkpoint_keeps_vocabulary_and_classes(refused):
     assert "has the class 'maybe', which the checkpoint's network doesn't know" in line
 
 
+def test_what_a_network_does_not_see_of_a_sentence():
+    texts = ["it is a good film", "it is a bad film"] * 3
+    facts = {"tokenizer": sentences.train_vocabulary(texts, "words", 100), "max_length": 4}
+    facts["units"] = "words"
+    assert sentences.remarks(["A good film", "it is bad"], facts) == []
+    assert sentences.remarks(["a fine fine film", "it is a bad dreadful film"], facts) == [
+        "sentence 1: not in the vocabulary: fine",
+        "sentence 2: cut at 4 of 6 words",
+    ]
+
+
 def test_sentences_of_ones_own(refused):
     texts = ["i did n't like it", "it 's good", "it was bad ."] * 3
     facts = {"tokenizer": sentences.train_vocabulary(texts, "words", 100), "max_length": 6}
@@ -431,6 +477,23 @@ def test_floats_and_stereo():
     assert len(sound.read_wav(put("d.wav", bytes(raw)))[0]) == len(tone())
 
 
+def test_loud_floats_are_brought_to_one():
+    plain = sound.log_mel(tone(), 8000, FACTS)
+    for peak, kind in ((1e30, "<f4"), (1e300, "<f8")):
+        samples, _ = sound.read_wav(write_float("a.wav", tone().double() * peak, kind=kind))
+        assert samples.abs().max() == 1
+        torch.testing.assert_close(sound.log_mel(samples, 8000, FACTS), plain, rtol=0, atol=0.01)
+
+
+def test_what_a_network_does_not_hear_of_a_recording():
+    write_wav("silent.wav", torch.zeros(800))
+    assert speech.read_recording("silent.wav", FACTS)[1] == ["silent.wav is silent"]
+    long = FACTS | {"max_seconds": 0.2}
+    notes = speech.read_recording(write_wav("a.wav", tone()), long)[1]
+    assert notes == ["a.wav: cut at 0.2 of 0.3 seconds"]
+    assert speech.read_recording("a.wav", FACTS)[1] == []
+
+
 def bad_wav(name):
     good = write_wav("good.wav", tone()).read_bytes()
     return {
@@ -445,6 +508,7 @@ def bad_wav(name):
         "mu-law": (good[:20] + b"\7\0" + good[22:], "MULAW"),
         "no rate": (good[:24] + bytes(8) + good[32:], "holds no sound"),
         "no channel": (good[:22] + bytes(2) + good[24:], "not a WAV file that can be read"),
+        "no size": (good[:4] + bytes(4) + good[8:], "not a WAV file that can be read"),
         "nan": (
             write_float("n.wav", torch.tensor([0.0, torch.nan])).read_bytes(),
             "holds samples that are not finite numbers",
@@ -454,13 +518,25 @@ def bad_wav(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["text", "nothing", "a head", "short", "no frames", "mu-law", "no rate", "no channel", "nan"],
+    [
+        "text",
+        "nothing",
+        "a head",
+        "short",
+        "no frames",
+        "mu-law",
+        "no rate",
+        "no channel",
+        "nan",
+        "no size",
+    ],
 )
 def test_bad_recordings(name, refused):
     content, reason = bad_wav(name)
     line = refused(sound.read_wav, put("bad.wav", content))
     assert reason in line
     assert "bad.wav" in line
+    assert not any(leak in line for leak in ("variable", "modulo", "buffer", "b'"))
 
 
 def test_a_missing_recording(refused):
@@ -519,7 +595,7 @@ def test_fsdd(capsys, refused):
     assert [int(Path(train.names[i]).name[0]) for i in range(50)] == targets.tolist()
     place = 7
     torch.testing.assert_close(
-        speech.read_recording(test.names[place], test.facts),
+        speech.read_recording(test.names[place], test.facts)[0],
         test.examples(torch.tensor([place]))[0][0],
     )
     again = load(speech, "fsdd", stored={"dataset": train.facts}, mels=30)[0]
@@ -772,6 +848,15 @@ def test_sums_are_of_all_parts_and_columns():
         (["0", "5", "10"], "5 rows", 1, "15"),
         ([f"2020-01-{d:02}" for d in (1, 2, 3, 6, 7, 8, 9, 10)], "1 weekday", 5, "2020-01-13"),
         (["Jan 2020", "Feb 2020", "Mar 2020"], "1 month", 12, "2020-04"),
+        (["Nov-99", "Dec-99", "Jan-00"], "1 month", 12, "2000-02"),
+        (["2020-03-01T22:00+02:00", "2020-03-01T23:00+02:00", "2020-03-02T00:00+02:00"], "1 hour",
+         24, "2020-03-02 01:00+02:00"),
+        (["2020-03-01 00:00:00-0530", "2020-03-02 00:00:00-0530", "2020-03-03 00:00:00-0530"],
+         "1 day", 7, "2020-03-04"),
+        (["2020-10-25T01:00+02:00", "2020-10-25T02:00+02:00", "2020-10-25T02:00+01:00"], "1 hour",
+         24, "2020-10-25 02:00+00:00"),
+        (["2020-10-24T00:00+02:00", "2020-10-25T00:00+02:00", "2020-10-26T00:00+01:00"], "1 day",
+         7, "2020-10-27"),
     ],
 )  # fmt: skip
 def test_times(times, step, season, following):
@@ -781,6 +866,43 @@ def test_times(times, step, season, following):
     assert made.season == season
     assert made.label([len(times)]) == [following]
     assert made.values[:, 0].tolist() == list(range(len(times)))
+
+
+@pytest.mark.parametrize(
+    ("cells", "delimiter", "numbers"),
+    [
+        (["963", "1.037", "1.234.567"], ";", [963, 1037, 1234567]),
+        (["800,5", "1.000,50", "-2.000,25"], ";", [800.5, 1000.5, -2000.25]),
+        (["963", "1.037", "1.250"], ";", [963, 1.037, 1.25]),  # which is said
+        (["1.5", "1.037", "1.250"], ";", [1.5, 1.037, 1.25]),
+        (["0.125", "1.037", "1.250"], ";", [0.125, 1.037, 1.25]),
+        (["2,003.8", "311.7", "1,002,003"], ",", [2003.8, 311.7, 1002003]),
+        (["2003.8", "1e3", "-0.5"], ",", [2003.8, 1000, -0.5]),
+    ],
+)
+def test_marks_between_thousands(cells, delimiter, numbers, refused):
+    rows = [(i, f'"{cell}"') for i, cell in enumerate(cells)]
+    made = read_series(table("a.csv", [("step", "x"), *rows], delimiter))
+    assert made.values[:, 0].tolist() == numbers
+    told = ["x: 1.037 (line 3) is read as a fraction: if points part thousands, take them out"]
+    assert made.notes == (told if numbers[0] == 963 and numbers[1] < 2 else [])
+    rows = [(i, f'"{i}0,038"') for i in range(1, 9)]  # a fraction, or thousands?
+    table("b.csv", [("step", "x"), *rows])
+    assert "'10,038' is no number" in refused(read_series, Path("b.csv"))
+    rows = [(i, f"{i}.250", f"{i},5") for i in range(1, 9)]  # the other column tells
+    made = read_series(table("c.csv", [("step", "x", "y"), *rows], ";"))
+    assert made.values[0].tolist() == [1250, 1.5]
+
+
+@pytest.mark.parametrize("name", ["ts", "t", "step"])
+def test_columns_that_count(name):
+    rows = [(5 * i, i % 7) for i in range(30)]
+    made = read_series(table("a.csv", [(name, "x"), *rows]))
+    assert made.columns == ["x"]
+    assert made.step_name == "5 rows"
+    rows = [(i % 5, i % 7) for i in range(30)]  # a temperature
+    if name != "ts":
+        assert read_series(table("a.csv", [(name, "x"), *rows])).columns == [name, "x"]
 
 
 def test_found_columns(capsys):
@@ -815,14 +937,50 @@ def test_what_is_mended_is_said(capsys):
     out = capsys.readouterr().out
     assert "the rows are not in order (line 33 is earlier than the one above): sorted" in out
     assert "3 steps of 200 missing, the first after 2020-01-03 01:00:00 (line 51)" in out
-    assert "load: 1 number missing, the first in line 22: filled by straight lines" in out
+    assert "load: 1 number missing, the first in line 22: filled with the last before" in out
     values = train.series.values[:, 0]
     assert len(values) == 200
     np.testing.assert_allclose(
         values[[0, 30, 31, 199]], np.array(daily_wave(200))[[0, 30, 31, 199]]
     )
-    assert values[50] == pytest.approx(values[49] * 2 / 3 + values[52] / 3)
-    assert values[20] == pytest.approx((values[19] + values[21]) / 2)
+    assert values[49] == values[50] == values[51] != values[52]
+    assert values[19] == values[20]
+    assert train.series.filled[:, 0].nonzero()[0].tolist() == [20, 50, 51, 150]
+
+
+def test_what_is_filled_is_no_right_answer(refused):
+    """A hole shows nothing of what comes after it, and no forecast is measured in it."""
+    values = daily_wave(100)
+    rows = [*zip(hours(100), values, strict=True)]
+    table("whole.csv", [("date", "load"), *rows])
+    holes = [(time, "" if i in (30, 85, 86) else value) for i, (time, value) in enumerate(rows)]
+    del holes[92]
+    table("holes.csv", [("date", "load"), *holes])
+    train, val, test = load(series, "series:holes.csv")
+    whole = load(series, "series:whole.csv", stored={"dataset": train.facts})
+    assert [len(part) for part in (train, val, test)] == [len(part) for part in whole]
+    gone = {85, 86, 92}
+    for i, start in enumerate(test.starts.tolist()):
+        past, _, ahead = test.examples(torch.tensor([i]))
+        hidden = ahead.isnan()[0, :, 0].tolist()
+        assert hidden == [start + k in gone for k in range(4)]
+        assert past.isfinite().all()
+        assert test.in_units(i)[2].isnan()[:, 0].tolist() == hidden
+    outputs = torch.zeros(len(test), 4, 1)
+    ahead = test.examples(torch.arange(len(test)))[2]
+    found = series.as_metrics(series.error_sums(outputs, ahead, test.facts))
+    known = ahead[~ahead.isnan()].double()
+    assert found["mse"] == pytest.approx(known.square().mean().item())
+    assert all(np.isfinite([*row.values()]).all() for row in
+               series.baselines(train, val, test).values())  # fmt: skip
+    assert all(x.isfinite().all() for x in train.examples(torch.arange(len(train)))[::2])
+    short = load(series, "series:holes.csv", horizon=1)
+    places = set(short[2].starts.tolist())
+    assert places == set(range(80, 100)) - gone  # windows without any number ahead are left out
+    late = [(time, "" if 70 <= i < 80 else value) for i, (time, value) in enumerate(rows)]
+    table("late.csv", [("date", "load"), *late])
+    line = refused(lambda: load(series, "series:late.csv"))
+    assert "late.csv: the val part has no number of load" in line
 
 
 HEAD = b"date,load\n"
@@ -836,7 +994,7 @@ def changed(*changes):
 
 
 BAD_SERIES = {
-    "empty": (b"", "a.csv is empty"),
+    "empty": (b"", "a.csv is empty: it needs rows of cells"),
     "header": (HEAD, "a.csv has one row"),
     "two rows": (HEAD + b"\n".join(ROWS[:2]), "a.csv has 2 rows: that is no series"),
     "latin": (changed((3, b"2020-01-01 03:00:00,\xe4")), "line 5 is not UTF-8 text (byte 0xe4"),
@@ -861,7 +1019,14 @@ BAD_SERIES = {
         "load is 7 in the whole training part: there is nothing to forecast",
     ),
     "names": (b"a,a\n1,2\n3,4\n5,6\n", "line 1 names the column a twice"),
-}
+    "three rows": (HEAD + b"\n".join(ROWS[:3]), "3 rows: too few for a training, a validation"),
+    "autumn": (changed((3, ROWS[2])), "same time, 2020-01-01 02:00:00: a series has one row for "
+               "each; where clocks went back an hour, write the times in UTC"),
+    "constant, one of two": (
+        b"date,a,load\n" + b"\n".join(row + b",7" for row in ROWS),
+        "load is 7 in the whole training part: there is nothing to forecast: try --target a",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_SERIES)
@@ -883,6 +1048,8 @@ def test_what_else_is_refused_of_series(refused):
     assert load(series, "series:a.csv", window=38)[0].starts.tolist() == [38]
     line = refused(lambda: load(series, "series:a.csv", target="laod"))
     assert "--target laod: a.csv has no such column; did you mean load?" in line
+    line = refused(lambda: load(series, "series:a.csv", target="date"))
+    assert "--target date: a.csv: that is where the times stand; there are load" in line
     line = refused(lambda: load(series, "series:a.csv", time_column="dat"))
     assert "--time-column dat: a.csv has no such column; did you mean date?" in line
     line = refused(lambda: load(series, "series:nowhere.csv"))
@@ -914,6 +1081,8 @@ def test_a_training_of_few_steps_is_said(capsys):
     load(series, "series:a.csv", loud=True, epochs=10, batch_size=16)
     wanted = "31 windows make 10 steps of training: --epochs 300 would be 300"
     assert wanted in capsys.readouterr().out
+    load(series, "series:a.csv", loud=True, epochs=10, batch_size=16, window=38)
+    assert "1 window makes 10 steps of training" in capsys.readouterr().out
     load(series, "series:a.csv", loud=True, epochs=300, batch_size=16)
     assert "steps of training" not in capsys.readouterr().out
 
@@ -936,6 +1105,92 @@ def test_the_last_window(refused):
     assert "the checkpoint's column load: other.csv has no such column; did you mean loads?" in line
     again = load(series, "series:a.csv", stored={"dataset": facts})[0]
     assert again.facts == facts
+
+
+def test_a_network_of_hours_takes_no_days(refused, capsys):
+    write_hours(count=100)
+    facts = load(series, "series:a.csv")[0].facts
+    days = [(f"2020-{1 + i // 28:02}-{1 + i % 28:02}", i % 9) for i in range(28)]
+    table("days.csv", [("date", "load"), *days])
+    told = "days.csv has steps of 1 day: the network was trained on steps of 1 hour"
+    assert told in refused(series.last_window, "days.csv", facts)
+    stored = {"dataset": facts}
+    assert told in refused(lambda: load(series, "series:days.csv", stored=stored))
+    table("rows.csv", [("load",), *((i % 9,) for i in range(60))])
+    told = "the network was trained on steps of 1 hour; here they are of 1 row"
+    assert told in series.last_window("rows.csv", facts).notes
+    load(series, "series:rows.csv", stored=stored, loud=True)
+    assert told in capsys.readouterr().out
+
+
+def test_a_forecast_needs_the_newest_value(refused):
+    rows = [*zip(hours(60), daily_wave(60), strict=True)]
+    write_hours(count=100)
+    facts = load(series, "series:a.csv")[0].facts
+    rows[57] = (rows[57][0], "")
+    table("b.csv", [("date", "load"), *rows])
+    ahead = series.last_window("b.csv", facts)
+    assert ahead.past[5] == ahead.past[4]
+    assert any("load: 1 number missing, the first in line 59" in note for note in ahead.notes)
+    rows[59] = (rows[59][0], "")
+    table("b.csv", [("date", "load"), *rows])
+    line = refused(series.last_window, "b.csv", facts)
+    assert "b.csv: the newest load, of 2020-01-03 11:00, is missing" in line
+
+
+# ---------------------------------------------------------------------- what sample.py says
+
+TINY = ["--quiet", "--device", "cpu", "--epochs", "1", "--max-steps", "1", "--hidden-size", "8"]
+
+
+def test_nothing_of_ones_own_is_overwritten(refused):
+    write_hours("mine/forecast.csv", count=200)
+    before = Path("mine/forecast.csv").read_bytes()
+    flags = ["--data", "series:mine/forecast.csv", "--window", "8", "--horizon", "4"]
+    train.main([*flags, *TINY, "--run-dir", "run"])
+    argv = ["--checkpoint", "run/last.pt", "mine/forecast.csv"]
+    line = refused(sample.main, [*argv, "--out", "mine"])
+    assert "mine/forecast.csv is there already: name another folder with --out" in line
+    assert Path("mine/forecast.csv").read_bytes() == before
+    assert not Path("mine/forecasts.png").exists()
+    sample.main(argv)  # to a new folder
+
+
+def test_a_forecast_says_what_is_filled(capsys):
+    rows = [*zip(hours(200), daily_wave(200), strict=True)]
+    table("whole.csv", [("date", "load"), *rows])
+    del rows[150]
+    table("mine.csv", [("date", "load"), *rows])
+    flags = ["--data", "series:whole.csv", "--window", "8", "--horizon", "4"]
+    train.main([*flags, *TINY, "--run-dir", "run"])
+    capsys.readouterr()
+    sample.main(["--checkpoint", "run/last.pt", "mine.csv"])
+    assert "note: 1 step of 200 missing" in capsys.readouterr().err
+
+
+def test_sample_says_what_is_not_seen(capsys, refused):
+    """Words that no font has are drawn without a word of it, too."""
+    table("mine.csv", [("text", "label"), *((text, f"{label}日" * 40) for text, label in some(40))])
+    flags = ["--model", "bilstm", "--data", "sentences:mine.csv", "--max-length", "3"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train.main([*flags, *TINY, "--run-dir", "run"])
+        capsys.readouterr()
+        sample.main(["--checkpoint", "run/last.pt", "good 映画", "a good bad film"])
+    err = capsys.readouterr().err
+    assert "note: sentence 1: not in the vocabulary: 映画" in err
+    assert "note: sentence 2: cut at 3 of 4 words" in err
+    table("few.csv", [("text", "label"), ("good", "yes"), ("bad", "no")])
+    argv = ["--model", "bilstm", "--data", "sentences:few.csv", *TINY, "--patience", "2"]
+    line = refused(train.main, argv)
+    assert "--patience needs a validation part to watch: sentences:few.csv is too small" in line
+    for word, pitch in (("high", 2000), ("low", 300)):
+        for i in range(6):
+            write_wav(f"mine/{word}/{i}.wav", tone(pitch=pitch))
+    train.main(["--model", "gru", "--data", "wav:mine", *TINY, "--run-dir", "wav"])
+    write_wav("silent.wav", torch.zeros(900))
+    sample.main(["--checkpoint", "wav/last.pt", "silent.wav"])
+    assert "note: silent.wav is silent" in capsys.readouterr().err
 
 
 def test_tables_that_are_quoted():

@@ -41,10 +41,11 @@ def find_text(path: Path) -> Path | None:
     return next(there, None)
 
 
-def read_lines(path: str | Path) -> list[str]:
+def read_lines(path: str | Path, table: bool = False) -> list[str]:
     """The lines of a UTF-8 text file, plain or gzipped, each as `as_text` gives it.
 
     A file that is missing, damaged, empty or in another encoding ends in one line naming it.
+    Of a `table` the tabs at a line's ends are kept, as empty cells lie there.
     """
     try:
         raw = Path(path).expanduser().read_bytes()
@@ -62,16 +63,19 @@ def read_lines(path: str | Path) -> list[str]:
     if not lines[-1]:
         lines.pop()
     try:
-        text = [as_text(line, f"line {number}") for number, line in enumerate(lines, 1)]
+        ends = " \r" if table else None
+        text = [as_text(line, f"line {number}", ends) for number, line in enumerate(lines, 1)]
     except ValueError as error:
         fail(f"{path}: {error}")
-    if not any(text):
-        fail(f"{path} is empty: it needs text, one sentence a line")
+    if not any(map(str.strip, text)):
+        needs = "rows of cells" if table else "text, one sentence a line"
+        fail(f"{path} is empty: it needs {needs}")
     return text
 
 
-def as_text(line: bytes, name: str) -> str:
-    """A line of UTF-8 without byte-order mark and the space at its ends, in the normal form NFC.
+def as_text(line: bytes, name: str, ends: str | None = None) -> str:
+    """A line of UTF-8 without byte-order mark and the space (or the characters of `ends`) at its
+    ends, in the normal form NFC.
 
     In that form text can be compared: an ü may also be written as u and two dots. Raises
     ValueError, with the `name` of the line, where it isn't UTF-8.
@@ -82,7 +86,7 @@ def as_text(line: bytes, name: str) -> str:
         code = line[error.start]
         byte = f"byte {code:#04x}" + (f", {chr(code)} in Latin-1" if code >= 0xA0 else "")
         raise ValueError(f"{name} is not UTF-8 text ({byte}): convert it") from None
-    return unicodedata.normalize("NFC", text).strip()
+    return unicodedata.normalize("NFC", text).strip(ends)
 
 
 # ---------------------------------------------------------------------- vocabulary

@@ -1,0 +1,235 @@
+"""Reading tables: the cells of a CSV file, and what numbers they are.
+
+    table = read_table(path)                              # text, as it stands in the file
+    values, comma = sift(table["price"])                  # without cells that say "no value"
+    numbers = as_numbers(values, comma or "")
+
+pandas reads them. A point or a comma may be decimal or part thousands: `comma_of` tells which.
+"""
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common import counted, fail
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+EMPTY = ["?", "NaN", "nan"]  # cells without a value, in any column
+NO_NUMBER = [*EMPTY, "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]  # among numbers
+LARGEST = 1e100  # numbers beyond are no measurements: they count as missing, as infinity does
+EXACT = 2.0**53  # up to here a float holds every whole number
+LARGE = 20 << 20  # bytes that take some seconds to read
+
+
+# ---------------------------------------------------------------------- files
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        fail(f"can't read {path}: {error.strerror or error}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        fail(f"{path}: line {line} is not UTF-8 text: save the table as UTF-8")
+    if (place := text.find("\0")) >= 0:
+        line = text.count("\n", 0, place) + 1
+        fail(f"{path}: line {line} is not UTF-8 text but holds a zero byte (UTF-16 does, and "
+             "damaged files): save the table as UTF-8")  # fmt: skip
+    return text
+
+
+def records(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]:
+    """The rows that aren't empty: the line that each begins in, and its cells."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    found, line = [], 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells) or len(cells) > 1:
+                found.append((line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        fail(f"{path}: line {line} is not CSV ({error})")
+    return found
+
+
+def cut(text: str, separators: str, path: Path) -> tuple[str, list[tuple[int, list[str]]]]:
+    """The separator and the rows that it makes.
+
+    It is what cuts all rows into equally many cells; of several, or where none does, what cuts the
+    first row into most of them.
+    """
+    first = next(line for line in text.splitlines() if line.strip())
+    widths = {s: len(next(csv.reader([first], delimiter=s))) for s in separators}
+    tried = sorted(widths, key=widths.get, reverse=True)  # of equals in order
+    for separator in [s for s in tried if widths[s] > 1]:
+        rows = records(text, separator, path)
+        if len({len(cells) for _, cells in rows}) == 1:
+            return separator, rows
+    return tried[0], records(text, tried[0], path)
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """A CSV file as text, NaN where a cell is empty; the index is the line.
+
+    Commas, semicolons, tabs or bars separate cells; a first line `sep=;` says which. In `attrs`
+    stand the `separator` and whether numbers have a `decimal` comma somewhere.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        fail(f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}: name a CSV file")
+    if path.stat().st_size > LARGE:
+        print(f"reading {path}, {path.stat().st_size >> 20} MiB", file=sys.stderr, flush=True)
+    text, separators = read_text(path), "".join(SEPARATORS)
+    if said := re.match(r'"?sep=([,;\t|])"?(?=\r?\n)', text):
+        text, separators = text[said.end() :], said[1]
+    if not text.strip():
+        fail(f"{path} is empty: its first line has to name the columns")
+    separator, ((_, header), *rows) = cut(text, separators, path)
+    names = [" ".join(name.split()) for name in header]
+    for name in names:
+        if name and names.count(name) > 1:
+            places = [str(place) for place, other in enumerate(names, 1) if other == name]
+            fail(f"{path}: the columns {' and '.join(places)} are both called {name!r}: the first "
+                 "line has to name each once")  # fmt: skip
+    for line, cells in rows:
+        if len(cells) != len(names):
+            fail(f"{path}: line {line} has {counted(len(cells), 'cell')}, not the {len(names)} of "
+                 f"the header ({SEPARATORS[separator]} separate them)")  # fmt: skip
+    if not rows:
+        fail(f"{path} has a header and no rows below it")
+    names = [name or f"(column {place})" for place, name in enumerate(names, 1)]
+    how = dict(sep=separator, dtype="string", header=0, names=names, index_col=False)
+    how |= dict(skipinitialspace=True, keep_default_na=False, na_values=[""])
+    try:
+        table = pd.read_csv(io.StringIO(text), **how)
+    except (pd.errors.ParserError, ValueError) as error:
+        if "EOF inside string" in str(error):
+            fail(f"{path}: a quotation mark in line {rows[-1][0]} is never closed")
+        fail(f"{path} is not CSV ({error})")
+    if len(table) != len(rows):
+        fail(f"{path} is not CSV: a quotation mark is open, or lines are blank but for spaces")
+    table = table.apply(lambda column: column.str.strip()).replace("", pd.NA)
+    table.index = [line for line, _ in rows]
+    table.attrs["separator"] = separator
+    table.attrs["decimal"] = any(has_decimal_comma(table[name], separator) for name in names)
+    return table
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def grouped(values: "pd.Series", mark: str, point: str) -> bool:
+    """Whether all numbers with a `mark` may have it for thousands: 1,234 or 12,345,678.9."""
+    some = values[values.str.contains(mark, regex=False)]
+    pattern = rf"[+-]?[1-9]\d{{0,2}}(\{mark}\d{{3}})+(\{point}\d+)?"
+    return len(some) > 0 and bool(some.str.fullmatch(pattern).all())
+
+
+def surely(values: "pd.Series", mark: str, point: str) -> bool:
+    """Whether marks can't be decimal: two in a number, or a `point` behind one."""
+    return bool(values.str.contains(rf"\{mark}\d+[\{mark}\{point}]").any())
+
+
+def comma_of(values: "pd.Series", separator: str, decimal: bool = False, known: str = "") -> str:
+    """What a comma and a point in numbers mean; "" where there are points alone, and decimal.
+
+    "thousands": 1,234.5. "decimal": 1,5. "points": 1.234,5 or, in a table with `decimal` commas
+    elsewhere, 1.234. In files that commas separate, a column of "1,234" in quotation marks, always
+    in groups of three digits, is thousands. `known` is what they meant in training, which decides
+    where numbers can be read so.
+    """
+    values = values.dropna()
+    commas = values.str.contains(",", regex=False).any()
+    if known == "thousands" and (not commas or grouped(values, ",", ".")):
+        return known
+    points = grouped(values, ".", ",")
+    if known == "points" and (points or not values.str.contains(".", regex=False).any()):
+        return known
+    if not commas:
+        return "points" if points and (decimal or surely(values, ".", ",")) else ""
+    if grouped(values, ",", "."):
+        plain = values[~values.str.contains(",", regex=False)]
+        small = not plain.str.contains(r"\d{4}").any()  # else they would have commas, too
+        if surely(values, ",", ".") or (separator == "," and known != "decimal" and small):
+            return "thousands"
+    return "points" if points else "decimal"
+
+
+def as_numbers(values: "pd.Series", comma: str = "") -> "pd.Series":
+    """Text as numbers, NaN where it is none; `comma` is what `comma_of` says."""
+    import pandas as pd
+
+    if comma in ("decimal", "points"):
+        plain = values.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+        with_comma = values.str.contains(",", regex=False).fillna(False)
+        values = plain if comma == "points" else plain.where(with_comma, values)
+    elif comma:
+        values = values.str.replace(",", "", regex=False)
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    return numbers.where(numbers.abs() < LARGEST)
+
+
+def has_decimal_comma(values: "pd.Series", separator: str) -> bool:
+    """Whether a column is numbers with decimal commas."""
+    values = values[~values.isin(NO_NUMBER)].dropna()
+    if not values.str.contains(r"\d,\d").any():
+        return False
+    comma = comma_of(values, separator)
+    return comma != "thousands" and bool(as_numbers(values, comma).notna().all())
+
+
+def is_infinite(values: "pd.Series") -> bool:
+    """Whether all are numbers that no float holds."""
+    import pandas as pd
+
+    return bool(np.isinf(pd.to_numeric(values, errors="coerce").astype(float)).all())
+
+
+def sift(
+    values: "pd.Series", separator: str, decimal: bool = False
+) -> tuple["pd.Series", str | None]:
+    """A column, NaN where a cell says that there is no value; and what a comma means in numbers,
+    None if they aren't numbers.
+
+    Among numbers NA, null or None say so; among words they may be one (a country, a class).
+    """
+    numeric = values.mask(values.isin(NO_NUMBER))
+    present = numeric.dropna()
+    comma = comma_of(present, separator, decimal)
+    numbers = as_numbers(present, comma)
+    if numbers.notna().all() or is_infinite(present[numbers.isna()]):
+        return numeric, comma
+    return values.mask(values.isin(EMPTY)), None
+
+
+def spell(values: "pd.Series", known: Sequence[str] | None = None) -> "pd.Series":
+    """Whole numbers that are spelt in several ways (1, 1.0, 01) in one: as `known`, or as 1."""
+    import pandas as pd
+
+    texts = pd.Series(known or values.dropna().unique(), dtype="string")
+    numbers = as_numbers(texts)
+    whole = (numbers == numbers.round()) & (numbers.abs() <= EXACT)
+    ways = texts[whole].groupby(numbers[whole]).agg(list)
+    keep = known or all(len(way) == 1 for way in ways)
+    one = {n: way[0] if keep else f"{n:.0f}" for n, way in ways.items()}
+    found = as_numbers(values).map(one)
+    return values.where(found.isna() | values.isin(known or []), found).astype("string")
+
+
+def style_of(table: "pd.DataFrame") -> tuple[str, bool]:
+    """What separates cells in the table's file, and whether it has decimal commas."""
+    return table.attrs.get("separator", ","), table.attrs.get("decimal", False)
