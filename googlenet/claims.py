@@ -1,18 +1,19 @@
 """The claims of googlenet/README.md as experiments.
 
     python googlenet/claims.py aux --data-dir PATH                   # CIFAR-10: 27 minutes
-    python googlenet/claims.py factors --data-dir PATH               # CIFAR-10: TODO minutes
+    python googlenet/claims.py factors                               # nothing to train: 2 s
     python googlenet/claims.py aux --data shapes --epochs 2 --seeds 0    # to see how it works
 
 aux: the auxiliary heads help a deep network to train (GoogLeNet, Sec. 5). With and without them,
 from the same initial weights, without batch norm as in the paper and with it.
 
-factors: two small filters in place of a large one cost less and learn as well (Inception-v3, Sec.
-3). The multiply-adds of the whole network's modules, and the small one trained both ways.
+factors: two small filters in place of a large one cost less (Inception-v3, Sec. 3). Multiply-adds
+of its modules, as they are and with whole filters.
 """
 
 import argparse
 import json
+from pathlib import Path
 
 import torch
 
@@ -22,16 +23,10 @@ from common.folder import make_folder
 from googlenet.inception_v3 import MODULES, inception_v3
 from googlenet.train import main as train
 
-CLAIMS = {
-    "aux": {
-        f"{name}{kind}": ["--model", name, "--lr", rate, *flags]
-        for name, rate in (("googlenet_small", "0.02"), ("googlenet_bn_small", "0.1"))
-        for kind, flags in (("", []), (", no heads", ["--no-aux"]))
-    },
-    "factors": {
-        "factorised": ["--model", "inception_v3_small"],
-        "whole filters": ["--model", "inception_v3_small", "--whole-filters"],
-    },
+ARMS = {
+    f"{name}{kind}": ["--model", name, "--lr", rate, *flags]
+    for name, rate in (("googlenet_small", "0.02"), ("googlenet_bn_small", "0.1"))
+    for kind, flags in (("", []), (", no heads", ["--no-aux"]))
 }
 
 
@@ -55,10 +50,34 @@ def savings() -> dict[str, dict[str, int]]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("googlenet", __doc__, list(CLAIMS))
+    parser = cli.claims_parser("googlenet", __doc__, ["aux", "factors"])
     parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
     parser.add_argument("--epochs", type=cli.integer(1), default=6, help="of each run (default: 6)")
     return parser.parse_args(argv)
+
+
+def factors(out: Path) -> dict:
+    """Writes claim_factors.json and .png; returns the multiply-adds."""
+    from matplotlib.figure import Figure
+
+    from common.plot import save
+
+    rows = savings()
+    (out / "claim_factors.json").write_text(json.dumps(rows, indent=1) + "\n")
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis, names = figure.subplots(), list(rows)[:-1]
+    for shift, kind in ((-0.2, "whole"), (0.2, "factorised")):
+        places = [place + shift for place in range(len(names))]
+        axis.bar(places, [rows[name][kind] / 1e6 for name in names], 0.4, label=kind)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_ylabel("million multiply-adds")
+    axis.legend()
+    save(figure, out / "claim_factors.png")
+    for name, row in rows.items():
+        whole, split = (row[kind] / 1e6 for kind in ("whole", "factorised"))
+        print(f"{name:>4}: {whole:8,.0f} to {split:8,.0f} million ({split / whole - 1:+.0%})")
+    print(f"wrote {out / 'claim_factors.json'} and {out / 'claim_factors.png'}")
+    return rows
 
 
 @cli.command
@@ -66,32 +85,27 @@ def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
     args = parse_args(argv)
     make_folder(args.out)
+    if args.claim == "factors":
+        return factors(args.out)
     shared = ["--data", args.data, "--epochs", str(args.epochs), "--batch-size", "64", "--val", "0"]
     shared += ["--schedule", "cosine"]
-    path = args.out / f"claim_{args.claim}.json"
-    results, commands, folders = run_arms("googlenet", train, CLAIMS[args.claim], shared, args)
-    summary = write_summary(path, results, commands)
+    results, commands, folders = run_arms("googlenet", train, ARMS, shared, args)
+    summary = write_summary(args.out / "claim_aux.json", results, commands)
 
     from common.plot import spread
 
     curves = {}
-    for arm, runs in folders.items():
-        found = [history(folder, "train_accuracy") for folder in runs]
-        curves[arm] = {epoch: [100 * (1 - run[epoch]) for run in found] for epoch in found[0]}
-    spread(curves, path.with_suffix(".png"), x="epoch", y="training error (%)")
-    for arm in results:
+    for arm in ARMS:
+        runs = [history(folder, "train_accuracy") for folder in folders[arm]]
+        curves[arm] = {epoch: [100 * (1 - run[epoch]) for run in runs] for epoch in runs[0]}
+    spread(curves, args.out / "claim_aux.png", x="epoch", y="training error (%)")
+    for arm, metrics in summary.items():
         errors = [
-            plus_minus([1 - v for v in summary[arm][f"{part}_accuracy"]["values"]], digits=2)
+            plus_minus([1 - v for v in metrics[f"{part}_accuracy"]["values"]], digits=2)
             for part in ("train", "test")
         ]
         print(f"{arm:>28}: training error {errors[0]}, test error {errors[1]}")
-    if args.claim == "factors":
-        summary["multiply-adds"] = savings()
-        path.write_text(json.dumps(summary, indent=1) + "\n")
-        for name, row in summary["multiply-adds"].items():
-            whole, split = (row[kind] / 1e6 for kind in ("whole", "factorised"))
-            print(f"{name:>4}: {whole:8,.0f} to {split:8,.0f} million ({split / whole - 1:+.0%})")
-    print(f"wrote {path} and {path.with_suffix('.png')}")
+    print(f"wrote {args.out / 'claim_aux.json'} and {args.out / 'claim_aux.png'}")
     return summary
 
 

@@ -269,10 +269,3 @@ def inception_v3(
 ) -> Inception3:
     """The paper's: 23,834,568 parameters without the auxiliary head, 27,161,264 with it."""
     return Inception3(num_classes, aux_logits, factorised=factorised)
-
-
-def inception_v3_small(
-    num_classes: int = 10, aux_logits: bool = True, factorised: bool = True
-) -> Inception3:
-    """For 32 pixels, a quarter as wide: 1,373,346 parameters without the head, 1,535,468 with."""
-    return Inception3(num_classes, aux_logits, 0.5, 0.25, True, factorised)

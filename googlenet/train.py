@@ -4,7 +4,7 @@
     python googlenet/train.py --no-aux                       # the same without auxiliary heads
     python googlenet/train.py --data cifar10 --data-dir PATH --epochs 30
     python googlenet/train.py --paper --data folder:PATH     # ImageNet's tree
-    python googlenet/train.py --model inception_v3_small     # shapes: TODO
+    python googlenet/train.py --paper --model inception_v3 --data folder:PATH    # its own paper
     python googlenet/train.py --model googlenet_bn --data folder:PATH --size 128   # your own images
     python googlenet/train.py --model googlenet_bn --weights imagenet --freeze --data folder:PATH
 
@@ -44,8 +44,8 @@ def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
     """The size of the images; Inception-v3 smooths its labels, and has a paper of its own."""
     photos = (data or ("folder:" if paper else "")).startswith("folder:")
     own = dict(size=32 if model.endswith("small") else 224 if photos else 64)
-    if model.startswith("inception_v3"):
-        own["size"] = 32 if model.endswith("small") else 299 if photos else 96
+    if model == "inception_v3":
+        own["size"] = 299 if photos else 96
         own |= V3 if paper else dict(smoothing=0.1)
         return own, {}
     return own, {"whole_filters": "it is for inception_v3"}
@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
 
 def stairs(model: str, per_epoch: int, step: int) -> float:
     """Share of the learning rate: 4% less every 8 epochs (Sec. 6); Inception-v3's, 6% every 2."""
-    factor, epochs = (0.94, 2) if model.startswith("inception_v3") else (0.96, 8)
+    factor, epochs = (0.94, 2) if model == "inception_v3" else (0.96, 8)
     return factor ** (step // (epochs * per_epoch))
 
 
@@ -104,7 +104,7 @@ def start_average(ema: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
 
 def build(args: argparse.Namespace, num_classes: int, **own: bool) -> nn.Module:
     """The network that the flags ask for, with its auxiliary heads."""
-    own |= {"factorised": not args.whole_filters} if args.model.startswith("inception_v3") else {}
+    own |= {"factorised": not args.whole_filters} if args.model == "inception_v3" else {}
     return MODELS[args.model](num_classes, **own)
 
 
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     folder = args.data.startswith("folder:")
     augment = crop_and_flip if args.augment and not folder else None
     criterion = partial(F.cross_entropy, label_smoothing=args.smoothing)
-    share = 0.4 if args.model.startswith("inception_v3") else 0.3  # Sec. 5; v3: its authors' code
+    share = 0.4 if args.model == "inception_v3" else 0.3  # Sec. 5; v3: its authors' code
     for epoch in run.epochs():
         model.train()
         keep_frozen(model)

@@ -58,8 +58,7 @@ def test_parameters(name, without, with_heads):
 
 
 def test_models_and_their_docstrings():
-    v3 = {"inception_v3", "inception_v3_small"}  # see test_googlenet_v3.py
-    assert set(MODELS) == {*FIRST, *v3}
+    assert set(MODELS) == {*FIRST, "inception_v3"}  # see test_googlenet_v3.py
     for factory in MODELS.values():
         for aux_logits in (True, False):
             assert f"{count(factory(aux_logits=aux_logits)):,}" in factory.__doc__
