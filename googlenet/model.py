@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from googlenet.inception_v3 import inception_v3
+
 # Table 1: filters of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection
 INCEPTIONS = {
     "3a": (64, 96, 128, 16, 32, 32),
@@ -208,4 +210,5 @@ MODELS = {
     "googlenet_bn": googlenet_bn,
     "googlenet_small": googlenet_small,
     "googlenet_bn_small": googlenet_bn_small,
+    "inception_v3": inception_v3,
 }

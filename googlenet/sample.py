@@ -1,4 +1,4 @@
-"""Says what is in image files with a trained GoogLeNet, or shows its test predictions.
+"""Says what is in image files with a trained network, or shows its test predictions.
 
 python googlenet/sample.py photo.jpg photos/   # your own images: five likeliest classes of each
 python googlenet/sample.py                     # a grid of test images with the answers
@@ -7,12 +7,13 @@ python googlenet/sample.py                     # a grid of test images with the 
 from torch import nn
 
 from common import classify, cli
+from googlenet import train
 from googlenet.model import MODELS
 
 
 def build(flags: cli.Flags, num_classes: int) -> nn.Module:
     """The network as it was trained: with the auxiliary heads, or without them."""
-    return MODELS[flags.model](num_classes, aux_logits=flags.aux)
+    return train.build(flags, num_classes, aux_logits=flags.aux)
 
 
 @cli.command

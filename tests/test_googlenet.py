@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models import googlenet as reference
 
 from common.data.batches import Draw
-from googlenet import claims, sample, train
+from googlenet import augment, claims, sample, train
 from googlenet.model import (
     INCEPTIONS,
     MODELS,
@@ -24,6 +24,7 @@ from googlenet.model import (
     googlenet_bn,
 )
 
+FIRST = ["googlenet", "googlenet_bn", "googlenet_small", "googlenet_bn_small"]
 # Table 1: output size of each part, and the depth it adds
 TABLE_1 = {
     "conv1": (64, 112, 112), "maxpool1": (64, 56, 56), "conv3": (192, 56, 56),
@@ -57,7 +58,7 @@ def test_parameters(name, without, with_heads):
 
 
 def test_models_and_their_docstrings():
-    assert set(MODELS) == {"googlenet", "googlenet_bn", "googlenet_small", "googlenet_bn_small"}
+    assert set(MODELS) == {*FIRST, "inception_v3"}  # see test_googlenet_v3.py
     for factory in MODELS.values():
         for aux_logits in (True, False):
             assert f"{count(factory(aux_logits=aux_logits)):,}" in factory.__doc__
@@ -90,7 +91,7 @@ def test_shapes_of_the_small_ones(name):
         assert shapes[part][0] / whole[part][0] == shapes["conv1"][0] / 64
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 def test_heads_are_there_in_training_only(name):
     images = torch.rand(2, 3, 40, 40)
     for aux_logits in (True, False):
@@ -101,7 +102,7 @@ def test_heads_are_there_in_training_only(name):
         assert [f.shape for f in found] == [(2, 7)] * 3 if aux_logits else found.shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("size", [(31, 31), (33, 50)])
 def test_other_sizes_work(name, size):
     found = MODELS[name](num_classes=3)(torch.rand(4, 3, *size))
@@ -291,7 +292,8 @@ def tree():
 
 def test_stairs_and_cosine():
     steps = [0, 8 * 5 - 1, 8 * 5, 16 * 5]  # 5 steps an epoch
-    assert [train.stairs(5, step) for step in steps] == [1, 1, 0.96, 0.96**2]
+    assert [train.stairs("googlenet", 5, step) for step in steps] == [1, 1, 0.96, 0.96**2]
+    assert [train.stairs("inception_v3", 5, step) for step in (9, 10, 20)] == [1, 0.94, 0.94**2]
     rates = [train.up_and_down(99, step) for step in range(99)]
     assert rates.index(max(rates)) == 9
     assert max(rates) == pytest.approx(1)
@@ -325,7 +327,7 @@ def test_paths_of_the_loop(tree, flags):
 def test_shifted_and_mirrored_images():
     draw = Draw([("a", 0)], 40, slice(None), torch.device("cpu"))
     plain = torch.arange(1, 33.0).repeat(40, 3, 32, 1)  # each column has its number
-    images = train.crop_and_flip(plain, draw)
+    images = augment.crop_and_flip(plain, draw)
     assert images.shape == plain.shape
     firsts = images[:, 0, 16, 0]  # 0 is padding
     assert ((firsts <= 5) | (firsts >= 28)).all()  # shifted by up to four, or mirrored
@@ -335,7 +337,7 @@ def test_shifted_and_mirrored_images():
 def test_windows_are_inceptions():
     numbers = torch.rand(4000, 5, generator=torch.Generator().manual_seed(0))
     height, width = torch.full((4000,), 120), torch.full((4000,), 160)
-    left, top, across, down, mirrored = train.resized_window(numbers, height, width).T
+    left, top, across, down, mirrored = augment.resized_window(numbers, height, width).T
     assert (left >= 0).all()
     assert (top >= 0).all()
     assert (left + across <= 160.001).all()

@@ -14,7 +14,8 @@ import sys
 
 from common.data.images import load_images
 from common.device import Device
-from googlenet.train import parse_args, resized_window
+from googlenet.augment import resized_window
+from googlenet.train import parse_args
 
 
 def peaks() -> tuple[float, float]:

@@ -1,0 +1,167 @@
+"""Inception-v3: sizes, Table 1, parity with torchvision, what factorising saves, training it."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import count, make_tree, perturb, weights
+from torchvision.models import inception_v3 as reference
+
+from googlenet import claims, sample, train
+from googlenet.inception_v3 import Inception3, inception_v3, unfactorised
+
+TABLE_1 = {  # of 299 pixels; the paper's table counts an input, not an output, in each line
+    "Conv2d_1a_3x3": (32, 149), "Conv2d_2a_3x3": (32, 147), "Conv2d_2b_3x3": (64, 147),
+    "maxpool1": (64, 73), "Conv2d_3b_1x1": (80, 73), "Conv2d_4a_3x3": (192, 71),
+    "maxpool2": (192, 35), "Mixed_5d": (288, 35), "Mixed_6a": (768, 17), "Mixed_6e": (768, 17),
+    "Mixed_7a": (1280, 8), "Mixed_7c": (2048, 8),
+}  # fmt: skip
+
+
+def shapes_of(model, images):
+    """The output's channels and side, by part."""
+    shapes = {}
+    for name, layer in model.named_children():
+        layer.register_forward_hook(lambda _, __, out, n=name: shapes.update({n: out.shape}))
+    with torch.no_grad():
+        model(images)
+    return {name: (shape[1], shape[-1]) for name, shape in shapes.items()}
+
+
+def small():
+    return Inception3(10, width=0.25, small_images=True)
+
+
+def theirs_of(classes, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return reference(weights=None, init_weights=False, num_classes=classes, **settings)
+
+
+def test_parameters():
+    assert count(inception_v3()) == 27_161_264
+    assert count(inception_v3(aux_logits=False)) == 23_834_568
+
+
+def test_shapes():
+    shapes = shapes_of(inception_v3(aux_logits=False).eval(), torch.zeros(1, 3, 299, 299))
+    assert {part: shapes[part] for part in TABLE_1} == TABLE_1
+    little = shapes_of(small().train(), torch.rand(2, 3, 32, 32))
+    sides = {"Conv2d_4a_3x3": 32, "Mixed_5d": 16, "Mixed_6e": 7, "Mixed_7c": 3}
+    assert {part: little[part][1] for part in sides} == sides
+    for part in ("Conv2d_1a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"):
+        assert little[part][0] * 4 == TABLE_1[part][0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("aux_logits", [True, False])
+def test_parity_with_torchvision(training, aux_logits):
+    theirs = perturb(theirs_of(5, aux_logits=True).double())
+    if not aux_logits:
+        theirs.AuxLogits, theirs.aux_logits = None, False
+    ours = inception_v3(5, aux_logits).double()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    side = 299 if aux_logits and training else 96  # torchvision's head needs 17x17
+    images, found = torch.randn(2, 3, side, side, dtype=torch.float64), []
+    for model in (ours.train(training), theirs.train(training)):
+        torch.manual_seed(1)  # the same dropout
+        outputs = model(images)
+        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+        labels = torch.tensor([3, 1])
+        sum((i + 1) * F.cross_entropy(o, labels) for i, o in enumerate(outputs)).backward()
+        found.append(outputs)
+    assert len(found[0]) == 1 + (training and aux_logits)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
+    grads = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None}
+             for m in (ours, theirs)]  # fmt: skip
+    torch.testing.assert_close(*grads, rtol=1e-7, atol=1e-11)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # the running statistics
+
+
+def test_initial_weights():
+    for name, p in inception_v3(num_classes=50).named_parameters():
+        if p.dim() > 1:
+            wanted = {"AuxLogits.conv1.conv": 0.01, "AuxLogits.fc": 0.001}
+            std = wanted.get(name.removesuffix(".weight"), 0.1)
+            assert p.abs().max() <= 2 * std
+            assert p.std().item() == pytest.approx(0.88 * std, rel=0.1), name  # cut at 2
+
+
+def test_whole_filters_see_the_same():
+    """The network before factorising: as many channels and pixels come out of each module."""
+    whole, ours = (Inception3(7, width=0.25, factorised=f).eval() for f in (False, True))
+    images = torch.zeros(1, 3, 107, 107)
+    assert shapes_of(whole, images) == shapes_of(ours, images)
+    sizes = {m.kernel_size for m in whole.modules() if isinstance(m, torch.nn.Conv2d)}
+    assert sizes == {(1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (3, 1)}
+    assert unfactorised([("a", 8, 1), ("b", 8, 3), ("c", 9, 3, 2)]) == [("a", 8, 1), ("c", 9, 5, 2)]
+    assert unfactorised([("a", 4, (1, 7)), ("b", 5, (7, 1))]) == [("b", 5, 7)]
+    assert unfactorised(["maximum"]) == ["maximum"]
+
+
+def test_what_factorising_saves():
+    rows = claims.main(["factors", "--out", "out"])
+    assert rows == json.loads(Path("out/claim_factors.json").read_text())
+    assert Path("out/claim_factors.png").stat().st_size > 1000
+    assert rows["all"]["factorised"] == pytest.approx(5.71e9, rel=0.01)
+    dearer = [name for name, row in rows.items() if row["factorised"] >= row["whole"]]
+    assert dearer == ["6a", "7b", "7c"]  # 6a splits at full size; 7b and 7c have nothing to split
+    assert rows["6e"]["whole"] > 2 * rows["6e"]["factorised"]
+
+
+def test_overfits_one_batch():
+    model, x, labels = small(), torch.randn(10, 3, 32, 32), torch.arange(10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
+    for _ in range(100):
+        outputs = model(x)
+        if (outputs[0].argmax(1) == labels).all():
+            break
+        loss = sum(F.cross_entropy(logits, labels) for logits in outputs)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    else:
+        raise AssertionError("it hasn't learned ten images in a hundred steps")
+
+
+def test_the_papers_recipe():
+    args = train.parse_args(["--paper", "--model", "inception_v3"])
+    assert (args.size, args.batch_size, args.epochs, args.lr) == (299, 1600, 100, 0.045)
+    assert (args.optimizer, args.smoothing, args.clip, args.average) == ("rmsprop", 0.1, 2, 0.9999)
+    assert train.parse_args(["--model", "inception_v3"]).smoothing == 0.1
+    assert train.parse_args([]).smoothing == 0
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-aux"], ["--whole-filters", "--optimizer", "rmsprop"]])
+def test_it_trains_evaluates_and_answers(flags, capsys):
+    make_tree(classes="abc", sizes=[(80, 89, 3)], count=3)
+    argv = ["--model", "inception_v3", "--data", "folder:tree", "--epochs", "1", "--val", "0"]
+    argv += ["--size", "75", "--batch-size", "7", "--quiet", "--run-dir", "run"]
+    metrics = train.main([*argv, *flags])
+    assert any(key.startswith("AuxLogits") for key in weights("run")) == ("--no-aux" not in flags)
+    again = train.main(["--evaluate", "run/last.pt", "--quiet"])
+    assert again["test_loss"] == pytest.approx(metrics["test_loss"])
+    sample.main(["--checkpoint", "run/last.pt", "tree/a/0.png"])
+    assert "tree/a/0.png: " in capsys.readouterr().out
+
+
+def test_published_weights_with_other_classes(tmp_path):
+    theirs = theirs_of(4)
+    torch.save(theirs.state_dict(), "theirs.pt")
+    make_tree(classes="abc", sizes=[(80, 80, 3)])
+    argv = ["--model", "inception_v3", "--data", "folder:tree", "--size", "75", "--val", "0"]
+    argv += ["--weights", "theirs.pt", "--freeze", "--max-steps", "1", "--batch-size", "2"]
+    train.main([*argv, "--quiet", "--run-dir", "run"])
+    found = weights("run")
+    same = [k for k, v in theirs.state_dict().items() if torch.equal(v, found[k])]
+    assert len(same) == len(found) - 4  # the two last layers are new
+
+
+def test_what_is_refused(refused):
+    assert "inception_v3" in refused(train.main, ["--whole-filters"])
+    argv = ["--model", "inception_v3", "--size", "40", "--max-steps", "1"]
+    assert "40" in refused(train.main, argv)
