@@ -305,7 +305,7 @@ def test_resumed_equals_uninterrupted(data):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("optimizer", train.OPTIMIZERS.keys() | {"momentum"})
+@pytest.mark.parametrize("optimizer", [*train.OPTIMIZERS, "momentum"])
 def test_optimisers_train(optimizer):
     flags = ["--quiet", "--limit", "64", "--epochs", "2", "--val", "0", "--run-dir", "run"]
     train.main([*flags, "--optimizer", optimizer, "--max-steps", "3"])
