@@ -64,10 +64,12 @@ CLAIMS = {
 SHARED = {
     "lag": ADDING,
     "gradients": ADDING,
-    "forget": ["--data", "pydocs", "--hidden-size", "128", "--epochs", "4", "--quiet"],
+    "forget": ["--data", "pydocs", "--hidden-size", "128", "--epochs", "4", "--lr", "5e-3",
+               "--dropout", "0", "--quiet"],
     "bidirectional": ["--data", "sst2", "--pooling", "last", "--epochs", "5", "--quiet"],
     "clipping": ["--data", "pydocs", "--model", "elman", "--optimizer", "sgd", "--lr", "1",
-                 "--hidden-size", "128", "--epochs", "10", "--limit", "100000", "--quiet"],
+                 "--hidden-size", "128", "--epochs", "10", "--limit", "100000", "--dropout", "0",
+                 "--quiet"],
 }  # fmt: skip
 
 

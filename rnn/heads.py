@@ -56,6 +56,8 @@ class LanguageModel(nn.Module):
         if self.rnn.directions == 2:
             raise ValueError("a language model that reads both ways would see what it is to tell")
         self.output = nn.Linear(self.rnn.hidden_size, vocab_size)
+        for p in self.embedding.parameters():  # as large as one-hot: it learns much sooner
+            nn.init.normal_(p)
         for p in self.parameters() if init else ():
             nn.init.uniform_(p, -init, init)
 

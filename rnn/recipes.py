@@ -42,11 +42,11 @@ TASKS = {  # beside QUICK, which is for text
     "speech": dict(hidden_size=128, dropout=0.3, pooling="attention",
                    epochs=25, val=200, batch_size=32, lr=2e-3),
     "series": dict(hidden_size=64, dropout=0.1, epochs=10, val=1000, batch_size=64, lr=1e-3),
-    "adding": dict(hidden_size=64, epochs=10, val=500, batch_size=50, lr=2e-3),
+    "adding": dict(hidden_size=64, dropout=0.0, epochs=10, val=500, batch_size=50, lr=2e-3),
 }
 SETS = {  # on top
-    "shakespeare": dict(hidden_size=512, num_layers=2, dropout=0.35, bptt=64,
-                        epochs=20, val=10_000, batch_size=4096, lr=3e-3),
+    "shakespeare": dict(hidden_size=384, num_layers=2, dropout=0.3, bptt=64,
+                        epochs=10, val=10_000, batch_size=4096, lr=6e-3),
     "names": dict(units="characters", hidden_size=128, num_layers=2, embedding_size=64,
                   dropout=0.4, pooling="last", epochs=15, lr=3e-3),
     "airline": dict(dropout=0.2, epochs=60, batch_size=16, lr=3e-3, **series.WINDOWS["airline"]),
@@ -95,6 +95,10 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     if model in SIZED:
         own = own | dict.fromkeys(SIZES) | {"dropout": PAPERS[model]["dropout"]}
     nothing = without_meaning(model, task, {**own, **given})
+    if task == "text" and model == "elman" and not paper:
+        own = own | {"lr": 1e-3}
+    if task != "text" or "keep_bias" in nothing:  # QUICK's is for text
+        own = own | {"keep_bias": None}
     return own, nothing
 
 
