@@ -36,7 +36,8 @@ QUICK = dict(model="lstm", data="pydocs", epochs=10, val=20_000, batch_size=3200
              hidden_size=256, num_layers=1, embedding_size=64, dropout=0.2, bptt=100, clip=1.0,
              keep_bias=0.0)
 PAPER = dict(model="lstm_1997", data="adding", epochs=8, val=500, batch_size=1, lr=0.5,
-             hidden_size=4, num_layers=1, length=100, optimizer="sgd", clip=1.0)  # Sec. 5.4
+             hidden_size=4, num_layers=1, length=100, optimizer="sgd", decay=1.0,  # Sec. 5.4
+             clip=1.0)
 # fmt: on
 
 
