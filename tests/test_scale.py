@@ -77,6 +77,14 @@ def test_what_the_script_refuses_is_handed_on(refused):
     assert "unknown model 'lenet9'" in refused(scale.main, argv)
 
 
+def test_the_reason_stands_in_tracebacks_of_two_processes_that_write_at_once():
+    begin, frame = "Traceback (most recent call last):", '  File "bad.py", line 4'
+    also = "During handling of the above exception, another exception occurred:"
+    first = [begin, begin, frame, frame, "KeyError: 'a'", "KeyError: 'a'", also, also]
+    lines = [*first, begin, begin, frame, frame, "ValueError: no ink", "ValueError: no ink"]
+    assert scale.reason_of("\n".join(lines), 1) == "ValueError: no ink"
+
+
 BAD = """
 import os, signal, sys
 if {how!r} == "raise":

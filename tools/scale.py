@@ -74,8 +74,8 @@ def reason_of(errors: str, status: int) -> str:
         if line.startswith("error: "):
             return line.removeprefix("error: ")
         if line.startswith(("During handling of", "The above exception")):
-            raised.pop()
-        elif inside and not line.startswith(" "):
+            raised = raised[:-1]
+        elif inside and not line.startswith((" ", "Traceback")):  # of another process
             raised.append(line)
         inside = line.startswith("Traceback") or (inside and line.startswith(" "))
     if raised or lines:
