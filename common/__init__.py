@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 
@@ -21,12 +21,18 @@ def fail(message: str, any_rank: bool = False) -> NoReturn:
     raise SystemExit(2)
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not among `known`, with the nearest that is, in any case."""
-    known = list(known)
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The one of `known` that is most like a name, in any case; None if none is."""
     lowered = {other.lower(): other for other in reversed(known)}
     near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.3)
-    hint = f"did you mean {lowered[near[0]]}? " if near else ""
+    return lowered[near[0]] if near else None
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not among `known`, with the nearest that is."""
+    known = list(known)
+    near = nearest(name, known)
+    hint = f"did you mean {near}? " if near else ""
     return f"unknown {what} {name!r}: {hint}There are {', '.join(known)}"
 
 

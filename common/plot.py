@@ -15,7 +15,7 @@ def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure, as PNG or by the ending of its name, making its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters no font has, of names that are too long
+        warnings.simplefilter("ignore", UserWarning)  # letters no font has, long names
         figure.savefig(path, dpi=100)
 
 

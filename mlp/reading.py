@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common import counted, fail
+from common.data.text import read_raw
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,21 +35,13 @@ LARGE = 20 << 20  # bytes that take some seconds to read
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark."""
+    """A text file in UTF-8, with or without a byte order mark; it may be gzipped."""
+    content = read_raw(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        fail(f"can't read {path}: {error.strerror or error}")
-    try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         fail(f"{path}: line {line} is not UTF-8 text: save the table as UTF-8")
-    if (place := text.find("\0")) >= 0:
-        line = text.count("\n", 0, place) + 1
-        fail(f"{path}: line {line} is not UTF-8 text but holds a zero byte (UTF-16 does, and "
-             "damaged files): save the table as UTF-8")  # fmt: skip
-    return text
 
 
 def records(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]:

@@ -8,10 +8,8 @@ A text is one line of tokens, cut into as many streams as a batch has rows; a st
 """
 
 import argparse
-import gzip
 import platform
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from common import counted, fail, seed_of
 from common.data.sources import PART_NAMES, Source, say_parts
-from common.data.text import MARKS, find_text, read_tokenizer
+from common.data.text import find_text, read_raw, read_tokenizer
 from common.device import Device
 from common.run import progress_bar
 
@@ -34,17 +32,7 @@ TEST_STREAMS, WARM_UP = 32, 256  # a part is measured in so many streams, each r
 
 def read_text(path: Path) -> str:
     """A text file of UTF-8, perhaps gzipped, with line feeds; else ends in one line naming it."""
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        fail(f"{path} is damaged ({error})")
-    except OSError as error:
-        fail(f"can't read {path}: {error.strerror or error}")
-    if encoding := next((name for mark, name in MARKS.items() if raw.startswith(mark)), None):
-        fail(f"{path} is {encoding}, not UTF-8: convert it (iconv -f {encoding} -t UTF-8)")
-    if b"\0" in raw:
-        fail(f"{path} holds zero bytes: it is no text, or not UTF-8")
+    raw = read_raw(path)
     try:
         text = raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,12 +1,11 @@
 """Tables of the user's, CSV or TSV: cells, and the lines in which they stand."""
 
 import csv
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from common import counted, fail
+from common import counted, fail, nearest
 from common.data.text import read_lines
 
 DELIMITERS = {"\t": "tab", ";": "semicolon", ",": "comma", "|": "bar"}
@@ -75,7 +74,7 @@ def bare(cell: str) -> str:
 
 def no_column(path: Path, flag: str, name: str, columns: Sequence[str]) -> NoReturn:
     """Fails for a column that isn't there, with the nearest that is."""
-    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]}? There" if near else "there"
+    near = nearest(name, columns)
+    hint = f"did you mean {near}? There" if near else "there"
     shown = ", ".join(columns[:20]) + (", …" if len(columns) > 20 else "")
     fail(f"{flag} {name}: {path} has no such column; {hint} are {shown}")

@@ -1,7 +1,7 @@
 """Trains recurrent networks: on text, sentences, speech and time series, told from --data.
 
 python rnn/train.py                                            # pydocs: 1.18 nats, 46 s
-python rnn/train.py --data shakespeare --data-dir PATH         # 2 layers of 384
+python rnn/train.py --data shakespeare --data-dir PATH         # 1.47 nats, 6 min
 python rnn/train.py --data text:novel.txt --tokens bpe         # your own text
 python rnn/train.py --model bilstm --data sst2 --data-dir PATH # 82.2%, 36 s; also names …
 python rnn/train.py --model bilstm --data sentences:PATH       # your own texts with labels

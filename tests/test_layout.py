@@ -108,7 +108,6 @@ AWAITED = {  # by folders that come soon
     "common.data.boxes": "Mask R-CNN",
     "common.detection": "Mask R-CNN",
     "common.data.pairs": "seq2seq and T5",
-    "common.data.text": "seq2seq and T5",
 }
 A_PART = (ROOT / "milestones.toml").read_text().startswith(branches.CUT)
 

@@ -392,7 +392,7 @@ ODD = "a,b\n" + "".join(f"{i},{i * 1.5}\n" for i in range(30)) + "1,no idea\n"
         ("a,b\n1,x\n2,y\n3,x\n", "--drop c", "unknown column 'c'"),
         ("a,b\n1,x\n2,y\n3,x\n", "--drop b", "that is the column to predict"),
         (b"a,b\n1,x\n2,\xe9\n", "", "line 3 is not UTF-8"),
-        ("a,b\n1,x\n".encode("utf-16"), "", "line 1 is not UTF-8"),
+        ("a,b\n1,x\n".encode("utf-16"), "", "is UTF-16, not UTF-8: convert it (iconv"),
         ("a,b\n1,x\n".encode("utf-16-le"), "", "line 1 is not UTF-8 text but holds a zero byte"),
         ("price,size\n1,2\n3,4\n", "--target Price", "did you mean price?"),
         ("a,b\n1,$5\n2,$6\n3,$7\n", "", "nothing to learn (line 2 has '$5', no number)"),

@@ -1048,6 +1048,8 @@ def test_what_else_is_refused_of_series(refused):
     assert load(series, "series:a.csv", window=38)[0].starts.tolist() == [38]
     line = refused(lambda: load(series, "series:a.csv", target="laod"))
     assert "--target laod: a.csv has no such column; did you mean load?" in line
+    line = refused(lambda: load(series, "series:a.csv", target="LOAD"))
+    assert "--target LOAD: a.csv has no such column; did you mean load?" in line
     line = refused(lambda: load(series, "series:a.csv", target="date"))
     assert "--target date: a.csv: that is where the times stand; there are load" in line
     line = refused(lambda: load(series, "series:a.csv", time_column="dat"))

@@ -41,11 +41,10 @@ def find_text(path: Path) -> Path | None:
     return next(there, None)
 
 
-def read_lines(path: str | Path, table: bool = False) -> list[str]:
-    """The lines of a UTF-8 text file, plain or gzipped, each as `as_text` gives it.
+def read_raw(path: str | Path) -> bytes:
+    """The bytes of a text file, plain or gzipped, still to be read as UTF-8.
 
-    A file that is missing, damaged, empty or in another encoding ends in one line naming it.
-    Of a `table` the tabs at a line's ends are kept, as empty cells lie there.
+    One that is missing, damaged or in another encoding ends in one line naming it.
     """
     try:
         raw = Path(path).expanduser().read_bytes()
@@ -56,9 +55,20 @@ def read_lines(path: str | Path, table: bool = False) -> list[str]:
         fail(f"can't read {path}: {error.strerror or error}")
     if encoding := next((name for mark, name in MARKS.items() if raw.startswith(mark)), None):
         fail(f"{path} is {encoding}, not UTF-8: convert it (iconv -f {encoding} -t UTF-8)")
-    if b"\0" in raw:
-        fail(f"{path} holds zero bytes, as UTF-16 and files that are no text do: convert it to "
-             "UTF-8")  # fmt: skip
+    if (place := raw.find(b"\0")) >= 0:
+        line = raw.count(b"\n", 0, place) + 1
+        fail(f"{path}: line {line} is not UTF-8 text but holds a zero byte or zero bytes, as "
+             "UTF-16 and files that are no text do: convert it to UTF-8")  # fmt: skip
+    return raw
+
+
+def read_lines(path: str | Path, table: bool = False) -> list[str]:
+    """The lines of a UTF-8 text file, plain or gzipped, each as `as_text` gives it.
+
+    A file that is missing, damaged, empty or in another encoding ends in one line naming it.
+    Of a `table` the tabs at a line's ends are kept, as empty cells lie there.
+    """
+    raw = read_raw(path)
     lines = raw.split(b"\n" if b"\n" in raw else b"\r")
     if not lines[-1]:
         lines.pop()
