@@ -38,6 +38,35 @@ def run_arms(
     return results, commands, folders
 
 
+def best_arms(
+    milestone: str,
+    train: Callable,
+    arms: dict[str, list[list[str]]],
+    shared: list[str],
+    args: argparse.Namespace,
+    metric: str = "val_accuracy",
+    better: Callable = max,
+) -> tuple[dict[str, list[dict]], dict[str, str], dict[str, list[Path]]]:
+    """`run_arms` with those of each name's flags that are best on validation with the first seed.
+
+    `arms` are by name the flags to choose among; the arm is called by the name and its last flag.
+    What counts is the last epoch's `metric`, of which `better` is max or min.
+    """
+    first = argparse.Namespace(**vars(args) | {"seeds": args.seeds[:1]})
+    chosen = {}
+    for name, choices in arms.items():
+        tried = {f"{name} {flags[-1]}": flags for flags in choices}
+        folders = run_arms(milestone, train, tried, shared, first)[2]
+        found = {
+            arm: list(history(where[0], metric).values())[-1] for arm, where in folders.items()
+        }
+        best = better(found, key=found.get)
+        chosen[best] = tried[best]
+        others = ", ".join(f"{arm} {value:.4g}" for arm, value in found.items())
+        print(f"{best} is the best by {metric} ({others})", flush=True)
+    return run_arms(milestone, train, chosen, shared, args)
+
+
 def history(folder: Path, metric: str) -> dict[int, float]:
     """A metric by epoch, from a run's metrics.jsonl."""
     rows = (row for row in read_rows(folder) if metric in row and not row.get("final"))

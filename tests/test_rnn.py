@@ -880,27 +880,71 @@ def test_norms_of_gradients_by_hand():
     torch.testing.assert_close(norms, wanted, rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("claim", claims.CLAIMS)
-def test_claims_run_and_summarise(claim, short, monkeypatch, capsys):
-    if claim == "bidirectional":
-        Path("SST2").mkdir()
-        for part in ("train", "dev", "test"):
-            lines = [f"{'good' if i % 2 else 'bad'} film {i % 5}\t{i % 2}" for i in range(40)]
-            Path("SST2", f"{part}.tsv").write_text("\n".join(lines) + "\n")
+def test_a_stream_read_on_by_hand():
+    """Against the fused kernel on the whole stream; longer than a part of 500."""
+    torch.manual_seed(0)
+    model = MODELS["lstm"]("text", vocab_size=9, hidden_size=8, embedding_size=4).eval()
+    tokens = torch.randint(9, (1203,))
+    sizes, losses = claims.read_on(model, tokens, device())
+    with torch.no_grad():
+        logits, (_, c) = model(tokens[None, :-1])
+        wanted = F.cross_entropy(logits[0], tokens[1:], reduction="none")
+    torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sizes[-1], c.abs().mean(), rtol=1e-4, atol=1e-5)
+    assert sizes.shape == losses.shape == (1202,)
+
+
+def test_cells_are_of_equal_size():
+    sizes = []
+    for flags in claims.CLAIMS["cells"].values():
+        argv = ["--data", "shakespeare", "--num-layers", "1", *flags]
+        model = train.build(train.parse_args(argv), {"task": "text", "vocab_size": 66})
+        sizes.append(count(model))
+    assert sizes == [350_398, 351_429, 350_914]
+
+
+@pytest.fixture
+def tiny_claims(short, monkeypatch):
+    """Runs of two steps of 8 units, and data for those that read files."""
+    Path("SST2").mkdir()
+    for part in ("train", "dev", "test"):
+        lines = [f"{'good' if i % 2 else 'bad'} film {i % 5}\t{i % 2}" for i in range(40)]
+        Path("SST2", f"{part}.tsv").write_text("\n".join(lines) + "\n")
+    Path("tinyshakespeare").mkdir()
+    Path("tinyshakespeare/input.txt").write_text(WORDS * 20)
     small = ["--hidden-size", "8", "--max-steps", "2", "--precision", "fp32"]
-    small += ["--limit", "100"] if claim in ("lag", "gradients") else []
-    kept = {name: [*flags, *small] for name, flags in claims.SHARED.items()}
-    monkeypatch.setattr(claims, "SHARED", kept)
-    arms = dict(list(claims.CLAIMS[claim].items()))
-    if claim == "lag":
-        monkeypatch.setattr(claims, "LAGS", (50,))
-        arms = {arm: flags for arm, flags in arms.items() if ", 50 " in arm}
-    if claim == "bidirectional":
-        arms = {"one way": ["--model", "lstm"], "both ways": ["--model", "bilstm"]}
-    monkeypatch.setitem(claims.CLAIMS, claim, arms)
+    arms = {
+        claim: {
+            arm: [*flags, *small, *["--limit", "100"] * (claim in ("lag", "gradients"))]
+            for arm, flags in some.items()
+            if claim != "lag" or ", 50 " in arm
+        }
+        for claim, some in claims.CLAIMS.items()
+    }
+    monkeypatch.setattr(claims, "LAGS", (50,))
+    monkeypatch.setattr(claims, "CLAIMS", arms)
+    monkeypatch.setattr(claims, "RATES", dict.fromkeys(claims.RATES, ("1e-9", "1e-2")))
+
+
+@pytest.mark.parametrize("claim", claims.CLAIMS)
+def test_claims_run_and_summarise(claim, tiny_claims, capsys):
     argv = [claim, "--seeds", "0", "--out", "out", "--data-dir", ".", "--epochs", "1"]
     summary = claims.main(argv)
-    assert summary.keys() == arms.keys()
+    wanted = claims.CLAIMS[claim].keys()
+    if claim == "cells":  # the first rate learns nothing
+        wanted = {f"{name} 1e-2" for name in wanted}
+        assert all("--lr 1e-2 --seed" in entry["command"] for entry in summary.values())
+    assert summary.keys() == wanted
+    found = json.loads(Path("out", f"claim_{claim}.json").read_text())
+    assert found == summary
+    if claim == "gradients":
+        keys = {f"{part}_{when}_lag_{lag}" for part in "hc" for when in ("before", "after")
+                for lag in claims.SHOWN_LAGS}  # fmt: skip
+        assert keys <= found["LSTM, 100 steps"].keys()
+    if claim == "forget":
+        keys = {f"stream_{what}{place}" for what in ("nats", "state")
+                for place in ("", "_first", "_last")}  # fmt: skip
+        assert all(keys <= entry.keys() for entry in found.values())
     assert Path("out", f"claim_{claim}.png").exists()
     before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("last.pt")}
     assert claims.main(argv) == summary
