@@ -8,39 +8,23 @@ A text is one line of tokens, cut into as many streams as a batch has rows; a st
 """
 
 import argparse
-import platform
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from common import counted, fail, seed_of
-from common.data.sources import PART_NAMES, Source, say_parts
-from common.data.text import find_text, read_raw, read_tokenizer
+from common.data.corpora import CORPORA, Corpus, Text, Vocabulary, make_vocabulary, parts_of
+from common.data.sources import Source, say_parts
 from common.device import Device
 from common.run import progress_bar
 
-UNKNOWN = "\ufffd"  # the first symbol of a vocabulary of characters
 TEST_STREAMS, WARM_UP = 32, 256  # a part is measured in so many streams, each read in so far before
 
 
 # ---------------------------------------------------------------------- sources
-
-
-def read_text(path: Path) -> str:
-    """A text file of UTF-8, perhaps gzipped, with line feeds; else ends in one line naming it."""
-    raw = read_raw(path)
-    try:
-        text = raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-    except UnicodeDecodeError as error:
-        line, byte = raw[: error.start].count(b"\n") + 1, raw[error.start]
-        fail(f"{path}: line {line} is not UTF-8 text (byte {byte:#04x}): convert it")
-    if not text.strip():
-        fail(f"{path} is empty: it needs text")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def last_tenth(text: str, note: str = "") -> Source:
@@ -49,105 +33,25 @@ def last_tenth(text: str, note: str = "") -> Source:
     return Source([], {"train": text[:cut], "test": text[cut:]}, note)
 
 
-def pydocs(args: argparse.Namespace) -> Source:
-    """The language reference that Python's standard library holds for `help()`."""
-    from pydoc_data.topics import topics
+def reader(name: str, joint: str, ending: str = "") -> Callable[[argparse.Namespace], Source]:
+    """What reads a corpus as one text, with `joint` between its documents."""
 
-    text = "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
-    version = ".".join(platform.python_version_tuple()[:2])
-    return last_tenth(text, f"the topics of Python {version}, other versions have others")
+    def read(args: argparse.Namespace) -> Source:
+        corpus = CORPORA[name](args)
+        texts = {part: str(replace(text, joint=joint)) + ending
+                 for part, text in corpus.parts.items()}  # fmt: skip
+        if "all" in texts:
+            return last_tenth(texts["all"], corpus.note)
+        return Source([], texts, corpus.note)
 
-
-def shakespeare(args: argparse.Namespace) -> Source:
-    """Plays of Shakespeare's, 1,115,394 characters (Karpathy's tinyshakespeare)."""
-    root = Path(args.data_dir).expanduser() / "tinyshakespeare"
-    path = find_text(root / "input.txt")
-    if not path:
-        fail(f"input.txt is not in {root}: name the folder that holds tinyshakespeare with "
-             "--data-dir, or take --data pydocs, which needs no files")  # fmt: skip
-    return last_tenth(read_text(path))
+    return read
 
 
-def own(args: argparse.Namespace) -> Source:
-    """The user's own: a text file, or all .txt files of a folder one after another.
-
-    If these are called train, test and perhaps val (ptb.valid.txt), they are the parts.
-    """
-    path = Path(args.data.partition(":")[2]).expanduser()
-    if path.is_file():
-        return last_tenth(read_text(path))
-    if not path.is_dir():
-        fail(f"--data {args.data}: there is no such file or folder; take --data pydocs, which "
-             "needs no files")  # fmt: skip
-    files = sorted(file for file in path.iterdir() if file.name.endswith((".txt", ".txt.gz")))
-    if not files:
-        fail(f"--data {args.data}: the folder holds no text files (.txt)")
-    words = {file: re.split(r"[._-]", file.name.lower()) for file in files}
-    named = {PART_NAMES[w]: file for file in files for w in words[file] if w in PART_NAMES}
-    if "train" in named and len(named) > 1:
-        named = {"test" if "test" not in named and part == "val" else part: file
-                 for part, file in named.items()}  # fmt: skip
-        return Source([], {part: read_text(file) for part, file in named.items()})
-    return last_tenth("\n".join(read_text(file) for file in files), counted(len(files), "file"))
-
-
-SETS = {"pydocs": pydocs, "shakespeare": shakespeare, "text": own}
-
-
-# ---------------------------------------------------------------------- vocabulary
-
-
-class Vocabulary:
-    """Characters, or pieces of words (byte-pair encoding), from the `facts` of a checkpoint."""
-
-    def __init__(self, facts: dict):
-        self.characters = facts.get("characters", "")
-        self.tokenizer = read_tokenizer(facts["tokenizer"]) if "tokenizer" in facts else None
-        self.never = () if self.tokenizer else (0,)  # not to be written
-
-    def encode(self, text: str) -> Tensor:
-        """Tokens (N,)."""
-        if self.tokenizer:
-            lines = text.splitlines(keepends=True)  # the library takes long over long lines
-            return torch.tensor([i for p in self.tokenizer.encode_batch(lines) for i in p.ids])
-        codes, known = codes_of(text), codes_of(self.characters)
-        places = torch.searchsorted(known[1:], codes).clamp(max=max(len(known) - 2, 0))
-        return torch.where(known[1:][places] == codes, places + 1, 0)
-
-    def decode(self, tokens: list[int]) -> str:
-        """The text of tokens."""
-        if self.tokenizer:
-            return self.tokenizer.decode(tokens, skip_special_tokens=False)
-        return "".join(self.characters[token] for token in tokens)
-
-    def unknown(self, text: str) -> str:
-        """The characters of a text that training did not have."""
-        return "" if self.tokenizer else "".join(sorted(set(text) - set(self.characters)))
-
-
-def codes_of(text: str) -> Tensor:
-    """The code points of a text (N,)."""
-    return torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32).long()
-
-
-def make_vocabulary(text: str, tokens: str, vocab_size: int) -> dict:
-    """The `facts` of a vocabulary made of the training part."""
-    if tokens == "chars":
-        characters = UNKNOWN + "".join(sorted(set(text) - {UNKNOWN}))
-        return {"characters": characters, "vocab_size": len(characters)}
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())  # of bytes: no character is unknown (Radford et al. 2019)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size < len(alphabet):
-        fail(f"--vocab-size {vocab_size}: --tokens bpe needs one for each of 256 bytes at least")
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
-    return {"tokenizer": tokenizer.to_str(), "vocab_size": tokenizer.get_vocab_size()}
+SETS = {
+    "pydocs": reader("pydocs", "\n\n", "\n"),
+    "shakespeare": reader("shakespeare", "\n"),
+    "text": reader("text", "\n"),
+}
 
 
 # ---------------------------------------------------------------------- streams
@@ -303,35 +207,18 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, 
     Parts are contiguous: validation is the end of the training part. The vocabulary is that of the
     training part, or of the checkpoint that the run goes on with.
     """
-    readers: dict[str, Callable] = SETS
-    source = readers[args.data.partition(":")[0]](args)
-    texts, known = source.parts, args.stored.get("dataset", {})
-    if short := next((part for part, text in texts.items() if len(text) < 2), None):
-        fail(f"the {short} part of {args.data} has {counted(len(texts[short]), 'character')}: a "
-             "language model needs two at least in each, take more text")  # fmt: skip
-    if not args.val:
-        texts.pop("val", None)
-    elif "val" not in texts:
-        most = len(texts["train"]) // 10
-        size = args.val if "val" in args.chosen else min(args.val, most)
-        if size >= len(texts["train"]) - 1:
-            fail(f"--val {args.val} leaves nothing of {len(texts['train']):,} characters: lower it")
-        if size > 1:
-            texts["val"] = texts["train"][-size:]
-            texts["train"] = texts["train"][:-size]
+    source = SETS[args.data.partition(":")[0]](args)
+    known = args.stored.get("dataset", {})
+    parts = Corpus({part: Text([text]) for part, text in source.parts.items()})
+    texts = {part: str(text) for part, text in parts_of(args, parts).items()}
     names = ("characters", "tokenizer", "vocab_size")
     facts = {name: known[name] for name in names if name in known}
     if not facts:
         made = make_vocabulary(texts["train"], args.tokens, args.vocab_size)
         facts = dev.gather(made)[0]
     facts = {"task": "text", "tokens": args.tokens, **facts}
-    if args.limit and args.limit < len(texts["train"]):  # so many characters in a row
-        size = max(2, args.limit)
-        generator = torch.Generator().manual_seed(seed_of("limit", args.seed))
-        begin = int(torch.randint(len(texts["train"]) - size + 1, (), generator=generator))
-        texts["train"] = texts["train"][begin : begin + size]
     sets = {name: Stream(name, texts[name], facts, args.bptt, dev)
-            for name in ("train", "val", "test") if name in texts}  # fmt: skip
+            for name in texts}  # fmt: skip
     kind = "characters" if args.tokens == "chars" else "tokens"
     say_parts(args, dev, sets, kind, f"{facts['vocab_size']:,} different", source.note)
     for part in sets.values():

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from common import cli, counted, fail
+from common.data.corpora import Vocabulary
 from common.device import Device
 from common.folder import make_folder, open_run
 from rnn import sentences, series, speech
-from rnn.corpus import Vocabulary
 from rnn.model import MODELS
 from rnn.recipes import MODULES
 from rnn.train import build

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from common import cli, counted, fail
+from common.data.classes import check_classes, known_classes
+from common.data.sentences import SETS
 from common.data.sources import named, open_source, say_parts
 from common.data.text import as_text, read_tokenizer
 from common.device import Device
 from common.run import progress_bar
-from rnn.batches import Sequences, check_classes, known_classes
-from rnn.texts import SETS
+from rnn.batches import Sequences
 
 __all__ = ["FIXED", "PAD", "SETS", "UNKNOWN", "add_flags", "encode", "load"]
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from common import cli, counted, fail
 from common.data.batches import Batches, Draw
 from common.data.sources import Source, open_source, say_parts
+from common.data.tables import no_column
 from common.device import Device
-from rnn.tables import no_column
 from rnn.times import Series, read_series
 
 FILES = {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common import cli, counted, fail
+from common.data.classes import check_classes, classes_in, known_classes, split_by, with_test
 from common.data.sources import (
     Source,
     folders_in,
@@ -27,7 +28,7 @@ from common.data.sources import (
 )
 from common.device import Device
 from common.run import progress_bar
-from rnn.batches import Sequences, check_classes, classes_in, known_classes, split_by, with_test
+from rnn.batches import Sequences
 from rnn.sound import MOST_MASKED, NUM_MASKS, log_mel, normalise, read_wav, spec_augment
 
 HIGHEST_RATE = 16_000  # of --sample-rate, if nobody asks for another: speech needs no more

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from common import counted, fail
-from rnn.tables import Table, no_column, read_table
+from common.data.tables import Table, no_column, read_table
 
 TIME_NAMES = ["date", "time", "timestamp", "datetime", "date_time", "month", "year", "day", "week",
               "hour", "period", "ds", "ts", "quarter"]  # fmt: skip

@@ -19,8 +19,9 @@ from helpers import count, weights
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from common.data.corpora import Vocabulary, make_vocabulary
 from rnn import adding, claims, corpus, measures, recipes, sample, train
-from rnn.corpus import Measured, Stream, Vocabulary, Windows, make_vocabulary
+from rnn.corpus import Measured, Stream, Windows
 from rnn.heads import Classifier, Forecaster, LanguageModel, Reader
 from rnn.model import GRU, LSTM, MODELS, Elman
 
@@ -489,7 +490,7 @@ def test_nats_of_pieces_are_counted_by_character():
 
 
 def test_pydocs_and_the_last_tenth():
-    source = corpus.pydocs(SimpleNamespace())
+    source = corpus.SETS["pydocs"](SimpleNamespace())
     sizes = [len(source.parts[part]) for part in ("train", "test")]
     assert sizes[1] == sum(sizes) // 10
     assert sum(sizes) > 400_000

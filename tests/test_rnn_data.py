@@ -12,10 +12,11 @@ import torch
 from processes import device_args
 
 from common.cli import Flags
+from common.data.classes import split_by
+from common.data.tables import read_table
 from common.device import Device
 from rnn import sample, sentences, series, sound, speech, train
-from rnn.batches import LikeLengths, Sequences, split_by
-from rnn.tables import read_table
+from rnn.batches import LikeLengths, Sequences
 from rnn.times import read_series
 
 

@@ -8,6 +8,8 @@ import torch
 from conftest import MILESTONES
 from helpers import count
 
+from common.data import corpora
+
 LIMIT = 7 << 28  # bytes for parameters, gradients, moments: with activations 2 GiB
 
 
@@ -25,12 +27,10 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr("common.data.pairs.TEST_DATES", 8)
     if "unet" in MILESTONES:
         monkeypatch.setattr("unet.data.NUM_SCENES", (200, 2))
+    short = corpora.Corpus({"all": corpora.Text(["a short text, with a test part. " * 30])})
+    monkeypatch.setitem(corpora.CORPORA, "pydocs", lambda args: short)
     if "rnn" in MILESTONES:
-        from rnn import corpus
-
         monkeypatch.setattr("rnn.adding.TEST", 20)
-        short = corpus.last_tenth("a short text, with a test part. " * 30)
-        monkeypatch.setitem(corpus.SETS, "pydocs", lambda args: short)
 
 
 @pytest.mark.parametrize(("folder", "name"), list(models()))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from common import counted, fail
+from common.data.classes import classes_in, known_classes, with_test
 from common.data.sources import PART_NAMES, Source, folders_in, part_folders, readable
+from common.data.tables import Table, no_column, read_table
 from common.data.text import find_text, read_lines
-from rnn.batches import classes_in, known_classes, with_test
-from rnn.tables import Table, no_column, read_table
 
 TEXTS = ["text", "sentence", "message", "review", "content", "comment", "document", "question",
          "tweet", "utterance", "body", "headline", "title", "name"]  # fmt: skip

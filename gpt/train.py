@@ -1,0 +1,188 @@
+"""Trains GPTs: the next token of a text is told from those before it.
+
+python gpt/train.py                                        # Python's documentation
+python gpt/train.py --data shakespeare --data-dir PATH     # also tinystories, brown, wikitext2
+python gpt/train.py --data text:novel.txt                  # your own file, or a folder of .txt
+python gpt/train.py --weights gpt2 --data text:novel.txt   # goes on from published weights
+python gpt/train.py --paper --data text:webtext            # GPT-2's recipe
+
+`test_loss` is in nats a token, `test_bits` a character's (see the README for what to expect).
+"""
+
+import argparse
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common import cli, fail
+from common.data.corpora import CORPUS_SETS, Tokens, load_corpus
+from common.device import Device
+from common.run import Run
+from common.schedule import warmup_and_cosine
+from gpt.model import MODELS, LanguageModel
+from gpt.published import Found, build, describe, model_of, read_published
+
+# fmt: off
+QUICK = dict(model="gpt_tiny", data="pydocs", tokens="bpe", vocab_size=1024, steps=1000, every=250,
+             val=20_000, batch_size=2048, lr=4e-3, dropout=0.1, clip=1.0)
+PAPER = dict(model="gpt2", data="text:data/webtext", tokens="bpe", vocab_size=50_257,
+             steps=100_000, every=1000, val=500_000, batch_size=524_288, accumulate=64, lr=6e-4,
+             dropout=0.1, clip=1.0)
+SETS = {  # beside QUICK
+    "shakespeare": dict(tokens="chars", model="gpt_small", steps=5000, every=500, lr=2e-3,
+                        batch_size=8192, dropout=0.2, val=20_000),
+    "tinystories": dict(model="gpt_small", vocab_size=4096, steps=4000, every=400, lr=2e-3,
+                        batch_size=8192, val=20_000),
+    "brown": dict(model="gpt_small", vocab_size=4096, steps=4000, every=400, lr=2e-3,
+                  batch_size=8192, val=100_000),
+    "wikitext2": dict(model="gpt_small", vocab_size=4096, steps=4000, every=400, lr=2e-3,
+                      batch_size=8192, val=1),
+}
+TUNE = dict(steps=200, every=50, batch_size=4096, lr=5e-5, dropout=0.1)  # from --weights
+# fmt: on
+SIZES = ["num_layers", "d_model", "num_heads", "context", "window"]
+FIXED = [*SIZES, "tokens", "vocab_size", "every"]  # by a checkpoint
+
+
+def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, dict]:
+    """The data's recipe, and the flags that mean nothing."""
+    own, nothing = {} if paper else dict(SETS.get(data, {})), {}
+    tokens = given.get("tokens", own.get("tokens", (PAPER if paper else QUICK)["tokens"]))
+    if weights := given.get("weights"):
+        own = own if paper else TUNE | {"model": model_of(weights)}
+        whose = "the weights have sizes and a vocabulary of their own"
+        nothing |= dict.fromkeys([*SIZES, "tokens", "vocab_size"], whose)
+    elif tokens == "chars":
+        nothing["vocab_size"] = "there are as many characters as the text has (add --tokens bpe)"
+    if not model.startswith("gpt3"):
+        nothing["window"] = f"all layers of {model} see all tokens before"
+    return own, nothing
+
+
+def parse_args(argv: list[str] | None = None) -> cli.Flags:
+    """The flags; see --help."""
+    parser = cli.Parser("gpt", __doc__, QUICK, PAPER, MODELS, CORPUS_SETS, recipe, FIXED)
+    add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
+    text = "pieces of bytes (BPE, Sec. 2.2 of GPT-2's paper) or characters"
+    add("--tokens", choices=["bpe", "chars"], group="data", default="bpe", help=text)
+    add("--vocab-size", **count, group="data", default=1024, help="at most so many tokens")
+    add("--every", **count, group="training", default=250, help="steps between validations")
+    text = "start from published weights (gpt2, gpt2-medium …), a folder, a file or a checkpoint"
+    add("--weights", metavar="NAME|PATH", none="no", group="training", help=text)
+    for name, text in (("layers", "blocks"), ("heads", "heads that share d_model")):
+        add(f"--num-{name}", **count, none="the model's", help=text)
+    add("--d-model", **count, none="the model's", help="width")
+    add("--context", **count, none="the model's", help="tokens that are seen at once")
+    add("--window", **count, none="the model's", help="tokens that every second layer sees (GPT-3)")
+    add("--dropout", type=cli.share, metavar="P", default=0.1, help="of values left out")
+    text = "what matrices shrink by in a step, times the rate"
+    add("--weight-decay", type=cli.not_negative, metavar="L", default=0.1, help=text)
+    kind = cli.number(lambda x: 0 < x < 1, "a number between 0 and 1")
+    add(
+        "--warmup", type=kind, metavar="S", default=0.05, help="share of the steps, before a cosine"
+    )
+    args = parser.parse_args(argv)
+    if "weights" in args.typed and args.paper:
+        fail("--paper trains from the beginning: leave --weights out")
+    return args
+
+
+def start(args: argparse.Namespace, dev: Device) -> Found | None:
+    """The weights to start from; none where the run goes on with a checkpoint."""
+    if not args.weights or args.stored:
+        return None
+    found = read_published(args.weights, dev.say)
+    if found.vocabulary is None:
+        fail(f"--weights {args.weights}: there is no tokenizer.json beside the weights, so no text "
+             "can be read for them")  # fmt: skip
+    if "model" in args.typed and (args.model == "gpt1") != (found.network["family"] == "gpt1"):
+        fail(f"--weights {args.weights} are {found.network['family']}'s, not {args.model}'s")
+    return found
+
+
+def make(args: argparse.Namespace, facts: dict, found: Found | None) -> LanguageModel:
+    """The network of the checkpoint, of the weights, or that the flags ask for. What it is goes
+    into `facts`, so that who reads a checkpoint can build it."""
+    if found or args.weights:
+        facts["network"] = found.network if found else args.stored["dataset"]["network"]
+        return found.build(args.dropout) if found else build(facts["network"], args.dropout)
+    sizes = {name: size for name in SIZES if (size := getattr(args, name)) is not None}
+    try:
+        model = MODELS[args.model](facts["vocab_size"], dropout=args.dropout, **sizes)
+    except ValueError as error:
+        fail(f"--num-heads: {error}")
+    facts["network"] = describe(model, "gpt1" if args.model == "gpt1" else "gpt2")
+    return model
+
+
+def step_size(steps: int, warmup: float, step: int) -> float:
+    """Share of the peak rate: up in a straight line, down half a cosine."""
+    return warmup_and_cosine(min(1.0, (step + 1) / (steps + 1)), warmup)
+
+
+def cross_entropy(logits: Tensor, following: Tensor, reduction: str = "mean") -> Tensor:
+    """Nats a token; what is -100 isn't counted."""
+    logits = logits.float().flatten(0, 1)
+    return F.cross_entropy(logits, following.flatten(), reduction=reduction)
+
+
+@torch.no_grad()
+def evaluate(model: LanguageModel, part: Tokens, dev: Device, batch_size: int) -> dict[str, float]:
+    """Nats a token, and bits a character and a byte; each window tells from what is in it."""
+    model.eval()
+    sums = torch.zeros(2, device=dev.device)
+    for tokens, following in part.in_order(batch_size, model.context):
+        with dev.autocast():
+            logits = model(tokens)
+        nats = cross_entropy(logits, following, "sum")
+        sums += torch.stack([nats, (following != -100).sum().float()])
+    nats, count = dev.sum(sums).tolist()
+    bits = {"bits": part.characters, "bits_byte": part.bytes}
+    bits = {key: nats / math.log(2) / max(count, 1) for key, count in bits.items()}
+    return {f"{part.part}_{key}": value for key, value in {"loss": nats / count, **bits}.items()}
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Trains, or evaluates a checkpoint; returns the training and test metrics."""
+    args = parse_args(argv)
+    if "classes" in args.stored.get("dataset", {}):
+        fail("the checkpoint is of gpt/finetune.py: go on with that")
+    dev = Device(args)
+    found = start(args, dev)
+    train, val, test = load_corpus(args, dev, found and found.vocabulary)
+    facts = train.facts
+    model = make(args, facts, found)
+    net = dev.wrap(model)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [dict(params=matrices, weight_decay=args.weight_decay), dict(params=others)]
+    how = dict(betas=(0.9, 0.95), weight_decay=0.0, fused=not args.fsdp)
+    optimizer = torch.optim.AdamW(groups, args.lr, **how)
+    share = partial(step_size, args.steps, args.warmup)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    parts = dict(model=model, optimizer=optimizer, schedule=schedule)
+    run = Run(args, dev, ("val_loss", min), **parts, dataset=facts)
+    if args.evaluate:
+        return run.finish(**evaluate(model, test, dev, args.batch_size))
+    batches = train.windows(args.batch_size, model.context, min(args.every, args.steps))
+    if batches.window < model.context:
+        dev.say(f"note: windows have {batches.window:,} tokens, the context {model.context:,}")
+    for epoch in run.epochs():
+        model.train()
+        for tokens, following in run.progress(batches):
+            with dev.autocast():
+                loss = cross_entropy(net(tokens), following)
+            run.add(train_loss=loss)
+            if dev.step(loss, optimizer):
+                schedule.step()
+        run.log(epoch, **run.means(), **(evaluate(model, val, dev, args.batch_size) if val else {}))
+        run.save()
+    return run.finish(**run.means(), **evaluate(model, test, dev, args.batch_size))
+
+
+if __name__ == "__main__":
+    main()
