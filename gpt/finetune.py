@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from common import cli, counted, fail
 from common.data.batches import Batches, Draw
 from common.data.classes import check_classes, known_classes
-from common.data.corpora import Vocabulary, make_vocabulary
+from common.data.corpora import CORPORA, Vocabulary, make_vocabulary
 from common.data.sentences import SETS
 from common.data.sources import named, open_source, say_parts
 from common.device import Device
@@ -43,6 +43,8 @@ SPECIAL = 2  # <start> and <extract>, the last rows of the embedding
 
 def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, dict]:
     """The defaults, and the flags that mean nothing."""
+    if (data or "").partition(":")[0] in CORPORA:
+        fail(f"{data} is a text without classes: use gpt/train.py, or --weights of a run with it")
     if not (weights := given.get("weights")):
         nothing = {} if model.startswith("gpt3") else {"window": f"all layers of {model} see all"}
         return {}, nothing
@@ -210,8 +212,6 @@ def step_size(steps: int, warmup: float, step: int) -> float:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
-    if args.stored and "classes" not in args.stored.get("dataset", {}):
-        fail("the checkpoint is of a language model: use gpt/train.py, or name it with --weights")
     dev = Device(args)
     found = start(args, dev)
     train, val, test = load(args, dev, found)

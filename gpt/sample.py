@@ -58,6 +58,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         fail("give --weights or --checkpoint, one of them")
     if args.interactive and not sys.stdin:
         fail("--interactive reads the standard input, which is closed")
+    if args.prompt == "":
+        fail("--prompt is empty: give a text to go on from, or leave it out")
+    try:
+        (args.prompt or "").encode()
+    except UnicodeEncodeError:
+        fail("--prompt is not UTF-8 text")
     for escape, character in ESCAPES.items():
         args.stop = args.stop.replace(escape, character)
     return args
@@ -87,9 +93,10 @@ def open_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, Device,
     if "classes" in facts:
         model = Classifier(model, len(facts["classes"]))
     model.load_state_dict(checkpoint["model"])
-    if ("classes" in facts) != bool(args.sentences):
-        fail("the checkpoint's network tells classes of sentences: give some" if "classes" in facts
-             else "the checkpoint's network goes on from a text: name it with --prompt")  # fmt: skip
+    if "classes" in facts and not args.sentences:
+        fail("the checkpoint's network tells classes of sentences: give some")
+    if args.sentences and "classes" not in facts:
+        fail("the checkpoint's network goes on from a text: name it with --prompt")
     if not args.sentences:
         refuse_overwriting(out)
     print(said.getvalue(), end="", file=sys.stderr)  # on stdout a text is alone
@@ -105,12 +112,6 @@ def refuse_overwriting(out: Path) -> None:
 
 def read_prompt(text: str | None, vocabulary: Vocabulary, context: int, dev: Device) -> Tensor:
     """The prompt's tokens (T,): at most as many as the network sees; says what is lost."""
-    try:
-        text = None if text is None else text.encode("utf-8", "surrogateescape").decode()
-    except UnicodeDecodeError:
-        fail("the prompt is not UTF-8 text")
-    if text == "":
-        fail("the prompt is empty: give a text to go on from, or leave it out")
     if text is None and vocabulary.end is not None:
         tokens = torch.tensor([vocabulary.end])
     else:

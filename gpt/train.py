@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common import cli, fail
 from common.data.corpora import CORPUS_SETS, Tokens, load_corpus
+from common.data.sentences import SETS as SENTENCES
 from common.device import Device
 from common.run import Run
 from common.schedule import warmup_and_cosine
@@ -31,16 +32,15 @@ QUICK = dict(model="gpt_tiny", data="pydocs", tokens="bpe", vocab_size=1024, ste
 PAPER = dict(model="gpt2", data="text:data/webtext", tokens="bpe", vocab_size=50_257,
              steps=100_000, every=1000, val=500_000, batch_size=524_288, accumulate=64, lr=6e-4,
              dropout=0.1, clip=1.0)
+HOURS = dict(model="gpt_small", vocab_size=4096, steps=1500, every=150, lr=2e-3, batch_size=8192,
+             dropout=0.2, val=20_000)
 SETS = {  # beside QUICK
-    "shakespeare": dict(tokens="chars", model="gpt_small", steps=5000, every=500, lr=2e-3,
-                        batch_size=8192, dropout=0.2, val=20_000),
-    "tinystories": dict(model="gpt_small", vocab_size=4096, steps=4000, every=400, lr=2e-3,
-                        batch_size=8192, val=20_000),
-    "brown": dict(model="gpt_small", vocab_size=4096, steps=4000, every=400, lr=2e-3,
-                  batch_size=8192, val=100_000),
-    "wikitext2": dict(model="gpt_small", vocab_size=4096, steps=4000, every=400, lr=2e-3,
-                      batch_size=8192, val=1),
+    "shakespeare": HOURS | dict(tokens="chars", steps=5000, every=500),
+    "tinystories": HOURS,
+    "brown": HOURS | dict(steps=2000, every=200, val=100_000),
+    "wikitext2": HOURS | dict(steps=3000, every=300),  # its own validation part
 }
+MINUTES = dict(context=64, steps=1800, every=300, lr=6e-3, batch_size=4096, dropout=0.0)
 TUNE = dict(steps=200, every=50, batch_size=4096, lr=5e-5, dropout=0.1)  # from --weights
 # fmt: on
 SIZES = ["num_layers", "d_model", "num_heads", "context", "window"]
@@ -49,7 +49,11 @@ FIXED = [*SIZES, "tokens", "vocab_size", "every"]  # by a checkpoint
 
 def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, dict]:
     """The data's recipe, and the flags that mean nothing."""
+    if (data or "").partition(":")[0] in SENTENCES:
+        fail(f"{data} are sentences with classes: use gpt/finetune.py")
     own, nothing = {} if paper else dict(SETS.get(data, {})), {}
+    if data == "shakespeare" and model == "gpt_tiny" and not paper:
+        own |= MINUTES | {"model": model}
     tokens = given.get("tokens", own.get("tokens", (PAPER if paper else QUICK)["tokens"]))
     if weights := given.get("weights"):
         own = own if paper else TUNE | {"model": model_of(weights)}
@@ -149,8 +153,6 @@ def evaluate(model: LanguageModel, part: Tokens, dev: Device, batch_size: int) -
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
-    if "classes" in args.stored.get("dataset", {}):
-        fail("the checkpoint is of gpt/finetune.py: go on with that")
     dev = Device(args)
     found = start(args, dev)
     train, val, test = load_corpus(args, dev, found and found.vocabulary)

@@ -333,10 +333,9 @@ def test_it_learns_one_batch_by_heart():
 
 
 def tokenizer_text(vocab_size=300):
-    words = [
-        a + b for a in ("dog", "cat", "bird", "fish", "the") for b in ("s", "ish", "let", "er")
-    ]
-    made = make_vocabulary(TEXT + " ".join(words * 3), "bpe", vocab_size, ends=True)
+    ends = ("s", "ish", "let", "ling", "dom")
+    words = [word + end for word in ("dog", "cat", "bird", "fish", "the") for end in ends]
+    made = make_vocabulary(TEXT + " ".join(words * 9), "bpe", vocab_size, ends=True)
     assert made["vocab_size"] == vocab_size
     return made["tokenizer"]
 
@@ -718,7 +717,7 @@ def test_fine_tuning_learns_and_answers(capsys, refused):
     assert list(answers.values()) == ["positive", "negative"]
     assert "a good film of 9: positive" in capsys.readouterr().out
     assert "give some" in refused(sample.main, ["--checkpoint", "run/last.pt"])
-    assert "gpt/finetune.py" in refused(train.main, ["--evaluate", "run/last.pt"])
+    assert "use gpt/finetune.py" in refused(train.main, ["--evaluate", "run/last.pt"])
     assert "tells classes" in refused(train.main, ["--weights", "run/last.pt"])
     again = finetune.main(["--evaluate", "run/last.pt", "--quiet"])
     assert again["test_accuracy"] == found["test_accuracy"]
