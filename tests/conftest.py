@@ -119,7 +119,6 @@ def run_python(*args, **kwargs):
     return subprocess.run(command, capture_output=True, text=True, timeout=HANGS, **kwargs)
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 FORKS = sys.platform == "linux"  # elsewhere processes that use frameworks of the system may not
 
 
@@ -159,10 +158,11 @@ def be_a_script(command, files, environment):
 def torchrun(*command):
     """Runs a script in two processes, as torchrun does; returns their end and their output.
 
-    test_common_device.py and test_scale.py start torchrun itself.
+    On Linux forked; test_scale.py starts torchrun itself.
     """
     if not FORKS:
-        return run_python(*TORCHRUN, *command)
+        two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        return run_python(*two, *command)
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
     place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}

@@ -8,7 +8,7 @@ import processes
 import pytest
 import torch
 import toy
-from conftest import ROOT, TORCHRUN, run_python
+from conftest import ROOT, run_python, torchrun
 from test_common_run import same, saved
 from torch import nn
 
@@ -39,7 +39,7 @@ def pair(tmp_path_factory):
         toy.main([*FLAGS, "--run-dir", "alone-adam", "--optimizer", "adam", "--lr", "0.01"])
         for name in ("one", "one-fsdp"):
             toy.main([*FLAGS, "--run-dir", name, "--max-steps", "15"])
-        done = run_python(*TORCHRUN, processes.__file__, folder)
+        done = torchrun(processes.__file__, folder)
         assert done.returncode == 0, done.stderr[-3000:]
         for name in ("half", "half-fsdp"):
             toy.main(["--quiet", "--run-dir", name, "--resume"])
