@@ -49,13 +49,13 @@ def best_arms(
 ) -> tuple[dict[str, list[dict]], dict[str, str], dict[str, list[Path]]]:
     """`run_arms` with those of each name's flags that are best on validation with the first seed.
 
-    `arms` are by name the flags to choose among; the arm is called by the name and its last flag.
-    What counts is the last epoch's `metric`, of which `better` is max or min.
+    `arms` are by name the flags to choose among; the arm is called by the name and the last flag,
+    if any. What counts is the last epoch's `metric`, of which `better` is max or min.
     """
     first = argparse.Namespace(**vars(args) | {"seeds": args.seeds[:1]})
     chosen = {}
     for name, choices in arms.items():
-        tried = {f"{name} {flags[-1]}": flags for flags in choices}
+        tried = {" ".join([name, *flags[-1:]]): flags for flags in choices}
         folders = run_arms(milestone, train, tried, shared, first)[2]
         found = {
             arm: list(history(where[0], metric).values())[-1] for arm, where in folders.items()

@@ -21,7 +21,7 @@ from timing import interleave, ratio
 from torch import nn
 
 from common.device import Device
-from mlp.model import MLP, MODELS, mlp_table
+from mlp.model import MLP, MODELS, Dropout, mlp_table
 from mlp.tables import TableSet
 from mlp.train import parse_args
 
@@ -36,7 +36,7 @@ def plain(model: MLP) -> nn.Sequential:
         if kind is nn.Linear:
             layers.append(nn.Linear(layer.in_features, layer.out_features))
         else:
-            layers.append(nn.Dropout(layer.p) if kind is nn.Dropout else kind())
+            layers.append(nn.Dropout(layer.p) if kind is Dropout else kind())
     theirs = nn.Sequential(*layers)
     theirs.load_state_dict(
         {key.removeprefix("layers."): value for key, value in model.state_dict().items()}
