@@ -1,6 +1,6 @@
 """Trains recurrent networks: on text, sentences, speech and time series, told from --data.
 
-python rnn/train.py                                            # pydocs: 1.18 nats, 46 s
+python rnn/train.py                                            # pydocs: 1.19 nats, 44 s
 python rnn/train.py --data shakespeare --data-dir PATH         # 1.47 nats, 6 min
 python rnn/train.py --data text:novel.txt --tokens bpe         # your own text
 python rnn/train.py --model bilstm --data sst2 --data-dir PATH # 82.2%, 36 s; also names …
