@@ -30,10 +30,11 @@ OWN = {  # flags that mean something for one task alone
     "speech": ["sample_rate", "mels", "max_seconds", "freq_mask", "time_mask"],
     "series": ["target", "inputs", "window", "horizon", "segment", "time_column", "season",
                "relative"],
-    "adding": ["length"],
+    "adding": ["length", "logistic"],
 }  # fmt: skip
 FIXED = [*SIZES, "pooling", "vocab_size", "tokens", "units", "max_length", "sample_rate", "mels",
-         "max_seconds", "target", "inputs", "window", "horizon", "segment", "relative"]  # fmt: skip
+         "max_seconds", "target", "inputs", "window", "horizon", "segment", "relative",
+         "logistic"]  # fmt: skip
 
 # fmt: off
 TASKS = {  # beside QUICK, which is for text

@@ -823,6 +823,16 @@ def test_recipes():
     assert train.parse_args(["--data", "etth1"]).horizon == 24
 
 
+def test_the_output_unit_of_1997():
+    answers = []
+    for argv in (["--paper"], ["--data", "adding"]):
+        model = train.build(train.parse_args(argv), {"task": "adding"})
+        nn.init.constant_(model.output.bias, 50.0)
+        answers.append(float(model(torch.zeros(1, 5, 2))[0].detach()))
+    assert answers[0] == 1.0
+    assert answers[1] > 40
+
+
 def test_sentences_from_training_to_the_picture(capsys, refused):
     good, bad = ["lovely", "great fun"], ["dull", "awful mess"]
     lines = ["text\tlabel"] + [
