@@ -96,8 +96,6 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     if model in SIZED:
         own = own | dict.fromkeys(SIZES) | {"dropout": PAPERS[model]["dropout"]}
     nothing = without_meaning(model, data, {**own, **given})
-    if task == "text" and model == "elman" and not paper:
-        own = own | {"lr": 1e-3}
     if task != "text" or "keep_bias" in nothing:  # QUICK's is for text
         own = own | {"keep_bias": None}
     return own, nothing
