@@ -20,7 +20,7 @@ states grow.
 bidirectional: sentences of film reviews read one way and both ways (Schuster and Paliwal 1997),
 with equally many weights.
 clipping: Elman's network with plain gradient descent at a high rate, the gradient's norm clipped
-and not (Pascanu et al. 2013): without, the loss jumps.
+and not (Pascanu et al. 2013): without, the loss may jump.
 """
 
 import argparse
