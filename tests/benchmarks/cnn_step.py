@@ -10,7 +10,8 @@ take turns in one process. `equal` is both in fp32, contiguous; `default` is our
 run (precision auto, channels-last, fused SGD) against torchvision's as published. Printed are the
 ratio of medians, torchvision's time over ours, with its spread round by round. `--memory` runs each
 side in a process of its own and compares their peak resident memory. With `--inference` a forward
-pass in evaluation takes the place of the step, by default with norms folded where the script does so.
+pass in evaluation takes the place of the step, by default with folded norms where the script has
+them so.
 
 `--epoch` times ResNet-20 (32 pixels) and ResNet-18 (64, the script's default) on the CIFAR-10 part,
 with crops and flips, beside the usual script: per-image transforms, a DataLoader (the better
@@ -115,10 +116,10 @@ def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> C
 
     if args.inference:
         model.eval()
-        folder = type(model).__module__.partition(".")[0]
-        folded = getattr(importlib.import_module(f"{folder}.model"), "folded", None)
-        if tuned and folded:  # as the script evaluates
-            model = folded(model, DTYPES[dev.precision])
+        if tuned:
+            folder = type(model).__module__.partition(".")[0]
+            folded = getattr(importlib.import_module(f"{folder}.model"), "folded", None)
+            model = folded(model, DTYPES[dev.precision]) if folded else model  # as it is evaluated
     return infer if args.inference else step
 
 
