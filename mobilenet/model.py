@@ -1,7 +1,7 @@
 """The MobileNets: v1 (2017), v2 (2018) and v3 (2019), each in its file, by name.
 
 `_cifar` marks networks for images of 32 pixels, which the papers don't have: the first two strides
-are 1, so that the last features are 4x4, and v1 and v2 have half of their widths.
+are 1, so that the last features are 4x4, and v1 has half, v2 a third of its widths.
 """
 
 from functools import partial

@@ -95,6 +95,6 @@ def mobilenet_v2(num_classes: int = 1000, width: float = 1.0, **options) -> Mobi
     return MobileNetV2(num_classes, width, **options)
 
 
-def mobilenet_v2_cifar(num_classes: int = 10, width: float = 0.5, **options) -> MobileNetV2:
-    """For 32 pixels, not in the paper: the first two strides are 1, half of the widths."""
+def mobilenet_v2_cifar(num_classes: int = 10, width: float = 0.35, **options) -> MobileNetV2:
+    """For 32 pixels, not in the paper: the first two strides are 1, a third of the widths."""
     return MobileNetV2(num_classes, width, small_images=True, **options)

@@ -33,7 +33,7 @@ PARAMETERS = {
     "mobilenet_v3_large": 5_483_032,
     "mobilenet_v3_small": 2_542_856,
     "mobilenet_v1_cifar": 823_722,
-    "mobilenet_v2_cifar": 700_490,
+    "mobilenet_v2_cifar": 408_938,
     "mobilenet_v3_cifar": 1_077_290,
 }
 TORCHVISIONS = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
@@ -171,7 +171,7 @@ def test_stages_are_those_of_the_tables(small):
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_depthwise_gradients_are_torchs(size, stride, dtype):
-    for high, wide in ((9, 12), (4, 5), (2, 1)):
+    for high, wide in ((9, 12), (4, 5), (2, 2), (1, 1)):
         x = torch.randn(3, 6, high, wide).to(dtype).to(memory_format=torch.channels_last)
         weight = torch.randn(6, 1, size, size).to(dtype)
         results = []
@@ -300,7 +300,7 @@ def test_it_overfits_a_batch(make):
 def test_recipes():
     args = train.parse_args([])
     assert (args.model, args.data, args.size, args.width, args.optimizer, args.dropout) == (
-        "mobilenet_v2_cifar", "shapes", 32, 0.5, "sgd", 0.2,
+        "mobilenet_v2_cifar", "shapes", 32, 0.35, "sgd", 0.2,
     )  # fmt: skip
     args = train.parse_args(["--paper"])
     assert (args.model, args.data, args.size, args.batch_size, args.lr, args.val) == (
@@ -333,7 +333,7 @@ def test_step_sizes():
         assert train.step_size(args, 7, 6) == 1
     args = train.parse_args(["--epochs", "10"])
     shares = [train.step_size(args, 10, step) for step in range(100)]
-    assert max(shares) == pytest.approx(1, abs=0.02) and shares.index(max(shares)) == 9
+    assert max(shares) == pytest.approx(1, abs=0.02) and shares.index(max(shares)) in (9, 10)
     assert 0 < shares[-1] < 0.01 and shares[0] < 0.11
 
 
@@ -493,7 +493,7 @@ def test_samples_of_published_weights(refused, capsys):
     """The 1,000 classes by their names, with what the network itself says of the pixels."""
     from PIL import Image
 
-    theirs = torchvision.models.mobilenet_v3_small()
+    theirs = perturb(torchvision.models.mobilenet_v3_small())
     torch.save(theirs.state_dict(), "tv.pth")
     Image.new("RGB", (300, 280), "orange").save("orange.png")
     argv = ["--weights", "tv.pth", "--model", "mobilenet_v3_small", "orange.png", "--out", "out"]
