@@ -50,7 +50,7 @@ def gradients(
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Of a stride in low precision: zeros between the gradients, and a convolution of stride 1."""
     size = weight.shape[2]
-    if stride == 1 or x.dtype.itemsize > 2:
+    if stride == 1 or x.dtype.itemsize >= 4:
         return gradients(grad, x, weight, stride, size // 2, [True, False])[0]
     spread = torch.zeros_like(x)
     spread[:, :, ::stride, ::stride] = grad
@@ -81,12 +81,13 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H / stride, W / stride)."""
-        size, stride = self.kernel_size[0], self.stride[0]
-        kind = x.device.type
-        plain = kind != "cpu" or self.bias is not None or (size == 3 and stride == 1)
-        if plain or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        size, stride, kind = self.kernel_size[0], self.stride[0], x.device.type
+        if kind != "cpu" or self.bias is not None or not torch.is_grad_enabled():
             return super().forward(x)
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        slow = size > 3 or (stride > 1 and dtype.itemsize < 4)
+        if not slow or torch.compiler.is_compiling():
+            return super().forward(x)
         return Depthwise.apply(x.to(dtype), self.weight.to(dtype), stride)
 
 
