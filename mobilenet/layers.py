@@ -15,7 +15,7 @@ class Depthwise(torch.autograd.Function):
     """A depthwise convolution whose gradients are made of convolutions that are quick on a CPU.
 
     The values are those of F.conv2d up to rounding. oneDNN lacks two kernels, and takes loops in
-    their place, 10 to 100 times slower: the input's gradient at stride 2 in bf16 and fp16, and
+    their place, up to 170 times slower: the input's gradient at stride 2 in bf16 and fp16, and
     the weights' gradient of filters beyond 3x3 in any precision. `x` is (B, C, H, W), `weight`
     (C, 1, K, K), K odd; the padding is K // 2.
     """
