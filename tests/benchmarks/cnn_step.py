@@ -51,7 +51,10 @@ SAME = {  # torchvision's name: our factory
     "resnet34": RESNET["resnet34"],
     **{f"resnet{n}": RESNET[f"resnet{n}_v1_5"] for n in (50, 101, 152)},
 }
-LATER = {"densenet": [f"densenet{n}" for n in (121, 161, 169, 201)]}  # not on every branch
+LATER = {  # not on every branch
+    "densenet": [f"densenet{n}" for n in (121, 161, 169, 201)],
+    "efficientnet": [f"efficientnet_b{n}" for n in range(8)],
+}
 for folder, names in LATER.items():
     if Path(__file__).parents[2].joinpath(folder).is_dir():
         models = importlib.import_module(f"{folder}.model").MODELS
