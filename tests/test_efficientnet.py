@@ -18,9 +18,9 @@ from efficientnet.model import (
     SIZES,
     STAGES,
     ConvNorm,
+    Convolution,
     EfficientNet,
     MBConv,
-    SamePadded,
     SqueezeExcitation,
     compound,
     current_name,
@@ -306,7 +306,7 @@ def test_without_excitation():
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (3, 1), (5, 3)])
 def test_same_padding_is_tensorflows(size, kernel, stride):
     """ceil(H/s) places; missing pixels half before and half after, the odd one after."""
-    conv = SamePadded(2, 4, kernel, stride, bias=False).double()
+    conv = Convolution(2, 4, kernel, stride=stride, padding="same").double()
     x = torch.randn(1, 2, size, size + 1, dtype=torch.float64)
     out = conv(x)
     assert out.shape[2:] == (-(-size // stride), -(-(size + 1) // stride))
@@ -354,7 +354,7 @@ def test_initial_weights():
             assert m.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), name
         if isinstance(m, nn.Conv2d) and m.bias is not None:
             assert not m.bias.any()
-    assert model.classifier[1].weight.abs().max().item() == pytest.approx(1000**-0.5, rel=1e-3)
+    assert model.classifier[1].weight.abs().max().item() == pytest.approx(1280**-0.5, rel=1e-3)
     assert not model.classifier[1].bias.any()
 
 
@@ -453,7 +453,7 @@ def test_recipes():
     blocks = [m for m in model.modules() if isinstance(m, MBConv)]
     assert len(blocks) == 16
     assert blocks[-1].drop_path == pytest.approx(0.1 * 15 / 16)
-    assert [m for m in model.modules() if isinstance(m, SamePadded)]
+    assert any(m.same for m in model.modules() if isinstance(m, Convolution))
     assert model.features[0][0].out_channels == 8
 
 
@@ -643,7 +643,10 @@ def test_claim_of_scaling(monkeypatch, capsys):
         return train.main([*argv, "--quiet"])
 
     monkeypatch.setattr(claims, "train", short)
+    scales = {"width": (0.5, 0.25, 8), "depth": (0.25, 1.0, 8), "resolution": (0.25, 0.25, 16)}
+    scales["compound"] = (0.3, 0.34, 11)
     monkeypatch.setattr(claims, "BASE", (0.25, 0.25, 8))
+    monkeypatch.setattr(claims, "scales", lambda phi: scales)
     argv = ["scaling", "--data", "digits", "--epochs", "1", "--max-steps", "1"]
     summary = claims.main([*argv, "--seeds", "0", "--out", "out"])
     assert len(runs) == 5
@@ -669,10 +672,35 @@ def test_claim_of_excitation(monkeypatch, capsys):
     assert "training error" in capsys.readouterr().out
 
 
-def test_layers_of_a_convolution_with_its_norm():
-    layer = ConvNorm(4, 8, 3, stride=2, activation=False)
-    assert [type(m).__name__ for m in layer] == ["Conv2d", "BatchNorm2d"]
-    assert layer[0].bias is None
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("activation", [True, False])
+def test_norms_are_folded_where_no_gradients_are_wanted(padding, activation):
+    layer = ConvNorm(4, 8, 3, stride=2, padding=padding, activation=activation).double()
+    perturb(layer).eval()
+    x = torch.randn(2, 4, 8, 9, dtype=torch.float64)
+    calls = []
+    layer[1].register_forward_hook(lambda *_: calls.append(1))
+    wanted = layer(x)
+    assert wanted.requires_grad
+    assert calls == [1]
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), wanted.detach())
+        assert calls == [1]  # it was not asked
+        layer.train()
+        layer(x)
+    assert calls == [1, 1]
+    assert layer[1].num_batches_tracked == 1
+
+
+def test_inference_leaves_its_input_alone():
+    """What is done in place is done to the network's own features."""
+    model = perturb(tiny()).eval()
+    images = torch.randn(2, 3, 32, 32)
+    kept = images.clone()
+    with torch.inference_mode():
+        first, second = model(images), model(images)
+    assert torch.equal(images, kept)
+    assert torch.equal(first, second)
 
 
 @pytest.mark.slow
