@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
     args = parse_args(argv)
     make_folder(args.out)
-    shared = ["--data", args.data, "--epochs", str(args.epochs), "--batch-size", "64"]
+    shared = ["--data", args.data, "--epochs", str(args.epochs), "--batch-size", "32"]
     shared += ["--lr", "0.1", "--val", "0"]
     if args.max_steps:
         shared += ["--max-steps", str(args.max_steps)]
