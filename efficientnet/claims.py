@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from common import classify, cli
 from common.claims import plus_minus, run_arms, write_summary
 from common.folder import make_folder
-from efficientnet.model import MODELS, compound, efficientnet_small
+from efficientnet.model import MODELS, SqueezeExcitation, compound, efficientnet_small
 from efficientnet.train import build
 from efficientnet.train import main as train
 
@@ -49,7 +49,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def multiply_adds(model: nn.Module, size: int) -> int:
     """Of all convolutions and linear layers, for an image of `size` pixels; `model` is on meta."""
-    found = []
+    squeezes = [m for m in model.modules() if isinstance(m, SqueezeExcitation)]
+    found = [fc.weight.numel() for m in squeezes for fc in (m.fc1, m.fc2)]  # which aren't called
 
     def note(layer: nn.Module, _: tuple, out: Tensor) -> None:
         found.append(out[0].numel() * layer.weight[0].numel())  # each place: a filter's weights

@@ -30,6 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efficientnet.depthwise import depthwise
+
 STAGES = (  # Table 1: expansion, kernel size, stride, channels, blocks of the stages 2 to 8
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -79,6 +81,8 @@ class Convolution(nn.Conv2d):
             size, stride = self.kernel_size[0], self.stride[0]
             missing = [max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[:1:-1]]
             x = F.pad(x, [n for m in missing for n in (m // 2, m - m // 2)])
+        if self.groups > 1 and scale is None:
+            return depthwise(x, self.weight, self.stride[0], self.padding[0])
         weight = self.weight if scale is None else self.weight * scale.view(-1, 1, 1, 1)
         return F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)
 

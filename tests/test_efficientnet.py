@@ -13,6 +13,7 @@ from torch import nn
 
 from common.data.batches import Draw
 from efficientnet import augment, claims, sample, train
+from efficientnet.depthwise import Depthwise
 from efficientnet.model import (
     MODELS,
     SIZES,
@@ -371,6 +372,48 @@ def test_it_overfits_a_batch():
         if loss < 0.05:
             break
     assert loss < 0.05
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16], ids=["float64", "bf16"])
+@pytest.mark.parametrize("size", [4, 7, 8, 9])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [(3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 2), (3, 2, 0), (5, 2, 0), (5, 1, 0)],
+)
+def test_quick_gradients_are_torchs(kernel, stride, padding, size, kind):
+    if kernel > size + 2 * padding:
+        pytest.skip("no place for the filter")
+    x = torch.randn(2, 6, size, size + 3, dtype=kind)
+    weight = torch.randn(6, 1, kernel, kernel, dtype=kind)
+    ours, theirs = ([t.clone().requires_grad_() for t in (x, weight)] for _ in range(2))
+    out = Depthwise.apply(*ours, stride, padding)
+    wanted = F.conv2d(*theirs, None, stride, padding, groups=6)
+    assert torch.equal(out, wanted)
+    grad = torch.randn(out.shape).to(kind)
+    out.backward(grad)
+    wanted.backward(grad)
+    close = {} if kind == torch.float64 else dict(rtol=0.02, atol=0.1)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, **close)
+
+
+def test_quick_gradients_are_taken_where_they_are_wanted(monkeypatch):
+    """Under autocast in its precision; not without gradients, nor of frozen inputs or weights."""
+    found, real = [], Depthwise.apply
+    monkeypatch.setattr(Depthwise, "apply", lambda *a: found.append(a[0].dtype) or real(*a))
+    block = MBConv(8, 16, 6, 5, 2)
+    x = torch.randn(2, 8, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        block(x).float().sum().backward()
+    assert found == [torch.bfloat16]
+    assert block.block[1][0].weight.grad.dtype == torch.float32
+    with torch.no_grad():
+        block(x)
+    MBConv(8, 16, 6, 3, 1)(x)  # torch is quick there
+    assert len(found) == 1
+    block.block[1][0].weight.requires_grad_(False)
+    block(x).sum().backward()
+    assert found[1:] == [torch.float32]
 
 
 # ---------------------------------------------------------------------- augmentation

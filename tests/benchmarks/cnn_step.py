@@ -55,7 +55,6 @@ LATER = {  # not on every branch
     "densenet": [f"densenet{n}" for n in (121, 161, 169, 201)],
     "efficientnet": [f"efficientnet_b{n}" for n in range(8)],
 }
-FP32 = LATER["efficientnet"]  # whose script measured a loss with bf16
 for folder, names in LATER.items():
     if Path(__file__).parents[2].joinpath(folder).is_dir():
         models = importlib.import_module(f"{folder}.model").MODELS
@@ -77,8 +76,7 @@ def build(name: str, ours: bool) -> nn.Module:
 def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> Callable:
     """A function that takes one training step, or one pass of inference."""
     model = build(name, ours)
-    kind = "fp32" if name in FP32 else "bf16"
-    dev = Device(parse_args(["--device", args.device, "--quiet"]), auto_precision=kind)
+    dev = Device(parse_args(["--device", args.device, "--quiet"]))
     torch.manual_seed(0)
     images = torch.randn(args.batch_size, 3, args.size, args.size).to(dev.device)
     labels = torch.randint(1000, (args.batch_size,), device=dev.device)
