@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
     make_folder(args.out)
     shared = ["--data", args.data, "--epochs", str(args.epochs), "--batch-size", "32"]
-    shared += ["--lr", "0.1", "--val", "0"]
+    shared += ["--lr", "0.002", "--val", "0"]
     if args.max_steps:
         shared += ["--max-steps", str(args.max_steps)]
     summary = (compare_scaling if args.claim == "scaling" else compare_excitation)(args, shared)

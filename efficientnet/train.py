@@ -30,7 +30,7 @@ from efficientnet.augment import auto_augment, resized_window, small_images
 from efficientnet.model import MODELS, SIZES, EfficientNet, current_name
 
 # fmt: off
-QUICK = dict(model="efficientnet_small", data="shapes",               epochs=4,   val=500,   batch_size=32,   lr=0.1,   optimizer="sgd",     schedule="cosine")  # noqa: E501
+QUICK = dict(model="efficientnet_small", data="shapes",               epochs=5,   val=500,   batch_size=32,   lr=0.002, optimizer="rmsprop", schedule="cosine")  # noqa: E501
 PAPER = dict(model="efficientnet_b0",    data="folder:data/imagenet", epochs=350, val=25000, batch_size=4096, lr=0.256, optimizer="rmsprop", schedule="stairs",  # noqa: E501
              patience=350, smoothing=0.1, average=0.9999, autoaugment=True)  # Sec. 5.2
 CIFAR = dict(data="cifar10", val=2500, batch_size=256, lr=0.016)  # the same for small images

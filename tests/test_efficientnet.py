@@ -375,14 +375,12 @@ def test_it_overfits_a_batch():
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16], ids=["float64", "bf16"])
-@pytest.mark.parametrize("size", [4, 7, 8, 9])
+@pytest.mark.parametrize("size", [5, 8, 9])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"),
     [(3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 2), (3, 2, 0), (5, 2, 0), (5, 1, 0)],
 )
 def test_quick_gradients_are_torchs(kernel, stride, padding, size, kind):
-    if kernel > size + 2 * padding:
-        pytest.skip("no place for the filter")
     x = torch.randn(2, 6, size, size + 3, dtype=kind)
     weight = torch.randn(6, 1, kernel, kernel, dtype=kind)
     ours, theirs = ([t.clone().requires_grad_() for t in (x, weight)] for _ in range(2))
@@ -474,7 +472,8 @@ def test_small_images_are_shifted_and_mirrored():
 def test_recipes():
     args = train.parse_args([])
     assert (args.model, args.data, args.size) == ("efficientnet_small", "shapes", 32)
-    assert (args.optimizer, args.schedule, args.average) == ("sgd", "cosine", 0.0)
+    assert (args.optimizer, args.schedule, args.average) == ("rmsprop", "cosine", 0.0)
+    assert args.lr / args.batch_size == 0.016 / 256  # the authors' rate
     args = train.parse_args(["--paper"])
     assert (args.model, args.data, args.epochs, args.batch_size, args.lr, args.size) == (
         "efficientnet_b0", "folder:data/imagenet", 350, 4096, 0.256, 224,
@@ -514,7 +513,7 @@ def test_step_sizes_are_the_papers():
     assert rises[-1] < 0.001
 
 
-def test_optimisers(monkeypatch):
+def test_optimisers():
     model = tiny()
     args = train.parse_args(["--paper", "--model", "efficientnet_small"])
     optimizer = train.make_optimizer(args, model)
@@ -525,14 +524,14 @@ def test_optimisers(monkeypatch):
     norms = {p for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     assert set(plain["params"]) == norms
     assert set(decayed["params"]) | norms == set(model.parameters())
-    optimizer = train.make_optimizer(train.parse_args([]), model)
+    optimizer = train.make_optimizer(train.parse_args(["--optimizer", "sgd"]), model)
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.param_groups[0]["nesterov"]
 
 
 def test_average_of_weights():
     """Of the first steps 1/10, 2/11, ... of the old is kept (TensorFlow's num_updates)."""
-    argv = [*FLAGS, *TINY, "--lr", "0.01"]
+    argv = [*FLAGS, *TINY]
     for steps in ("1", "2"):
         train.main([*argv, "--max-steps", steps, "--run-dir", steps, "--average", "0.9999"])
     first, second = (torch.load(f"{n}/last.pt") for n in (1, 2))
@@ -593,7 +592,7 @@ def test_fine_tuning_from_a_published_file(kind, capsys):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_paths_of_the_loop(precision):
     argv = [*FLAGS, *TINY, "--max-steps", "2", "--accumulate", "2", "--precision", precision]
-    argv += ["--drop-path", "0.2", "--average", "0.9", "--optimizer", "rmsprop", "--lr", "0.001"]
+    argv += ["--drop-path", "0.2", "--average", "0.9", "--optimizer", "sgd", "--lr", "0.01"]
     metrics = train.main([*argv, "--schedule", "stairs", "--run-dir", "run"])
     assert all(map(math.isfinite, metrics.values()))
     assert all(t.isfinite().all() for t in weights("run").values())
@@ -608,7 +607,7 @@ def test_the_papers_recipe_runs_on_a_tree():
 
 def test_samples(capsys, monkeypatch):
     monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 64, "test": 30})
-    argv = [*TINY, "--val", "0", "--epochs", "2", "--lr", "0.02", "--average", "0.9", "--quiet"]
+    argv = [*TINY, "--val", "0", "--epochs", "2", "--average", "0.9", "--quiet"]
     metrics = train.main(argv)
     assert sample.main([])["right"] == round(30 * metrics["test_accuracy"])
     from PIL import Image
