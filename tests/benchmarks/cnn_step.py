@@ -58,6 +58,7 @@ LATER = {  # not on every branch
         "mobilenetv1_100": "mobilenet_v1",  # timm's
         **{name: name for name in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")},
     },
+    "efficientnet": {name: name for name in (f"efficientnet_b{n}" for n in range(8))},
 }
 for folder, names in LATER.items():
     if Path(__file__).parents[2].joinpath(folder).is_dir():
