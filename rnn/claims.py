@@ -82,7 +82,7 @@ SHARED = {
     "forget": ["--data", "pydocs", "--hidden-size", "128", "--epochs", "4", "--lr", "5e-3",
                "--dropout", "0", "--quiet"],
     "bidirectional": ["--data", "sst2", "--pooling", "last", "--epochs", "5", "--quiet"],
-    "clipping": ["--data", "pydocs", "--model", "elman", "--optimizer", "sgd", "--lr", "1",
+    "clipping": ["--data", "pydocs", "--model", "elman", "--optimizer", "sgd", "--lr", "3",
                  "--hidden-size", "128", "--epochs", "10", "--limit", "100000", "--dropout", "0",
                  "--quiet"],
 }  # fmt: skip
