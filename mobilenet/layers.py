@@ -14,10 +14,10 @@ from torch import Tensor, nn
 class Depthwise(torch.autograd.Function):
     """A depthwise convolution whose gradients are made of convolutions that are quick on a CPU.
 
-    The values are those of F.conv2d up to rounding. torch's own gradients
-    are slow in two cases: the input's at stride 2 in bf16 (20 to 170 times as slow), and the
-    weights' of 5x5 filters (5 to 16 times in bf16, up to 1.5 in fp32). `x` is (B, C, H, W), `weight`
-    (C, 1, K, K), K odd; the padding is K // 2.
+    The values are those of F.conv2d up to rounding. torch's own gradients are slow in two cases:
+    the input's at stride 2 in bf16 (20 to 170 times as slow), and the weights' of 5x5 filters (5 to
+    16 times in bf16, up to 1.5 in fp32). `x` is (B, C, H, W), `weight` (C, 1, K, K), K odd; the
+    padding is K // 2.
     """
 
     @staticmethod
@@ -60,9 +60,12 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tens
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Of 5x5 filters in four parts of 3x3, which overlap in a cross."""
     size = weight.shape[2]
-    if size != 5:
+    if size != 5 and min(x.shape[2:]) >= size:
         return gradients(grad, x, weight, stride, size // 2, [False, True])[1]
-    x, whole = F.pad(x, [2] * 4), torch.empty_like(weight)
+    x = F.pad(x, [size // 2] * 4)
+    if size != 5:  # in bf16 torch leaves weights that see only padding as memory happens to be
+        return gradients(grad, x, weight, stride, 0, [False, True])[1]
+    whole = torch.empty_like(weight)
     high, wide = (stride * (n - 1) + 3 for n in grad.shape[2:])  # what 3x3 filters reach
     for i in (0, 2):
         for j in (0, 2):
