@@ -395,6 +395,20 @@ def test_quick_gradients_are_torchs(kernel, stride, padding, size, kind):
         torch.testing.assert_close(a.grad, b.grad, **close)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 1)])
+def test_gradients_of_features_smaller_than_the_filter(shape):
+    """There torch's own weight gradients hold in bf16 what memory happened to hold."""
+    for _ in range(50):
+        x = torch.randn(3, 6, *shape).bfloat16().to(memory_format=torch.channels_last)
+        weight = torch.randn(6, 1, 3, 3).bfloat16().requires_grad_()
+        exact = weight.detach().double().requires_grad_()
+        out = Depthwise.apply(x, weight, 2, 1)
+        grad = torch.randn_like(out)
+        out.backward(grad)
+        F.conv2d(x.double(), exact, None, 2, 1, groups=6).backward(grad.double())
+        torch.testing.assert_close(weight.grad.double(), exact.grad, rtol=0.02, atol=0.1)
+
+
 def test_quick_gradients_are_taken_where_they_are_wanted(monkeypatch):
     """Under autocast in its precision; not without gradients, nor of frozen inputs or weights."""
     found, real = [], Depthwise.apply
