@@ -10,6 +10,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from common import seed_of
 from common.folder import read_rows
 
@@ -65,6 +68,19 @@ def best_arms(
         others = ", ".join(f"{arm} {value:.4g}" for arm, value in found.items())
         print(f"{best} is the best by {metric} ({others})", flush=True)
     return run_arms(milestone, train, chosen, shared, args)
+
+
+def multiply_adds(model: nn.Module, image: Tensor) -> int:
+    """Of one image (1, C, H, W), in evaluation, by PyTorch's counter: half of its operations.
+
+    Both may be on the meta device, where nothing is computed.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
 
 
 def history(folder: Path, metric: str) -> dict[int, float]:

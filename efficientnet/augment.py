@@ -1,25 +1,10 @@
 """What EfficientNet's training does to images: Inception's windows, shifts, AutoAugment."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from common.data.augment import random_crop, random_flip
 from common.data.batches import Draw
-
-
-def resized_window(numbers: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """A window with 8 to 100% of an image, 3:4 to 4:3, half of them mirrored, as for Inception.
-
-    What would reach beyond the image is narrowed to it.
-    """
-    share, aspect, x, y, side = numbers.unbind(1)
-    pixels = (0.08 + 0.92 * share) * height * width
-    aspect = torch.exp((2 * aspect - 1) * math.log(4 / 3))
-    across = (pixels * aspect).sqrt().minimum(width)
-    down = (pixels / aspect).sqrt().minimum(height)
-    return torch.stack([x * (width - across), y * (height - down), across, down, side.round()], 1)
 
 
 def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:

@@ -13,7 +13,6 @@ All arms of a claim are trained alike.
 """
 
 import argparse
-import json
 from functools import cache
 from pathlib import Path
 
@@ -22,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import classify, cli
-from common.claims import plus_minus, run_arms, write_summary
+from common.claims import history, multiply_adds, plus_minus, run_arms, write_summary
 from common.folder import make_folder
-from efficientnet.model import MODELS, SqueezeExcitation, compound, efficientnet_small
+from efficientnet.model import MODELS, compound, efficientnet_small
 from efficientnet.train import build
 from efficientnet.train import main as train
 
@@ -47,28 +46,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def multiply_adds(model: nn.Module, size: int) -> int:
-    """Of all convolutions and linear layers, for an image of `size` pixels; `model` is on meta."""
-    squeezes = [m for m in model.modules() if isinstance(m, SqueezeExcitation)]
-    found = [fc.weight.numel() for m in squeezes for fc in (m.fc1, m.fc2)]  # which aren't called
-
-    def note(layer: nn.Module, _: tuple, out: Tensor) -> None:
-        found.append(out[0].numel() * layer.weight[0].numel())  # each place: a filter's weights
-
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    model.eval()(torch.empty(1, 3, size, size, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return sum(found)
-
-
 @cache
 def costs(width: float, depth: float, size: int) -> tuple[int, int]:
     """Multiply-adds for an image, and parameters, of `efficientnet_small` at this scale."""
     with torch.device("meta"):
         model = efficientnet_small(width=width, depth=depth)
-    return multiply_adds(model, size), sum(p.numel() for p in model.parameters())
+        image = torch.empty(1, 3, size, size)
+    return multiply_adds(model, image), sum(p.numel() for p in model.parameters())
 
 
 def scales(phi: float) -> dict[str, tuple[float, float, int]]:
@@ -106,16 +90,17 @@ def compare_scaling(args: argparse.Namespace, shared: list[str]) -> dict:
         scale_of |= {f"{name}, phi {phi:g}": scale for name, scale in scales(phi).items()}
     arms = {arm: as_flags(scale) for arm, scale in scale_of.items()}
     results, commands, folders = run_arms("efficientnet", train, arms, shared, args)
+    for arm, runs in results.items():
+        for run in runs:
+            run["multiply_adds"], run["parameters"] = costs(*scale_of[arm])
     summary = write_summary(args.out / "claim_scaling.json", results, commands)
     points = {name: {} for name in names}
     for arm, metrics in summary.items():
-        metrics["multiply_adds"], metrics["parameters"] = costs(*scale_of[arm])
-        millions = metrics["multiply_adds"] / 1e6
+        count, parameters = costs(*scale_of[arm])
         for name in names if arm == "base" else [arm.split(",")[0]]:
-            points[name][millions] = [100 * (1 - run["test_accuracy"]) for run in results[arm]]
-        show(arm, metrics, f"{millions:6.2f} million multiply-adds, "
-             f"{metrics['parameters']:>9,} parameters, ")  # fmt: skip
-    (args.out / "claim_scaling.json").write_text(json.dumps(summary, indent=1) + "\n")
+            points[name][count / 1e6] = [100 * (1 - run["test_accuracy"]) for run in results[arm]]
+        show(arm, metrics, f"{count / 1e6:6.2f} million multiply-adds, "
+             f"{parameters:>9,} parameters, ")  # fmt: skip
 
     from common.plot import spread
 
@@ -158,7 +143,7 @@ def draw_maps(folders: dict[str, Path], args: argparse.Namespace) -> None:
             axis.imshow(heat.numpy(), cmap="inferno", alpha=0.55)
             axis.set_xticks([])
             axis.set_yticks([])
-            if row is not None and arm == "base":
+            if arm == "base":
                 axis.set_title(facts["classes"][label], fontsize=8)
         row[0].set_ylabel(arm.replace(", ", "\n"), fontsize=8)
     save(figure, args.out / "claim_scaling_maps.png")
@@ -166,7 +151,6 @@ def draw_maps(folders: dict[str, Path], args: argparse.Namespace) -> None:
 
 def compare_excitation(args: argparse.Namespace, shared: list[str]) -> dict:
     """Trains with and without excitation; writes claim_excitation.json and .png."""
-    from common.claims import history
     from common.plot import spread
 
     results, commands, folders = run_arms("efficientnet", train, EXCITATION, shared, args)

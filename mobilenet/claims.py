@@ -15,10 +15,9 @@ All take images of 16 pixels and the same few epochs, the same for all arms of a
 import argparse
 
 import torch
-from torch import nn
 
 from common import cli
-from common.claims import history, plus_minus, run_arms, write_summary
+from common.claims import history, multiply_adds, plus_minus, run_arms, write_summary
 from common.folder import make_folder
 from mobilenet.train import build
 from mobilenet.train import main as train
@@ -50,22 +49,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def multiply_adds(model: nn.Module, size: int, channels: int = 3) -> int:
-    """Of one image (channels, size, size), in convolutions and linear layers."""
-    total = 0
-
-    def count(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output[0].numel() * layer.weight[0].numel()
-
-    model = model.to("meta").eval()
-    for layer in model.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.register_forward_hook(count)
-    model(torch.empty(1, channels, size, size, device="meta"))
-    return total
-
-
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
@@ -79,8 +62,10 @@ def main(argv: list[str] | None = None) -> dict:
     results, commands, folders = run_arms("mobilenet", train, arms, shared, args)
     costs = {}  # parameters and multiply-adds, as in Tables 4 and 6
     for arm, flags in arms.items():
-        model = build(parse_training(flags), 10)
-        costs[arm] = sum(p.numel() for p in model.parameters()), multiply_adds(model, args.size)
+        with torch.device("meta"):
+            model = build(parse_training(flags), 10)
+            image = torch.empty(1, 3, args.size, args.size)
+        costs[arm] = sum(p.numel() for p in model.parameters()), multiply_adds(model, image)
         for run in results[arm]:
             run["parameters"], run["multiply_adds"] = costs[arm]
     stem = args.out / f"claim_{args.claim}"

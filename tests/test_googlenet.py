@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import googlenet as reference
 
+from common.data.augment import resized_window
 from common.data.batches import Draw
 from googlenet import augment, claims, sample, train
 from googlenet.model import (
@@ -339,7 +340,7 @@ def test_shifted_and_mirrored_images():
 def test_windows_are_inceptions():
     numbers = torch.rand(4000, 5, generator=torch.Generator().manual_seed(0))
     height, width = torch.full((4000,), 120), torch.full((4000,), 160)
-    left, top, across, down, mirrored = augment.resized_window(numbers, height, width).T
+    left, top, across, down, mirrored = resized_window(numbers, height, width).T
     assert (left >= 0).all()
     assert (top >= 0).all()
     assert (left + across <= 160.001).all()
