@@ -209,7 +209,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, 
     """
     source = SETS[args.data.partition(":")[0]](args)
     known = args.stored.get("dataset", {})
-    parts = Corpus({part: Text([text]) for part, text in source.parts.items()})
+    parts = Corpus({part: Text([text]) for part, text in source.parts.items()}, source.note)
     texts = {part: str(text) for part, text in parts_of(args, parts).items()}
     names = ("characters", "tokenizer", "vocab_size")
     facts = {name: known[name] for name in names if name in known}
@@ -220,7 +220,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, 
     sets = {name: Stream(name, texts[name], facts, args.bptt, dev)
             for name in texts}  # fmt: skip
     kind = "characters" if args.tokens == "chars" else "tokens"
-    say_parts(args, dev, sets, kind, f"{facts['vocab_size']:,} different", source.note)
+    say_parts(args, dev, sets, kind, f"{facts['vocab_size']:,} different", parts.note)
     for part in sets.values():
         if part.unknown:
             shown = " ".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in part.unknown[:20])

@@ -281,16 +281,26 @@ def parts_of(args: argparse.Namespace, corpus: Corpus) -> dict[str, Text]:
         fail(f"the {short} part of {args.data} has {counted(len(parts[short]), 'character')}: a "
              "language model needs two at least in each, take more text")  # fmt: skip
     count = len(parts["train"])
-    if not args.val:
-        parts.pop("val", None)
-    elif "val" not in parts:
+    if "val" in parts:
+        size = len(parts["val"])
+        if "val" in args.typed and args.val not in (0, size):
+            fail(f"--val {args.val}: {args.data} has a validation part of its own, of {size}: "
+                 f"--val {size} takes it, --val 0 does without")  # fmt: skip
+        if not args.val:
+            del parts["val"]
+    elif args.val:
         size = args.val if "val" in args.chosen else min(args.val, count // 10)
         if size >= count - 1:
             fail(f"--val {args.val} leaves nothing of {count:,} characters: lower it")
+        if size == 1 == args.val:
+            fail("--val 1: of one character there is nothing to tell; take two at least, or 0")
         if size > 1:
             parts["val"] = parts["train"].part(count - size, count)
             parts["train"] = parts["train"].part(0, count - size)
             count -= size
+        else:
+            short = "too short for a validation part"
+            corpus.note = "; ".join(filter(None, [corpus.note, short]))
     if args.limit and args.limit < count:
         size = max(2, args.limit)
         generator = torch.Generator().manual_seed(seed_of("limit", args.seed))
