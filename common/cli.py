@@ -117,7 +117,7 @@ class Parser(OneLineParser):
     stored. Flags that mean nothing are left out of --help, and refused if they are typed.
 
     What a checkpoint settles for good is `fixed`: to type another value beside --resume or
-    --evaluate is refused.
+    --evaluate is refused. `script` is named where a run can be gone on with.
     """
 
     def __init__(
@@ -130,8 +130,10 @@ class Parser(OneLineParser):
         data: Iterable[str],
         recipe: Callable[..., tuple[dict, dict[str, str]]] | None = None,
         fixed: Iterable[str] = (),
+        script: str = "train.py",
     ):
-        super().__init__(f"python {milestone}/train.py", doc, add_help=False)
+        super().__init__(f"python {milestone}/{script}", doc, add_help=False)
+        self.script = script
         self.fixed = ["model", "data", *fixed]
         self.milestone, self.quick, self.paper = milestone, quick, paper
         self.data, self.defaults, self.nothing = list(data), {}, {}
@@ -205,8 +207,8 @@ class Parser(OneLineParser):
         return self.add_argument(name, action=kind, default=default, **kwargs)
 
     def parse_args(self, argv: list[str] | None = None) -> Flags:
-        """The flags; with them come `milestone`, `run_dir` (a Path or None), the names of those
-        that were `typed`, of those typed now or when the run began (`chosen`), and what is
+        """The flags; with them come `milestone`, `script`, `run_dir` (a Path or None), the names of
+        those that were `typed`, of those typed now or when the run began (`chosen`), and what is
         `stored` in the checkpoint that the command goes on with ({} if there is none).
 
         Raises SystemExit(2) after one line on stderr for anything that can't be.
@@ -231,8 +233,8 @@ class Parser(OneLineParser):
         values["run_dir"] = Path(folder) if folder else None
         once = flags.get("chosen", kept)  # by whoever began the run
         chosen = sorted({*typed, *(name for name in kept if name in once)})
-        more = dict(milestone=self.milestone, typed=sorted(typed), chosen=chosen, stored=stored)
-        return Flags(**values, **more)
+        more = dict(typed=sorted(typed), chosen=chosen, stored=stored, script=self.script)
+        return Flags(**values, **more, milestone=self.milestone)
 
     def find(self, typed: dict) -> tuple[str | None, dict, dict]:
         """The run folder or checkpoint that this command goes on with, its content, its flags."""

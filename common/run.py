@@ -295,7 +295,8 @@ class Run:
         where = shlex.quote(str(self.folder))
         if self.dev.main:
             print(f"stopped in epoch {self.epoch + 1}, after step {self.step}; go on with:")
-            print(f"python {self.args.milestone}/train.py --resume --run-dir {where}", flush=True)
+            script = f"{self.args.milestone}/{self.args.script}"
+            print(f"python {script} --resume --run-dir {where}", flush=True)
         raise SystemExit(128 + number)
 
     def check_finite(self, state: dict | None = None, **metrics: float) -> None:

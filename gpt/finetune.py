@@ -55,8 +55,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("gpt", __doc__, QUICK, PAPER, MODELS, DATA, recipe, FIXED)
-    parser.prog, parser.usage = "python gpt/finetune.py", "python gpt/finetune.py [flags]"
+    parser = cli.Parser("gpt", __doc__, QUICK, PAPER, MODELS, DATA, recipe, FIXED, "finetune.py")
     add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
     text = "start from published weights, a folder, a file or a checkpoint of train.py"
     add("--weights", metavar="NAME|PATH", none="no", group="training", help=text)

@@ -54,6 +54,11 @@ NAMES = [  # ours, GPT-1's, GPT-2's, GPT-Neo's: "=" is the same, "T" the same on
     ("ln_f.bias",              None,                     "=", "="),
 ]
 # fmt: on
+STANDARD = {  # what config.json may say, as all published ones do
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}
 IGNORED = re.compile(r"(h\.\d+\.attn\.(attention\.)?(masked_)?bias|lm_head\.weight|position_ids)$")
 
 
@@ -169,12 +174,14 @@ def sizes_of(config: dict, theirs: dict[str, Tensor], source: str) -> tuple[str,
     act = config.get("afn", config.get("activation_function", wanted))
     if act not in (wanted, "gelu_new", "gelu_pytorch_tanh"):
         fail(f"{source}: its activation is {act}, that of the GPTs here is {wanted}")
+    if other := next((k for k, v in STANDARD.items() if config.get(k, v) != v), None):
+        fail(f"{source}: config.json says {other} is {config[other]}, here it is {STANDARD[other]}")
     return family, sizes
 
 
 def read_tokenizer_files(files: dict[str, Path | None], source: str) -> str | None:
     """The tokenizer beside the weights as JSON: tokenizer.json, or vocab.json and merges.txt."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     whole, vocab, merges = (files.get(n) for n in ("tokenizer.json", "vocab.json", "merges.txt"))
     try:
@@ -182,9 +189,17 @@ def read_tokenizer_files(files: dict[str, Path | None], source: str) -> str | No
             return Tokenizer.from_file(str(whole)).to_str()
         if not (vocab and merges):
             return None
-        tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+        settings = {}
+        if '</w>"' in vocab.read_text("utf-8"):  # GPT-1's: pieces that end a word are marked
+            settings = dict(end_of_word_suffix="</w>", unk_token="<unk>")
+        tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges), **settings))
     except Exception as error:  # the library raises nothing narrower
         fail(f"{source}: its tokenizer is damaged ({error})")
+    if settings:
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
+        return tokenizer.to_str()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if tokenizer.token_to_id("<|endoftext|>") is not None:

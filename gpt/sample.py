@@ -121,7 +121,7 @@ def read_prompt(text: str | None, vocabulary: Vocabulary, context: int, dev: Dev
             print(f"note: training did not have these characters: {shown}", file=sys.stderr)
         tokens = vocabulary.encode(text)
     if not len(tokens):
-        fail("the prompt has no tokens")
+        fail("the prompt has no tokens: give a text to go on from with --prompt")
     if len(tokens) > context:
         print(f"note: the prompt has {len(tokens):,} tokens, of which the network sees the last "
               f"{context:,}: the rest is cut", file=sys.stderr)  # fmt: skip

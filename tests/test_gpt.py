@@ -6,6 +6,7 @@ Usage: torchrun --nproc-per-node 2 tests/test_gpt.py FOLDER trains the same way 
 import io
 import json
 import math
+import queue
 import random
 import sys
 from functools import partial
@@ -379,6 +380,34 @@ def test_vocab_and_merges_in_place_of_a_tokenizer():
     assert one.end == other.end is not None
 
 
+def test_the_tokenizer_of_gpt1():
+    from transformers import OpenAIGPTTokenizer
+
+    merges = ["t h", "th e</w>", "d o", "do g</w>", "do g"]
+    pieces = [
+        *"thedogs.",
+        *(f"{c}</w>" for c in "thedogs."),
+        "th",
+        "the</w>",
+        "do",
+        "dog</w>",
+        "dog",
+    ]
+    vocab = {"<unk>": 0, **{piece: i for i, piece in enumerate(pieces, 1)}}
+    Path("theirs").mkdir()
+    files = {name: Path("theirs", name) for name in ("vocab.json", "merges.txt")}
+    files["vocab.json"].write_text(json.dumps(vocab))
+    files["merges.txt"].write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    ours = Vocabulary({"tokenizer": published.read_tokenizer_files(files, "theirs"),
+                       "published": True})  # fmt: skip
+    pairs = [tuple(merge.split()) for merge in merges]
+    theirs = OpenAIGPTTokenizer(vocab=vocab, merges=pairs)
+    for text in ("The dog.", "the dogs' \u00e9", "  Dog  the\n\nDOG"):
+        found = ours.encode(text).tolist()
+        assert found == theirs(text)["input_ids"]
+    assert ours.decode(ours.encode("The dogs.").tolist()) == "the dogs ."
+
+
 def test_weights_that_do_not_fit(refused, monkeypatch):
     read = published.read_published
     folder_of()
@@ -391,6 +420,7 @@ def test_weights_that_do_not_fit(refused, monkeypatch):
     config = json.loads(Path("theirs/config.json").read_text())
     for change, words in (({"model_type": "llama"}, "config.json says llama"),
                           ({"n_head": 5}, "5 heads can't share 32"),
+                          ({"scale_attn_weights": False}, "scale_attn_weights is False"),
                           ({"activation_function": "relu"}, "activation is relu")):  # fmt: skip
         Path("theirs/config.json").write_text(json.dumps(config | change))
         assert words in refused(read, "theirs")
@@ -730,6 +760,23 @@ def test_fine_tuning_resumes(capsys):
     assert finetune.main([*argv, "--run-dir", "cut", "--resume"]) == whole
 
 
+def test_a_stopped_fine_tuning_names_its_script(capsys, monkeypatch):
+    monkeypatch.setattr(finetune.Run, "between_steps", lambda run: run.leave(2))
+    with pytest.raises(SystemExit) as stop:
+        finetune.main([*sentences(), *TINY, "--vocab-size", "300", "--run-dir", "cut"])
+    assert stop.value.code == 130
+    assert "python gpt/finetune.py --resume --run-dir cut\n" in capsys.readouterr().out
+
+
+def test_what_fine_tuning_can_not_read(refused):
+    line = refused(finetune.main, ["--data-dir", "nowhere"])
+    assert "train.tsv is not in nowhere/SST2" in line
+    assert "sentences:PATH" in line
+    line = refused(finetune.main, ["--data", "sentences:none.csv"])
+    assert "none.csv" in line
+    assert "pydocs" not in line
+
+
 def test_fine_tuning_goes_on_from_weights(refused):
     folder_of()
     argv = [*sentences(), "--weights", "theirs", "--max-steps", "1", "--lr", "1e-9"]
@@ -787,6 +834,46 @@ def test_claims_run_and_are_skipped_when_done(monkeypatch, corpus):
     assert {p.name for p in Path("out").iterdir()} == {"claim_shots.json", "claim_shots.png"}
     monkeypatch.setattr(claims, "train", None)
     assert claims.main(argv) == summary
+
+
+class Inline:
+    """A process of multiprocessing that is none."""
+
+    def __init__(self, target, args):
+        self.start = lambda: target(*args)
+
+    def join(self):
+        pass
+
+
+@pytest.mark.parametrize("claim", ["transfer", "scaling", "banded"])
+def test_claims_on_files(claim, monkeypatch):
+    for folder in ("brown", "movie_reviews/pos", "SST2"):
+        Path("data", folder).mkdir(parents=True)
+    Path("data/brown/news.txt").write_text(TEXT + "\n" + TEXT.upper())
+    Path("data/movie_reviews/pos/1.txt").write_text(TEXT)
+    for part in ("train", "dev", "test"):
+        rows = [f"a {word} {part}\t{number}" for number, word in enumerate(("dull", "fine"))]
+        Path(f"data/SST2/{part}.tsv").write_text("\n".join(rows * 3) + "\n")
+    context = SimpleNamespace(SimpleQueue=queue.SimpleQueue, Process=Inline)
+    monkeypatch.setattr("multiprocessing.get_context", lambda kind: context)
+    monkeypatch.setattr(claims, "LENGTHS", (8, 96))
+    less = ["100" if word == "100000" else word for word in claims.SHARED["scaling"]]  # --val
+    monkeypatch.setitem(claims.SHARED, "scaling", less)
+    argv = [claim, "--seeds", "0", "--max-steps", "1", "--out", "out", "--data-dir", "data"]
+    summary = claims.main(argv)
+    assert len(summary) == len(claims.CLAIMS[claim])
+    assert {p.name for p in Path("out").iterdir()} == {
+        f"claim_{claim}.{e}" for e in ("json", "png")
+    }
+    assert all(arm["test_loss"]["mean"] > 0 for arm in summary.values())
+    commands = [arm["command"] for arm in summary.values()]
+    script = "finetune" if claim == "transfer" else "train"
+    assert all(text.startswith(f"python gpt/{script}.py") for text in commands)
+    if claim == "transfer":
+        assert ["--weights" in text for text in commands] == [True, True, False]
+    if claim == "banded":
+        assert all(arm["seconds_96_tokens"]["mean"] > 0 for arm in summary.values())
 
 
 if __name__ == "__main__":

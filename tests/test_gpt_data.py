@@ -167,7 +167,7 @@ def test_parts_are_the_last_tenths(refused):
 @pytest.mark.parametrize("tokens", ["chars", "bpe"])
 def test_vocabularies_know_the_ends_of_documents(tokens):
     text = f"{STORY}{END}{STORY} \u00e4\u00f6 {END}"
-    facts = json.loads(json.dumps(make_vocabulary(Text([text]), tokens, 300, ends=True)))
+    facts = json.loads(json.dumps(make_vocabulary(text, tokens, 300, ends=True)))
     vocabulary = Vocabulary(facts)
     ids = vocabulary.encode(text)
     assert vocabulary.decode(ids.tolist()) == text

@@ -143,6 +143,12 @@ class Text:
     def __str__(self) -> str:
         return "".join(self.blocks())
 
+    def measure(self, dev: Device, what: str) -> None:
+        """Counts the characters with a progress bar: of gigabytes that takes a while."""
+        sizes = (d.stat().st_size for d in self.documents if isinstance(d, Path))
+        blocks = progress_bar(self.blocks(), dev, f"measuring {what}", sum(sizes) // BLOCK + 1)
+        object.__setattr__(self, "end", self.begin + sum(map(len, blocks)))
+
     def part(self, begin: int, end: int) -> "Text":
         """The characters from `begin` to `end` of these."""
         return dataclasses.replace(self, begin=self.begin + begin, end=self.begin + end)
@@ -376,13 +382,14 @@ def pieces_of(text: str, size: int = 10_000) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise([*places, len(text)]) if b > a]
 
 
-def make_vocabulary(text: Text | str, tokens: str, vocab_size: int, ends: bool = False) -> dict:
-    """The `facts` of a vocabulary made of the training part; with `ends`, one that knows the
-    ends of documents."""
+def make_vocabulary(
+    blocks: str | Iterable[str], tokens: str, vocab_size: int, ends: bool = False
+) -> dict:
+    """The `facts` of a vocabulary made of the training part, a text or its blocks; with `ends`,
+    one that knows the ends of documents."""
+    blocks = [blocks] if isinstance(blocks, str) else blocks
     if tokens == "chars":
-        known: set[str] = set()
-        for block in [text] if isinstance(text, str) else text.blocks():
-            known |= set(block)
+        known: set[str] = set().union(*map(set, blocks))
         characters = UNKNOWN + "".join(sorted(known - {UNKNOWN}))
         return {"characters": characters, "vocab_size": len(characters)}
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -401,14 +408,14 @@ def make_vocabulary(text: Text | str, tokens: str, vocab_size: int, ends: bool =
         show_progress=False,
         special_tokens=[END_TOKEN] if ends else [],
     )
-    tokenizer.train_from_iterator(lines_of(text), trainer)
+    tokenizer.train_from_iterator(lines_of(blocks), trainer)
     return {"tokenizer": tokenizer.to_str(), "vocab_size": tokenizer.get_vocab_size()}
 
 
-def lines_of(text: Text | str) -> Iterator[str]:
+def lines_of(blocks: Iterable[str]) -> Iterator[str]:
     """The lines of a text, of a long one so many that they are LEARNT_FROM characters."""
     seen, rest = 0, ""
-    for block in [text] if isinstance(text, str) else text.blocks():
+    for block in blocks:
         lines = (rest + block.replace(END, "\n")).splitlines(keepends=True)
         rest = lines.pop() if lines else ""
         yield from lines
@@ -604,13 +611,19 @@ def load_corpus(
     weights to start from, or made of the training part as --tokens and --vocab-size say.
     """
     corpus = CORPORA[args.data.partition(":")[0]](args)
-    if any(isinstance(d, Path) for text in corpus.parts.values() for d in text.documents):
-        dev.say(f"{args.data} is large: it is read in blocks, its tokens go to {CACHE}")
+    for part, text in corpus.parts.items():
+        if any(isinstance(document, Path) for document in text.documents):
+            dev.say(f"{args.data} is large: it is read in blocks, its tokens go to {CACHE}")
+            text.measure(dev, "the text" if part == "all" else f"the {part} part")
     texts, known = parts_of(args, corpus), args.stored.get("dataset", {})
     names = ("characters", "tokenizer", "vocab_size", "published")
     facts = {name: known[name] for name in names if name in known} or vocabulary
     if not facts:
-        made = make_vocabulary(texts["train"], args.tokens, args.vocab_size, ends=True)
+        blocks, most = texts["train"].blocks(), len(texts["train"])
+        if args.tokens == "bpe":
+            most = min(most, LEARNT_FROM)
+        blocks = progress_bar(blocks, dev, "making the vocabulary", most // BLOCK + 1)
+        made = make_vocabulary(blocks, args.tokens, args.vocab_size, ends=True)
         facts = dev.gather(made)[0]
     sets = {name: Tokens(name, text, facts, dev) for name, text in texts.items()}
     kind = "characters" if "characters" in facts else "tokens"

@@ -76,9 +76,11 @@ def place(args: argparse.Namespace, folder: str, *files: str) -> Path:
     root = root / folder if (root / folder).is_dir() else root
     for name in files:
         if not find_text(root / name):
+            own = "sentences:PATH, a table of your own"  # for a script that takes sentences alone
+            other = "pydocs, which needs no files" if "tokens" in args else own
             fail(
                 f"{name} is not in {Path(args.data_dir, folder)}: name the folder that holds "
-                f"{folder} with --data-dir, or take --data pydocs, which needs no files"
+                f"{folder} with --data-dir, or take --data {other}"
             )
     return root
 
@@ -151,8 +153,9 @@ def own(args: argparse.Namespace) -> Source:
         pairs, notes = labelled(read_table(path), *columns)
         return as_source(args, {"train": pairs}, notes)
     if not path.is_dir():
+        other = ", or take --data pydocs, which needs no files" if "tokens" in args else ""
         fail(f"--data {args.data}: there is no such file or folder; name a table of texts and "
-             "labels, or a folder, or take --data pydocs, which needs no files")  # fmt: skip
+             f"labels, or a folder{other}")  # fmt: skip
     tables = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(TABLES)]
     if tables:
         return parts_of_tables(args, path, tables, columns)
