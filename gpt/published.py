@@ -209,30 +209,41 @@ def read_tokenizer_files(files: dict[str, Path | None], source: str) -> str | No
 
 def from_hub(name: str) -> dict[str, Path | None]:
     """The files of a model of the hub, from its cache or its server."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import (
+        constants,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.utils import EntryNotFoundError, logging
 
+    logging.set_verbosity_error()  # one line says it, below
     repos = [name, *([f"{OWNERS[name]}/{name}"] if name in OWNERS else [])]
-    reason = "no such files"
+    reason = ""  # that nothing can be downloaded
 
     def fetch(file: str, online: bool) -> Path | None:
         nonlocal reason
-        for repo in repos:
-            try:
-                there = try_to_load_from_cache(repo, file)
-                if not isinstance(there, str) and online:
-                    there = hf_hub_download(repos[-1], file, etag_timeout=10)
-                if isinstance(there, str):
+        try:
+            for repo in repos:
+                if isinstance(there := try_to_load_from_cache(repo, file), str):
                     return Path(there)
-            except Exception as error:  # of the network, of the hub, of the name
-                reason = str(error).strip().splitlines()[0][:100]
+            if online and not reason:
+                url = hf_hub_url(repos[-1], file)
+                get_hf_file_metadata(url, timeout=10)  # the download would try for a minute
+                return Path(hf_hub_download(repos[-1], file))
+        except EntryNotFoundError:
+            pass
+        except Exception as error:  # of the network, of the hub, of the name
+            reason = str(error).strip().splitlines()[0][:100]
         return None
 
     others = ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
     weights = next(filter(None, (fetch(f, on) for on in (False, True) for f in WEIGHTS)), None)
     if not weights:
         fail(f"--weights {name}: there is no such file or folder, and of the hub's {repos[-1]} no "
-             f"{WEIGHTS[0]} is in {constants.HF_HUB_CACHE} or can be downloaded ({reason}): name a "
-             "folder that holds it")  # fmt: skip
+             f"{WEIGHTS[0]} is in {constants.HF_HUB_CACHE} or can be downloaded "
+             f"({reason or 'it has none'}): name a folder that holds it")  # fmt: skip
     files = {"weights": weights}
     for file in others:
         needless = file in others[2:] and files.get("tokenizer.json")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common import counted, fail, seed_of
-from common.data.corpora import CORPORA, Corpus, Text, Vocabulary, make_vocabulary, parts_of
+from common.data.corpora import CORPORA, END, Corpus, Text, Vocabulary, make_vocabulary, parts_of
 from common.data.sources import Source, say_parts
 from common.device import Device
 from common.run import progress_bar
@@ -38,7 +38,7 @@ def reader(name: str, joint: str, ending: str = "") -> Callable[[argparse.Namesp
 
     def read(args: argparse.Namespace) -> Source:
         corpus = CORPORA[name](args)
-        texts = {part: str(replace(text, joint=joint)) + ending
+        texts = {part: str(replace(text, joint=joint)).replace(END, joint) + ending
                  for part, text in corpus.parts.items()}  # fmt: skip
         if "all" in texts:
             return last_tenth(texts["all"], corpus.note)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from conftest import torchrun
 from helpers import count, weights
+from huggingface_hub.utils import EntryNotFoundError
+from safetensors.torch import load_file
 
 from common.data import corpora
 from common.data.corpora import END, Vocabulary, make_vocabulary
@@ -463,10 +465,13 @@ def hub(monkeypatch, repo, files):
     find = partial(huggingface_hub.try_to_load_from_cache, cache_dir=root)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", find)
 
-    def offline(repo, file, **_):
+    def offline(*_, **__):
+        asked.append(1)
         raise OSError("no network\nmore of it")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", offline)
+    return asked
 
 
 @pytest.mark.parametrize("repo", ["gpt2", "openai-community/gpt2"])
@@ -482,10 +487,31 @@ def test_weights_of_the_hub_from_its_cache(repo, monkeypatch):
 
 def test_weights_of_the_hub_without_a_network(monkeypatch, refused):
     folder_of()
-    hub(monkeypatch, "other", [])
+    asked = hub(monkeypatch, "other", [])
     line = refused(published.read_published, "gpt2-medium")
     for words in ("--weights gpt2-medium", "model.safetensors", "cache", "(no network)"):
         assert words in line
+    assert len(asked) == 1  # one answer is enough
+
+
+def test_weights_of_the_hub_by_the_network(monkeypatch):
+    folder_of()
+    hub(monkeypatch, "other", [])
+    there = ["pytorch_model.bin", "config.json", "tokenizer.json"]
+    torch.save(load_file("theirs/model.safetensors"), "theirs/pytorch_model.bin")
+
+    def metadata(url, timeout):
+        if not url.endswith(tuple(there)):
+            raise EntryNotFoundError(url)
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", metadata)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, file: f"theirs/{file}")
+    found = published.read_published("gpt2-large")
+    assert found.network["num_layers"] == 3
+    assert found.vocabulary["published"]
+    there.remove("pytorch_model.bin")
+    with pytest.raises(SystemExit):
+        published.read_published("gpt2-large")
 
 
 # ---------------------------------------------------------------------- writing

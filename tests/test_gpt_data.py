@@ -131,6 +131,12 @@ def test_large_files_are_read_in_blocks(monkeypatch, refused):
         assert "".join(blocks) == whole
         assert name != "a.txt" or max(map(len, blocks)) < 400
         assert corpus.parts["all"].documents == [Path(name)]
+    Path("many").mkdir()
+    for number in range(9):  # none of them is large
+        Path(f"many/{number}.txt").write_text(text[number * 90 :][:90])
+    many = CORPORA["text"](flags("text:many")).parts["all"]
+    assert many.documents == sorted(Path("many").iterdir())
+    assert str(many) == END.join(text[n * 90 :][:90] for n in range(9))
     part = corpus.parts["all"].part(1234, 2345)
     assert (str(part), len(part)) == (whole[1234:2345], 1111)
     Path("bad.txt").write_bytes(text[:2000].encode() + b"\xff" + text.encode())

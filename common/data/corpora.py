@@ -196,7 +196,7 @@ def tinystories(args: argparse.Namespace) -> Corpus:
     names = text_files(root) if root.is_dir() else []
     if not names:
         place(args, "tinystories", "v2_train.txt")
-    return Corpus({"all": Text([document for file in names for document in documents_of(file)])})
+    return Corpus({"all": Text(documents_of(*names))})
 
 
 def brown(args: argparse.Namespace) -> Corpus:
@@ -228,12 +228,13 @@ def text_files(folder: Path) -> list[Path]:
     return files or sorted(file for file in folder.rglob("*") if file.name.endswith(ends))
 
 
-def documents_of(file: Path) -> list[str | Path]:
-    """A file's documents; a large file itself."""
-    if file.stat().st_size > LARGE:
-        return [file]
-    text = "".join(with_ends([read_text(file)]))
-    return [document for document in text.split(END) if document.strip()]
+def documents_of(*files: Path) -> list[str | Path]:
+    """The documents of files; the files themselves where these are large together."""
+    size = sum(f.stat().st_size * (4 if f.name.endswith(".gz") else 1) for f in files)
+    if size > LARGE:
+        return list(files)
+    texts = ("".join(with_ends([read_text(file)])) for file in files)
+    return [document for text in texts for document in text.split(END) if document.strip()]
 
 
 def own(args: argparse.Namespace) -> Corpus:
@@ -257,8 +258,7 @@ def own(args: argparse.Namespace) -> Corpus:
         named = {"test" if "test" not in named and part == "val" else part: file
                  for part, file in named.items()}  # fmt: skip
         return Corpus({part: Text(documents_of(file)) for part, file in named.items()})
-    documents = [document for file in files for document in documents_of(file)]
-    return Corpus({"all": Text(documents)}, counted(len(files), "file"))
+    return Corpus({"all": Text(documents_of(*files))}, counted(len(files), "file"))
 
 
 CORPORA = {
