@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt.layers import MLP, LanguageModel, SelfAttention
+from gpt.layers import MLP, Dropout, LanguageModel, SelfAttention
 
 
 class PostNormBlock(nn.Module):
@@ -27,7 +27,7 @@ class PostNormBlock(nn.Module):
         self.ln_1 = nn.LayerNorm(d_model)
         self.mlp = MLP(d_model)
         self.ln_2 = nn.LayerNorm(d_model)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: dict | None = None) -> Tensor:
         """(B, T, D) to (B, T, D)."""
@@ -61,7 +61,7 @@ class Classifier(nn.Module):
 
     def __init__(self, body: LanguageModel, num_classes: int, dropout: float = 0.1):
         super().__init__()
-        self.body, self.drop = body, nn.Dropout(dropout)
+        self.body, self.drop = body, Dropout(dropout)
         self.head = nn.Linear(body.wte.embedding_dim, num_classes)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)

@@ -14,7 +14,7 @@ as in the released code.
 
 from torch import Tensor, nn
 
-from gpt.layers import MLP, LanguageModel, SelfAttention
+from gpt.layers import MLP, Dropout, LanguageModel, SelfAttention
 
 
 class Block(nn.Module):
@@ -34,7 +34,7 @@ class Block(nn.Module):
         self.attn = SelfAttention(d_model, num_heads, attention_dropout, d_head, window)
         self.ln_2 = nn.LayerNorm(d_model)
         self.mlp = MLP(d_model)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: dict | None = None) -> Tensor:
         """(B, T, D) to (B, T, D)."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Cache = list[dict[str, Tensor]]  # of each layer "key" and "value", (B, H, S, d); rows come first
+MOST_SCORES = 1 << 24  # of a layer that are held at once: 32 MiB
 
 
 # fmt: off
@@ -37,10 +38,46 @@ def attention_kernel(
     """The same in one kernel of torch's, which keeps no weights; `dropout` drops some of them."""
     if not query.is_cpu or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
+    if causal and query.shape[:3].numel() * key.shape[2] <= MOST_SCORES:
+        return causal_products(query, key, value, dropout)
     with torch.autocast("cpu", enabled=False):  # in bf16, the backward pass is 8 times as slow
         query, key, value = query.float(), key.float(), value.float()
         heads = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
     return heads.bfloat16()
+
+
+def causal_products(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """The same as plain products of matrices: half of the kernel's time on a CPU, in bf16."""
+    length, d = query.shape[2:]
+    mask = query.new_full((length, length), -math.inf).triu(1)
+    with torch.autocast("cpu", enabled=False):
+        rows = (x.flatten(0, 1) for x in (query, key.transpose(2, 3)))  # (B H, T, d), (B H, d, T)
+        weights = torch.baddbmm(mask, *rows, alpha=d**-0.5).softmax(-1)
+        heads = drop_values(weights, dropout) @ value.flatten(0, 1)
+    return heads.unflatten(0, query.shape[:2])
+
+
+def drop_values(x: Tensor, share: float) -> Tensor:
+    """Dropout. On a CPU eight bytes are drawn at a time, one for each value, which is several times
+    as fast as F.dropout; the share is then the nearest of 256."""
+    if not share or not x.is_cpu:
+        return F.dropout(x, share) if share else x
+    limit = min(round(256 * share), 255)
+    draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= limit
+    return x * (kept.to(x.dtype) * (256 / (256 - limit)))
+
+
+class Dropout(nn.Module):
+    """Leaves out a share of the values in training, and makes the others larger for it."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same."""
+        return drop_values(x, self.share) if self.training else x
 
 
 def visible(new: int, so_far: int, window: int | None, device=None) -> Tensor:
@@ -131,7 +168,10 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers around a GELU (its approximation by tanh, as in the released code)."""
+    """Two linear layers around a GELU (its approximation by tanh, as in the released code).
+
+    In bf16 the exact GELU rounds to nearly the same, and takes a CPU a fifth of the time.
+    """
 
     def __init__(self, d_model: int):
         super().__init__()
@@ -140,7 +180,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        x = self.c_fc(x)
+        exact = x.is_cpu and x.dtype == torch.bfloat16
+        return self.c_proj(F.gelu(x, approximate="none" if exact else "tanh"))
 
 
 class LanguageModel(nn.Module):
@@ -162,7 +204,7 @@ class LanguageModel(nn.Module):
         self.context = context
         self.wte = nn.Embedding(vocab_size, d_model)
         self.wpe = nn.Embedding(context, d_model)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.h = nn.ModuleList(make_block(layer) for layer in range(num_layers))
         self.ln_f = nn.Identity()
         for name, p in self.named_parameters():

@@ -27,21 +27,22 @@ from gpt.model import MODELS, LanguageModel
 from gpt.published import Found, build, describe, model_of, read_published
 
 # fmt: off
-QUICK = dict(model="gpt_tiny", data="pydocs", tokens="bpe", vocab_size=1024, steps=1000, every=250,
-             val=20_000, batch_size=2048, lr=4e-3, dropout=0.1, clip=1.0)
+QUICK = dict(model="gpt_tiny", data="pydocs", tokens="bpe", vocab_size=2048, steps=2600, every=650,
+             val=20_000, batch_size=1024, lr=3e-3, dropout=0.1, weight_decay=2.0, clip=1.0)
 PAPER = dict(model="gpt2", data="text:data/webtext", tokens="bpe", vocab_size=50_257,
              steps=100_000, every=1000, val=500_000, batch_size=524_288, accumulate=64, lr=6e-4,
-             dropout=0.1, clip=1.0)
-HOURS = dict(model="gpt_small", vocab_size=4096, steps=1500, every=150, lr=2e-3, batch_size=8192,
-             dropout=0.2, val=20_000)
+             dropout=0.1, weight_decay=0.1, clip=1.0)
+HOUR = dict(model="gpt_small", vocab_size=4096, steps=1600, every=200, lr=2e-3, batch_size=4096,
+            dropout=0.2, weight_decay=1.0)
 SETS = {  # beside QUICK
-    "shakespeare": HOURS | dict(tokens="chars", steps=5000, every=500),
-    "tinystories": HOURS,
-    "brown": HOURS | dict(steps=2000, every=200, val=100_000),
-    "wikitext2": HOURS | dict(steps=3000, every=300),  # its own validation part
+    "shakespeare": HOUR | dict(tokens="chars", steps=4000, every=500),
+    "tinystories": HOUR,
+    "brown": HOUR | dict(steps=2500, every=250, val=100_000),
+    "wikitext2": HOUR | dict(steps=4000, every=500),  # its own validation part
 }
-MINUTES = dict(context=64, steps=1800, every=300, lr=6e-3, batch_size=4096, dropout=0.0)
-TUNE = dict(steps=200, every=50, batch_size=4096, lr=5e-5, dropout=0.1)  # from --weights
+MINUTES = dict(context=64, steps=1600, every=400, lr=6e-3, batch_size=4096, dropout=0.0,
+               weight_decay=0.1)
+TUNE = dict(steps=200, every=50, batch_size=4096, lr=5e-5, weight_decay=0.1)  # from --weights
 # fmt: on
 SIZES = ["num_layers", "d_model", "num_heads", "context", "window"]
 FIXED = [*SIZES, "tokens", "vocab_size", "every"]  # by a checkpoint

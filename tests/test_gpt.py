@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 
 from common.data import corpora
 from common.data.corpora import END, Vocabulary, make_vocabulary
-from gpt import claims, finetune, published, sample, train
-from gpt.layers import SelfAttention, attention, banded, visible
+from gpt import claims, finetune, layers, published, sample, train
+from gpt.layers import Dropout, SelfAttention, attention, banded, visible
 from gpt.model import GPT1, GPT2, GPT3, MODELS, Classifier, gpt_tiny
 from gpt.writing import write
 
@@ -318,6 +318,43 @@ def test_bf16_on_a_cpu_is_near_fp32():
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         model.zero_grad()
     assert F.cosine_similarity(*grads, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_dropout_leaves_out_its_share(share):
+    torch.manual_seed(0)
+    drop, x = Dropout(share).train(), torch.ones(333, 301, requires_grad=True)
+    y = drop(x)
+    kept = y != 0
+    rate = 1 - round(256 * share) / 256 if share < 0.99 else 1 / 256
+    deviation = (rate * (1 - rate)) ** 0.5
+    assert abs(kept.float().mean().item() - rate) < 5 * deviation / kept.numel() ** 0.5
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / rate))
+    for line in (kept.float().mean(0), kept.float().mean(1)):  # no place is favoured
+        assert (line - rate).abs().max() < 6 * deviation / 300**0.5
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach())
+    assert not torch.equal(drop(x), y)
+    assert torch.equal(drop.eval()(x), x)
+    assert Dropout(0.0).train()(x) is x
+
+
+def test_causal_attention_in_bf16(monkeypatch):
+    """Plain products, and the kernel where they were too large, are the attention written out."""
+    parts = [torch.randn(2, 3, 20, 8) for _ in range(3)]
+    wanted, _ = attention(*parts, visible(20, 20, None))
+    half = [x.bfloat16() for x in parts]
+    for most in (layers.MOST_SCORES, 0):
+        monkeypatch.setattr(layers, "MOST_SCORES", most)
+        found = layers.attention_kernel(*half, causal=True)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.float(), wanted, rtol=0.03, atol=0.03)
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    half[2] = torch.ones_like(half[2])
+    dropped = layers.attention_kernel(*half, causal=True, dropout=0.5)
+    assert dropped.std() > 0.1
+    assert dropped.float().mean() == pytest.approx(1, abs=0.1)
 
 
 def test_it_learns_one_batch_by_heart():
