@@ -7,8 +7,9 @@
 
 transfer (GPT-1, Table 5): SST-2 from a network that has read film reviews before, with and without
 the auxiliary loss, and from one that has read nothing.
-shots (GPT-3, Fig. 1.2): each text is a list of examples of one hidden rule, drawn anew for it; how
-often is the next example told right, by how many stand before it and by the network's size?
+shots (GPT-3, Fig. 1.2): each text is a list of examples of a hidden rule, drawn anew for it, that
+gives each of eight letters a sign; how often is the next one's sign told right, by how many examples
+stand before it and by the network's size?
 scaling (GPT-3, Fig. 3.1; GPT-4's report, Fig. 1): of five sizes, each at the best of two numbers of
 steps, a power law of the computation is fitted to the smaller four; it predicts the fifth's loss.
 banded (GPT-3, Sec. 2.1): every second layer sees the nearest tokens alone, or all; loss, and time
@@ -37,10 +38,11 @@ from gpt.model import MODELS
 from gpt.published import build
 from gpt.train import main as train
 
-FEATURES, EXAMPLES = 4, 12  # of the hidden rule: features that are yes or no; examples of a text
+LETTERS, EXAMPLES = "abcdefgh", 16  # that a hidden rule gives signs; of a text
 RULE_TEXTS, TESTED = 60_000, 2_000  # to train on, to test with
 PRETRAINING = ["--model", "gpt_tiny", "--steps", "3000", "--every", "500", "--vocab-size", "2048",
-               "--context", "64", "--batch-size", "4096", "--lr", "3e-3", "--quiet"]  # fmt: skip
+               "--context", "64", "--batch-size", "4096", "--lr", "3e-3", "--weight-decay", "0.1",
+               "--quiet"]  # fmt: skip
 SMALL = [("24", "2", "2"), ("40", "2", "2"), ("64", "3", "4"), ("96", "4", "4"), ("128", "4", "4")]
 STEPS = [(300, 600), (500, 1000), (800, 1600), (1200, 2400), (2000, 4000)]
 LENGTHS, BAND = (256, 512, 1024, 2048), 64
@@ -67,16 +69,16 @@ CLAIMS = {
 SHARED = {
     "transfer": ["--data", "sst2", "--model", "gpt_tiny", "--epochs", "4", "--lr", "5e-4",
                  "--quiet"],
-    "shots": ["--model", "gpt_tiny", "--tokens", "chars", "--context", "160", "--steps", "3000",
-              "--every", "1000", "--batch-size", "4800", "--lr", "2e-3", "--dropout", "0",
-              "--quiet"],
+    "shots": ["--model", "gpt_tiny", "--tokens", "chars", "--context", "100", "--steps", "2000",
+              "--every", "500", "--batch-size", "4800", "--lr", "2e-3", "--dropout", "0",
+              "--weight-decay", "0.1", "--quiet"],
     "scaling": ["--data", "brown", "--model", "gpt_tiny", "--tokens", "bpe", "--vocab-size", "1024",
                 "--every", "100", "--val", "100000", "--batch-size", "2048", "--lr", "4e-3",
-                "--dropout", "0", "--quiet"],
+                "--dropout", "0", "--weight-decay", "0.1", "--quiet"],
     "banded": ["--data", "brown", "--model", "gpt3_small", "--num-layers", "4", "--d-model", "128",
                "--num-heads", "4", "--context", "512", "--vocab-size", "1024", "--steps", "1000",
                "--every", "250", "--batch-size", "4096", "--lr", "4e-3", "--dropout", "0",
-               "--quiet"],
+               "--weight-decay", "0.1", "--quiet"],
 }  # fmt: skip
 Results = dict[str, list[dict[str, float]]]
 
@@ -115,19 +117,11 @@ def transfer(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, 
 
 
 def rule_text(draw: random.Random) -> tuple[str, list[bool]]:
-    """Examples of a rule that one feature decides, or its opposite: "aBcD+" is one. Also returns
-    which of the labels could be told for certain from the examples before."""
-    place, opposite = draw.randrange(FEATURES), draw.random() < 0.5
-    left = {(p, o) for p in range(FEATURES) for o in (False, True)}  # rules that still fit
-    parts, certain = [], []
-    for _ in range(EXAMPLES):
-        values = [draw.random() < 0.5 for _ in range(FEATURES)]
-        label = values[place] != opposite
-        certain.append(len({values[p] != o for p, o in left}) == 1)
-        left = {(p, o) for p, o in left if (values[p] != o) == label}
-        letters = ("ABCDEFGH"[i] if yes else "abcdefgh"[i] for i, yes in enumerate(values))
-        parts.append("".join(letters) + "-+"[label])
-    return " ".join(parts), certain
+    """Examples of a rule, "c+ a- c+ …"; and which of the signs can be told from those before."""
+    rule = {letter: draw.choice("+-") for letter in LETTERS}
+    letters = [draw.choice(LETTERS) for _ in range(EXAMPLES)]
+    known = [letter in letters[:place] for place, letter in enumerate(letters)]
+    return " ".join(letter + rule[letter] for letter in letters), known
 
 
 def rule_file(seed: int) -> Path:
@@ -137,13 +131,13 @@ def rule_file(seed: int) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         draw = random.Random(seed_of("rules", seed))
         texts = (rule_text(draw)[0] for _ in range(RULE_TEXTS))
-        path.write_text(f"\n{END_TOKEN}\n".join(texts) + "\n", "utf-8")
+        path.write_text(f"\n{END_TOKEN}\n".join(texts), "utf-8")
     return path
 
 
 @torch.inference_mode()
 def right_by_shots(folder: Path) -> tuple[list[float], list[float]]:
-    """How often the label is told right, by how many examples stand before it, on new texts; and
+    """How often the sign is told right, by how many examples stand before it, on new texts; and
     how often the best answer there is would be."""
     stored = read_checkpoint(folder / "last.pt")
     vocabulary = Vocabulary(stored["dataset"])
@@ -151,14 +145,14 @@ def right_by_shots(folder: Path) -> tuple[list[float], list[float]]:
     model.load_state_dict(stored["model"])
     model.eval()
     draw = random.Random(seed_of("rules", "test"))
-    texts, certain = zip(*(rule_text(draw) for _ in range(TESTED)), strict=True)
+    texts, known = zip(*(rule_text(draw) for _ in range(TESTED)), strict=True)
     tokens = torch.stack([vocabulary.encode(END + text) for text in texts])
-    places = torch.arange(EXAMPLES) * (FEATURES + 2) + FEATURES + 1  # of the labels
+    places = 2 + 3 * torch.arange(EXAMPLES)  # of the signs
     logits = torch.cat([model(some)[:, places - 1] for some in tokens.split(100)])
-    labels = vocabulary.encode("-+")
-    told = labels[logits[:, :, labels].argmax(2)]
+    signs = vocabulary.encode("-+")
+    told = signs[logits[:, :, signs].argmax(2)]
     right = (told == tokens[:, places]).double().mean(0)
-    return right.tolist(), ((torch.tensor(certain).double() + 1) / 2).mean(0).tolist()
+    return right.tolist(), ((torch.tensor(known).double() + 1) / 2).mean(0).tolist()
 
 
 def shots(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, dict]:

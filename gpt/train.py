@@ -40,8 +40,7 @@ SETS = {  # beside QUICK
     "brown": HOUR | dict(steps=2500, every=250, val=100_000),
     "wikitext2": HOUR | dict(steps=4000, every=500),  # its own validation part
 }
-MINUTES = dict(context=64, steps=1600, every=400, lr=6e-3, batch_size=4096, dropout=0.0,
-               weight_decay=0.1)
+MINUTES = dict(context=64, steps=1600, every=400, lr=6e-3, dropout=0.0, weight_decay=0.1)
 TUNE = dict(steps=200, every=50, batch_size=4096, lr=5e-5, weight_decay=0.1)  # from --weights
 # fmt: on
 SIZES = ["num_layers", "d_model", "num_heads", "context", "window"]

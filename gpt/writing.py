@@ -19,8 +19,10 @@ from gpt.model import LanguageModel
 
 @dataclasses.dataclass
 class Sample:
-    """What one row has written: its tokens, and how much of their text was passed on."""
+    """What one row has written after the tokens `before` it: its tokens, and how much of their
+    text was passed on."""
 
+    before: list[int]
     tokens: list[int] = dataclasses.field(default_factory=list)
     shown: str = ""
     ended: bool = False  # at the stop string
@@ -30,7 +32,8 @@ class Sample:
 
         A character of which bytes are missing waits, and so does what may begin the stop string.
         """
-        text = vocabulary.decode(self.tokens)
+        text = vocabulary.decode([*self.before, *self.tokens])
+        text = text[len(vocabulary.decode(self.before)) :]
         if stop and stop in text:
             text, self.ended = text[: text.index(stop)], True
         elif not final:
@@ -64,7 +67,7 @@ def write(
     A text ends before the `stop` string, or where the document ends. Calls `show(row, text)` with
     what is new, as it is written. Temperature 0 is the likeliest token at each step.
     """
-    samples = [Sample() for _ in range(count)]
+    samples = [Sample(prompt[-1:].tolist()) for _ in range(count)]
     size = model.wte.num_embeddings
     end = size if vocabulary.end is None else vocabulary.end  # one that is no token, if need be
     known = vocabulary.tokenizer.get_vocab_size() if vocabulary.tokenizer else size

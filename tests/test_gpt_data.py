@@ -183,6 +183,18 @@ def test_vocabularies_know_the_ends_of_documents(tokens):
     assert alone.end is None
 
 
+def test_words_are_the_same_at_the_beginning_of_a_line():
+    text = "the dog ran home\ndog and cat\n\n  dog\n \n\ndog" + END + "\n dog\u2028dog\n"
+    vocabulary = Vocabulary(make_vocabulary(text * 9, "bpe", 400, ends=True))
+    ids = vocabulary.encode(text)
+    assert vocabulary.decode(ids.tolist()) == text
+    dog = vocabulary.tokenizer.token_to_id("\u0120dog")
+    assert (ids == dog).sum() == 5
+    for cut in (place for place in range(1, len(text)) if text[place - 1] == "\n"):
+        parts = vocabulary.encode(text[:cut]), vocabulary.encode(text[cut:], text[cut - 1])
+        assert torch.equal(torch.cat(parts), ids)
+
+
 def test_a_vocabulary_smaller_than_its_bytes(refused):
     line = refused(make_vocabulary, STORY, "bpe", 256, True)
     assert "--vocab-size 256" in line
@@ -193,7 +205,7 @@ def published():
     """A tokenizer as GPT-2's, made of other text."""
     text = (STORY + "the dog's tail, isn't it?  12 34\n\n\n") * 3
     facts = make_vocabulary(text, "bpe", 320, True)
-    return facts | {"published": True}
+    return facts | {"published": True, "spaced": False}
 
 
 @pytest.mark.parametrize("size", [5, 40, 10_000])
@@ -322,7 +334,9 @@ def test_memory_is_bounded_where_the_text_is_large(monkeypatch):
     monkeypatch.setattr(corpora, "BLOCK", 1000)
     Path("a.txt").write_text(STORY * 400)
     held, encode = [], Vocabulary.encode
-    monkeypatch.setattr(Vocabulary, "encode", lambda s, t: held.append(len(t)) or encode(s, t))
+    monkeypatch.setattr(
+        Vocabulary, "encode", lambda s, t, a: held.append(len(t)) or encode(s, t, a)
+    )
     train, _, _ = load_corpus(flags("text:a.txt", tokens="bpe"), device())
     assert isinstance(train.values, Mapped)
     assert len(held) > 20

@@ -321,13 +321,15 @@ def parts_of(args: argparse.Namespace, corpus: Corpus) -> dict[str, Text]:
 class Vocabulary:
     """Characters, or pieces of words (byte-pair encoding), from the `facts` of a checkpoint.
 
-    `end` is the token between documents, or None; those of `never` are not to be written.
+    `end` is the token between documents, or None; those of `never` are not to be written. Where it
+    is `spaced`, each line but a document's first is read with a space before it, which is taken
+    away again: so a word is the same tokens at a line's beginning as in the middle.
     """
 
     def __init__(self, facts: dict):
         self.characters = facts.get("characters", "")
         self.tokenizer = read_tokenizer(facts["tokenizer"]) if "tokenizer" in facts else None
-        self.by_lines = not facts.get("published")
+        self.by_lines, self.spaced = not facts.get("published"), facts.get("spaced", False)
         self.never = () if self.tokenizer else (0,)
         place = self.characters.find(END)
         self.end = self.tokenizer.token_to_id(END_TOKEN) if self.tokenizer else (
@@ -336,8 +338,8 @@ class Vocabulary:
             self.tokenizer.no_padding()
             self.tokenizer.no_truncation()
 
-    def encode(self, text: str) -> Tensor:
-        """Tokens (N,)."""
+    def encode(self, text: str, after: str = "") -> Tensor:
+        """Tokens (N,) of a text that stands `after` a character."""
         if not self.tokenizer:
             codes, known = codes_of(text), codes_of(self.characters)
             places = torch.searchsorted(known[1:], codes).clamp(max=max(len(known) - 2, 0))
@@ -346,7 +348,14 @@ class Vocabulary:
         for number, document in enumerate(text.split(END)):
             if number and self.end is not None:
                 found.append(self.end)
-            pieces = document.splitlines(keepends=True) if self.by_lines else pieces_of(document)
+            if self.spaced:
+                begins = after == "\n" and not number  # with a new line
+                lines = enumerate(re.split(r"(?<=\n)", document))
+                pieces = [" " * bool(k or begins) + line for k, line in lines if line]
+            elif self.by_lines:
+                pieces = document.splitlines(keepends=True)
+            else:
+                pieces = pieces_of(document)
             encoded = self.tokenizer.encode_batch(pieces, add_special_tokens=False)
             found += (i for piece in encoded for i in piece.ids)
         return torch.tensor(found, dtype=torch.int64)
@@ -355,6 +364,7 @@ class Vocabulary:
         """The text of tokens."""
         if self.tokenizer:
             text = self.tokenizer.decode(tokens, skip_special_tokens=False)
+            text = text.replace("\n ", "\n") if self.spaced else text
             return text.replace(END_TOKEN, END)
         return "".join(self.characters[token] for token in tokens)
 
@@ -386,7 +396,7 @@ def make_vocabulary(
     blocks: str | Iterable[str], tokens: str, vocab_size: int, ends: bool = False
 ) -> dict:
     """The `facts` of a vocabulary made of the training part, a text or its blocks; with `ends`,
-    one that knows the ends of documents."""
+    one that knows the ends of documents, and is spaced."""
     blocks = [blocks] if isinstance(blocks, str) else blocks
     if tokens == "chars":
         known: set[str] = set().union(*map(set, blocks))
@@ -408,8 +418,10 @@ def make_vocabulary(
         show_progress=False,
         special_tokens=[END_TOKEN] if ends else [],
     )
-    tokenizer.train_from_iterator(lines_of(blocks), trainer)
-    return {"tokenizer": tokenizer.to_str(), "vocab_size": tokenizer.get_vocab_size()}
+    lines = lines_of(blocks)
+    tokenizer.train_from_iterator((f" {line}" for line in lines) if ends else lines, trainer)
+    found = {"tokenizer": tokenizer.to_str(), "vocab_size": tokenizer.get_vocab_size()}
+    return found | {"spaced": True} if ends else found
 
 
 def lines_of(blocks: Iterable[str]) -> Iterator[str]:
@@ -476,7 +488,7 @@ class Tokens:
         A piece of a word is not torn between two blocks: what follows the last line (or the last
         space) waits for the next.
         """
-        rest, count = "", len(text) // BLOCK + 1
+        rest, after, count = "", "", len(text) // BLOCK + 1
         for block in progress_bar(text.blocks(), self.dev, f"reading the {self.part} part", count):
             self.unknown |= set(vocabulary.unknown(block))
             sizes[0] += len(block)
@@ -486,10 +498,10 @@ class Tokens:
                 m.end() for m in re.finditer(r"\S(?= [^\W\d_])", block[-4096:])]  # fmt: skip
             cut = max(ends, default=0) + (0 if vocabulary.by_lines else max(0, len(block) - 4096))
             cut = cut if vocabulary.tokenizer and ends and cut else len(block)
-            yield vocabulary.encode(block[:cut])
-            rest = block[cut:]
+            yield vocabulary.encode(block[:cut], after)
+            rest, after = block[cut:], block[cut - 1 : cut]
         if rest:
-            yield vocabulary.encode(rest)
+            yield vocabulary.encode(rest, after)
 
     def in_file(self, text: Text, vocabulary: Vocabulary) -> tuple[Mapped, list[int]]:
         """The tokens of a large part in a file below data/cache, made once."""
@@ -497,7 +509,8 @@ class Tokens:
         kind = "uint8" if size <= 256 else "uint16" if size <= 65_536 else "int32"
         files = [(str(d.resolve()), d.stat().st_size, d.stat().st_mtime_ns) if isinstance(d, Path)
                  else seed_of(d) for d in text.documents]  # fmt: skip
-        known = {k: self.facts[k] for k in ("characters", "tokenizer") if k in self.facts}
+        names = ("characters", "tokenizer", "spaced", "published")
+        known = {k: self.facts[k] for k in names if k in self.facts}
         key = seed_of(str(files), text.begin, len(text), json.dumps(known, sort_keys=True), kind)
         path = CACHE / f"tokens-{key:016x}.{kind}"
         facts = path.with_suffix(".json")
@@ -616,7 +629,7 @@ def load_corpus(
             dev.say(f"{args.data} is large: it is read in blocks, its tokens go to {CACHE}")
             text.measure(dev, "the text" if part == "all" else f"the {part} part")
     texts, known = parts_of(args, corpus), args.stored.get("dataset", {})
-    names = ("characters", "tokenizer", "vocab_size", "published")
+    names = ("characters", "tokenizer", "vocab_size", "published", "spaced")
     facts = {name: known[name] for name in names if name in known} or vocabulary
     if not facts:
         blocks, most = texts["train"].blocks(), len(texts["train"])
