@@ -8,7 +8,7 @@
 transfer (GPT-1, Table 5): SST-2 from a network that has read film reviews before, with and without
 the auxiliary loss, and from one that has read nothing.
 shots (GPT-3, Fig. 1.2): each text is a list of examples of a hidden rule, drawn anew for it, that
-gives each of eight letters a sign; how often is the next one's sign told right, by how many examples
+gives each of eight letters a sign; how often is the next sign told right, by how many examples
 stand before it and by the network's size?
 scaling (GPT-3, Fig. 3.1; GPT-4's report, Fig. 1): of five sizes, each at the best of two numbers of
 steps, a power law of the computation is fitted to the smaller four; it predicts the fifth's loss.
