@@ -6,7 +6,7 @@
     python gpt/claims.py banded --data-dir PATH
 
 transfer (GPT-1, Table 5): SST-2 from a network that has read film reviews before, with and without
-the auxiliary loss, and from one that has read nothing.
+the auxiliary loss, and from one that has read nothing, each at the better of two rates.
 shots (GPT-3, Fig. 1.2): each text is a list of examples of a hidden rule, drawn anew for it, that
 gives each of eight letters a sign; how often is the next sign told right, by how many examples
 stand before it and by the network's size?
@@ -45,6 +45,7 @@ PRETRAINING = ["--model", "gpt_tiny", "--steps", "3000", "--every", "500", "--vo
                "--quiet"]  # fmt: skip
 SMALL = [("24", "2", "2"), ("40", "2", "2"), ("64", "3", "4"), ("96", "4", "4"), ("128", "4", "4")]
 STEPS = [(300, 600), (500, 1000), (800, 1600), (1200, 2400), (2000, 4000)]
+RATES = ("3e-4", "1e-3")  # of `transfer`
 LENGTHS, BAND = (256, 512, 1024, 2048), 64
 CLAIMS = {
     "transfer": {
@@ -67,8 +68,7 @@ CLAIMS = {
     "banded": {"dense": ["--window", "512"], f"bands of {BAND}": ["--window", str(BAND)]},
 }  # fmt: skip
 SHARED = {
-    "transfer": ["--data", "sst2", "--model", "gpt_tiny", "--epochs", "4", "--lr", "5e-4",
-                 "--quiet"],
+    "transfer": ["--data", "sst2", "--model", "gpt_tiny", "--epochs", "4", "--quiet"],
     "shots": ["--model", "gpt_tiny", "--tokens", "chars", "--context", "100", "--steps", "2000",
               "--every", "500", "--batch-size", "4800", "--lr", "2e-3", "--dropout", "0",
               "--weight-decay", "0.1", "--quiet"],
@@ -108,7 +108,9 @@ def transfer(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, 
     }  # fmt: skip
     own = ["--vocab-size", "2048", "--context", "64"]  # as the pre-trained network's
     arms["from scratch"] = [*arms["from scratch"], *own]
-    results, commands, folders = run_arms("gpt", finetune, arms, [*SHARED["transfer"], *more], args)
+    choices = {arm: [[*flags, "--lr", rate] for rate in RATES] for arm, flags in arms.items()}
+    how = [*SHARED["transfer"], *more]
+    results, commands, folders = best_arms("gpt", finetune, choices, how, args)
     commands = {arm: text.replace("train.py", "finetune.py") for arm, text in commands.items()}
     return results, commands, folders
 
