@@ -109,7 +109,7 @@ def gpt2_xl(vocab_size: int = 50_257, **settings) -> GPT2:
 
 
 def gpt_small(vocab_size: int = 4096, **settings) -> GPT2:
-    """Ours, for hours of one machine; 8,791,040 parameters with 4,096 tokens."""
+    """Ours, for an hour of one machine; 8,791,040 parameters with 4,096 tokens."""
     return GPT2(vocab_size, **SIZES["gpt_small"] | settings)
 
 

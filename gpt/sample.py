@@ -202,20 +202,20 @@ def draw_next(model: LanguageModel, vocabulary: Vocabulary, prompt: Tensor, path
 
 @torch.inference_mode()
 def draw_attention(
-    model: LanguageModel, vocabulary: Vocabulary, prompt: Tensor, path: Path
+    model: LanguageModel, vocabulary: Vocabulary, tokens: Tensor, path: Path
 ) -> None:
-    """Draws where each token of the prompt's end looks, a small picture a head: dark is much."""
+    """Draws where each of the last tokens looks, a small picture a head: dark is much."""
     from matplotlib.figure import Figure
 
     from common.plot import save
 
     for block in model.h:
         block.attn.recording = True
-    model.features(prompt[None, -SHOWN:])
+    model.features(tokens[None, -SHOWN:])
     maps = [block.attn.weights[0].float().cpu().numpy() for block in model.h]  # (H, T, T) a layer
     for block in model.h:
         block.attn.recording, block.attn.weights = False, None
-    names = names_of(prompt[-SHOWN:].tolist(), vocabulary)
+    names = names_of(tokens[-SHOWN:].tolist(), vocabulary)
     layers, heads, width = len(maps), len(maps[0]), min(4.0, 0.7 + 0.11 * len(names))
     figure = Figure(figsize=(width * heads, width * layers), layout="constrained")
     axes = figure.subplots(layers, heads, squeeze=False)
@@ -258,7 +258,10 @@ def main(argv: list[str] | None = None) -> list[str] | dict[str, str]:
     make_folder(out)
     (out / "text.txt").write_text("\n---\n".join(texts) + "\n", "utf-8")
     draw_next(model, vocabulary, prompt, out / "next.png")
-    draw_attention(model, vocabulary, prompt, out / "attention.png")
+    tokens = prompt  # of a short one also what follows it
+    if len(prompt) < SHOWN and texts[0]:
+        tokens = vocabulary.encode(texts[0])[: min(SHOWN, model.context)].to(dev.device)
+    draw_attention(model, vocabulary, tokens, out / "attention.png")
     print(f"wrote text.txt, next.png and attention.png in {out}", file=sys.stderr)
     return texts
 
