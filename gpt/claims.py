@@ -8,7 +8,7 @@
 transfer (GPT-1, Table 5): SST-2 from a network that has read film reviews before, with and without
 the auxiliary loss, and from one that has read nothing, each at the better of two rates.
 shots (GPT-3, Fig. 1.2): each text is a list of examples of a hidden rule, drawn anew for it, that
-gives each of eight letters a sign; how often is the next sign told right, by how many examples
+gives each of eight letters a digit; how often is the next digit told right, by how many examples
 stand before it and by the network's size?
 scaling (GPT-3, Fig. 3.1; GPT-4's report, Fig. 1): of five sizes, each at the best of two numbers of
 steps, a power law of the computation is fitted to the smaller four; it predicts the fifth's loss.
@@ -38,7 +38,7 @@ from gpt.model import MODELS
 from gpt.published import build
 from gpt.train import main as train
 
-LETTERS, EXAMPLES = "abcdefgh", 16  # that a hidden rule gives signs; of a text
+LETTERS, DIGITS, EXAMPLES = "abcdefgh", "12345678", 16  # of a hidden rule; of a text
 RULE_TEXTS, TESTED = 60_000, 2_000  # to train on, to test with
 PRETRAINING = ["--model", "gpt_tiny", "--steps", "3000", "--every", "500", "--vocab-size", "2048",
                "--context", "64", "--batch-size", "4096", "--lr", "3e-3", "--weight-decay", "0.1",
@@ -119,8 +119,8 @@ def transfer(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, 
 
 
 def rule_text(draw: random.Random) -> tuple[str, list[bool]]:
-    """Examples of a rule, "c+a-c+…"; and which of the signs can be told from those before."""
-    rule = {letter: draw.choice("+-") for letter in LETTERS}
+    """Examples of a rule, "c3a7c3…"; and which of the digits can be told from those before."""
+    rule = {letter: draw.choice(DIGITS) for letter in LETTERS}
     letters = [draw.choice(LETTERS) for _ in range(EXAMPLES)]
     known = [letter in letters[:place] for place, letter in enumerate(letters)]
     return "".join(letter + rule[letter] for letter in letters), known
@@ -139,7 +139,7 @@ def rule_file(seed: int) -> Path:
 
 @torch.inference_mode()
 def right_by_shots(folder: Path) -> tuple[list[float], list[float]]:
-    """How often the sign is told right, by how many examples stand before it, on new texts; and
+    """How often the digit is told right, by how many examples stand before it, on new texts; and
     how often the best answer there is would be."""
     stored = read_checkpoint(folder / "last.pt")
     vocabulary = Vocabulary(stored["dataset"])
@@ -149,12 +149,11 @@ def right_by_shots(folder: Path) -> tuple[list[float], list[float]]:
     draw = random.Random(seed_of("rules", "test"))
     texts, known = zip(*(rule_text(draw) for _ in range(TESTED)), strict=True)
     tokens = torch.stack([vocabulary.encode(END + text) for text in texts])
-    places = 2 + 2 * torch.arange(EXAMPLES)  # of the signs
+    places = 2 + 2 * torch.arange(EXAMPLES)  # of the digits
     logits = torch.cat([model(some)[:, places - 1] for some in tokens.split(100)])
-    signs = vocabulary.encode("-+")
-    told = signs[logits[:, :, signs].argmax(2)]
-    right = (told == tokens[:, places]).double().mean(0)
-    return right.tolist(), ((torch.tensor(known).double() + 1) / 2).mean(0).tolist()
+    right = (logits.argmax(2) == tokens[:, places]).double().mean(0)
+    least = torch.tensor(1 / len(DIGITS)).double()
+    return right.tolist(), torch.where(torch.tensor(known), 1.0, least).mean(0).tolist()
 
 
 def shots(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, dict]:
