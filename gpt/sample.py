@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from gpt.model import MODELS, Classifier, LanguageModel
 from gpt.published import build, read_published
 from gpt.writing import write
 
-SHOWN = 24  # tokens whose attention is drawn, and that the chart names
+SHOWN, MOST_HEADS = 24, 64  # tokens that are drawn; heads that get a picture with their names
 MADE = ("text.txt", "next.png", "attention.png")
 ESCAPES = {"\\n": "\n", "\\t": "\t"}
 
@@ -217,6 +218,18 @@ def draw_attention(
         block.attn.recording, block.attn.weights = False, None
     names = names_of(tokens[-SHOWN:].tolist(), vocabulary)
     layers, heads, width = len(maps), len(maps[0]), min(4.0, 0.7 + 0.11 * len(names))
+    if layers * heads > MOST_HEADS:  # a picture each would take a minute
+        around = [(0, 0), (0, 1), (0, 1)]  # a line between heads, where it is lighter than nothing
+        tiles = [np.concatenate([*np.pad(some, around, constant_values=-0.3)], 1) for some in maps]
+        figure = Figure(figsize=(0.7 * heads + 1, 0.7 * layers + 1), layout="constrained")
+        axis = figure.subplots()
+        axis.imshow(np.concatenate(tiles), cmap="Blues", vmin=-0.3, vmax=1)
+        side = len(names) + 1
+        axis.set_xticks(side * (np.arange(heads) + 0.5), range(1, heads + 1))
+        axis.set_yticks(side * (np.arange(layers) + 0.5), range(1, layers + 1))
+        axis.set(xlabel="head", ylabel="layer")
+        save(figure, path)
+        return
     figure = Figure(figsize=(width * heads, width * layers), layout="constrained")
     axes = figure.subplots(layers, heads, squeeze=False)
     for layer, head in itertools.product(range(layers), range(heads)):

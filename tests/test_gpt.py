@@ -763,6 +763,16 @@ def test_samples_of_published_weights(capsys):
     assert Path("runs/gpt/weights-theirs/samples-2").is_dir()
 
 
+def test_attention_of_many_heads(monkeypatch):
+    model, vocabulary = writer()
+    sizes = []
+    monkeypatch.setattr("common.plot.save", lambda figure, path: sizes.append(len(figure.axes)))
+    for most in (64, 7):
+        monkeypatch.setattr(sample, "MOST_HEADS", most)
+        sample.draw_attention(model, vocabulary, vocabulary.encode("the dog is a dog"), Path("a"))
+    assert sizes == [8, 1]
+
+
 def test_prompts_that_are_typed(corpus, capsys, monkeypatch):
     run_small("run")
     stdin = io.TextIOWrapper(io.BytesIO(b"the dog\n\nthe cat\n"))
