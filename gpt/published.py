@@ -310,6 +310,14 @@ def check_tokenizer(found: Found) -> None:
              f"have {size:,}")  # fmt: skip
 
 
+def check_model(found: Found, model: str) -> None:
+    """Ends in one line if the weights are of another network than the one that was asked for."""
+    theirs = PUBLISHED.get(found.source, found.network["family"])
+    fits = theirs == model if found.source in PUBLISHED else (model == "gpt1") == (theirs == "gpt1")
+    if not fits:
+        fail(f"--weights {found.source} are {theirs}'s, not {model}'s")
+
+
 def from_run(name: str, content: dict) -> Found:
     """The weights of a checkpoint of train.py."""
     flags = content["config"]["flags"]

@@ -24,7 +24,7 @@ from common.device import Device
 from common.run import Run
 from common.schedule import warmup_and_cosine
 from gpt.model import MODELS, LanguageModel
-from gpt.published import Found, build, describe, model_of, read_published
+from gpt.published import Found, build, check_model, describe, model_of, read_published
 
 # fmt: off
 QUICK = dict(model="gpt_tiny", data="pydocs", tokens="bpe", vocab_size=2048, steps=2600, every=650,
@@ -102,8 +102,8 @@ def start(args: argparse.Namespace, dev: Device) -> Found | None:
     if found.vocabulary is None:
         fail(f"--weights {args.weights}: there is no tokenizer.json beside the weights, so no text "
              "can be read for them")  # fmt: skip
-    if "model" in args.typed and (args.model == "gpt1") != (found.network["family"] == "gpt1"):
-        fail(f"--weights {args.weights} are {found.network['family']}'s, not {args.model}'s")
+    if "model" in args.typed:
+        check_model(found, args.model)
     return found
 
 

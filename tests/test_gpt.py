@@ -711,6 +711,9 @@ def test_training_goes_on_from_weights(corpus, refused, capsys):
     assert "sizes and a vocabulary" in refused(train.main, [*how, "--d-model", "64"])
     Path("theirs/tokenizer.json").unlink()
     assert "no tokenizer.json" in refused(train.main, how)
+    medium = published.Found("gpt2-medium", {"family": "gpt2"}, {})
+    assert "are gpt2_medium's, not gpt2's" in refused(published.check_model, medium, "gpt2")
+    published.check_model(medium, "gpt2_medium")
 
 
 def test_bad_flags(corpus, refused):

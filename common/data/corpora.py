@@ -356,7 +356,7 @@ class Vocabulary:
                 pieces = document.splitlines(keepends=True)
             else:
                 pieces = pieces_of(document)
-            encoded = self.tokenizer.encode_batch(pieces, add_special_tokens=False)
+            encoded = self.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
             found += (i for piece in encoded for i in piece.ids)
         return torch.tensor(found, dtype=torch.int64)
 
