@@ -38,7 +38,8 @@ from gpt.model import MODELS
 from gpt.published import build
 from gpt.train import main as train
 
-LETTERS, DIGITS, EXAMPLES = "abcdefgh", "12345678", 16  # of a hidden rule; of a text
+LETTERS, DIGITS, EXAMPLES = "abcdefgh", "12345678", 64  # of a hidden rule; of a text
+SHOTS = 16  # answers of a text that are counted, with so many examples before them and fewer
 RULE_TEXTS, TESTED = 60_000, 2_000  # to train on, to test with
 PRETRAINING = ["--model", "gpt_tiny", "--steps", "3000", "--every", "500", "--vocab-size", "2048",
                "--context", "64", "--batch-size", "4096", "--lr", "3e-3", "--weight-decay", "0.1",
@@ -148,12 +149,12 @@ def right_by_shots(folder: Path) -> tuple[list[float], list[float]]:
     model.eval()
     draw = random.Random(seed_of("rules", "test"))
     texts, known = zip(*(rule_text(draw) for _ in range(TESTED)), strict=True)
-    tokens = torch.stack([vocabulary.encode(END + text) for text in texts])
-    places = 2 + 2 * torch.arange(EXAMPLES)  # of the digits
+    tokens = torch.stack([vocabulary.encode(END + text[: 2 * SHOTS]) for text in texts])
+    places = 2 + 2 * torch.arange(SHOTS)  # of the digits
     logits = torch.cat([model(some)[:, places - 1] for some in tokens.split(100)])
     right = (logits.argmax(2) == tokens[:, places]).double().mean(0)
     least = torch.tensor(1 / len(DIGITS)).double()
-    return right.tolist(), torch.where(torch.tensor(known), 1.0, least).mean(0).tolist()
+    return right.tolist(), torch.where(torch.tensor(known)[:, :SHOTS], 1.0, least).mean(0).tolist()
 
 
 def shots(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, dict]:
@@ -257,11 +258,11 @@ def draw(claim: str, results: Results, path: Path) -> None:
         values = {a: [100 * r["test_accuracy"] for r in runs] for a, runs in results.items()}
         bars({"SST-2, test accuracy (%)": values}, path)
     elif claim == "shots":
-        series = {arm: {k: [100 * r[f"right_{k}_shots"] for r in runs] for k in range(EXAMPLES)}
+        series = {arm: {k: [100 * r[f"right_{k}_shots"] for r in runs] for k in range(SHOTS)}
                   for arm, runs in results.items()}  # fmt: skip
         first = next(iter(results.values()))
         series["the best there is"] = {
-            k: [100 * run[f"possible_{k}_shots"] for run in first] for k in range(EXAMPLES)
+            k: [100 * run[f"possible_{k}_shots"] for run in first] for k in range(SHOTS)
         }
         spread(series, path, "examples before", "told right (%)")
     elif claim == "scaling":
@@ -296,7 +297,7 @@ def draw_scaling(series: dict[str, dict[float, list[float]]], path: Path) -> Non
 
 
 RUN = {"transfer": transfer, "shots": shots, "scaling": scaling, "banded": banded}
-KEYS = {"transfer": "test_accuracy", "shots": f"right_{EXAMPLES - 1}_shots"}  # else test_loss
+KEYS = {"transfer": "test_accuracy", "shots": f"right_{SHOTS - 1}_shots"}  # else test_loss
 
 
 @cli.command
