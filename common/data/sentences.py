@@ -76,8 +76,8 @@ def place(args: argparse.Namespace, folder: str, *files: str) -> Path:
     root = root / folder if (root / folder).is_dir() else root
     for name in files:
         if not find_text(root / name):
-            own = "sentences:PATH, a table of your own"  # for a script that takes sentences alone
-            other = "pydocs, which needs no files" if "tokens" in args else own
+            own = "sentences:PATH, a table of your own"  # of a script that reads no plain text
+            other = "pydocs, which needs no files" if "units" in args else own
             fail(
                 f"{name} is not in {Path(args.data_dir, folder)}: name the folder that holds "
                 f"{folder} with --data-dir, or take --data {other}"
@@ -153,7 +153,7 @@ def own(args: argparse.Namespace) -> Source:
         pairs, notes = labelled(read_table(path), *columns)
         return as_source(args, {"train": pairs}, notes)
     if not path.is_dir():
-        other = ", or take --data pydocs, which needs no files" if "tokens" in args else ""
+        other = ", or take --data pydocs, which needs no files" if "units" in args else ""
         fail(f"--data {args.data}: there is no such file or folder; name a table of texts and "
              f"labels, or a folder{other}")  # fmt: skip
     tables = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(TABLES)]
