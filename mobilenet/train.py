@@ -27,7 +27,7 @@ from common.data.augment import random_crop, random_flip, scaled_window
 from common.data.batches import Draw
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_images
 from common.device import DTYPES, Device
-from common.run import Run
+from common.run import Run, start_average
 from common.schedule import warmup_and_cosine
 from common.weights import IMAGENET, add_weight_flags, check_weights, keep_frozen, start_from
 from mobilenet.model import MODELS, folded
@@ -158,10 +158,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     optimizer = make_optimizer(args, model)
     share = partial(step_size, args, len(train.batches(args.batch_size)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    floats = {k: t for k, t in model.state_dict().items() if t.is_floating_point()}
-    ema = {k: t.clone() for k, t in floats.items()} if args.average else {}
-    parts = dict(model=model, optimizer=optimizer, schedule=schedule, ema=ema, dataset=train.facts)
-    run = Run(args, dev, **parts)
+    ema, parts = {}, dict(optimizer=optimizer, schedule=schedule, dataset=train.facts)
+    run = Run(args, dev, model=model, ema=ema, **parts)
+    floats = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+    start_average(ema, floats if args.average else {})
     if args.evaluate:
         return run.finish(**evaluate(model, test, dev, ema, run.folder / "confusion.png"))
 
