@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import MILESTONES
-from helpers import count, perturb, weights
+from helpers import check_published, count, perturb, weights
 from torch import nn
 
 from densenet import claims, sample, train
@@ -414,6 +414,22 @@ def test_samples(capsys, monkeypatch):
     assert len(found["red.png"]) == 5
     assert Path("out/predictions.jpg").exists()
     assert "grey.png (grey: made RGB)" in capsys.readouterr().out
+
+
+def test_samples_of_published_weights():
+    """Under the names of the published files."""
+    theirs = perturb(torchvision.models.densenet121())
+    theirs.register_state_dict_post_hook(lambda _, state, *__: rename_older(state))
+    entry = torchvision.models.DenseNet121_Weights.IMAGENET1K_V1
+    check_published(sample, theirs, entry)
+    assert "features.denseblock1.denselayer1.norm.1.weight" in torch.load("theirs.pth")
+
+
+def rename_older(state):
+    for key, value in older(dict(state)).items():
+        if key not in state:
+            del state[current_name(key)]
+            state[key] = value
 
 
 # ---------------------------------------------------------------------- the claims

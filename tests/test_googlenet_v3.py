@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import count, make_tree, perturb, weights
+from helpers import check_published, count, make_tree, perturb, weights
+from torchvision.models import Inception_V3_Weights
 from torchvision.models import inception_v3 as reference
 
 from googlenet import claims, sample, train
@@ -204,6 +205,13 @@ def test_published_weights_with_other_classes(tmp_path):
     found = weights("run")
     same = [k for k, v in theirs.state_dict().items() if torch.equal(v, found[k])]
     assert len(same) == len(found) - 4  # the two last layers are new
+
+
+def test_samples_of_published_weights():
+    """299 pixels, from -1 to 1: what torchvision's network makes of its usual inputs itself."""
+    theirs = perturb(theirs_of(1000, transform_input=True))
+    entry = Inception_V3_Weights.IMAGENET1K_V1
+    check_published(sample, theirs, entry, ["--model", "inception_v3"])
 
 
 def test_what_is_refused(refused):
