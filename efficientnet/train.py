@@ -37,6 +37,7 @@ PAPER = dict(model="efficientnet_b0",    data="folder:data/imagenet", epochs=350
 CIFAR = dict(data="cifar10", val=2500, batch_size=256, lr=0.016)  # the same for small images
 PUBLISHED = {name: name for name in SIZES}  # by torchvision
 # fmt: on
+FIXED = ("width", "depth", "excitation", "padding")  # by a checkpoint
 
 
 def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
@@ -52,7 +53,7 @@ def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("efficientnet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
+    parser = cli.Parser("efficientnet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe, FIXED)
     add_image_flags(parser)
     add_weight_flags(parser)
     add, switch = parser.add_argument, parser.add_switch
@@ -78,6 +79,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     check_weights(args, PUBLISHED)
     if args.autoaugment and not args.augment:
         fail("--autoaugment changes images, and --no-augment leaves them: choose one")
+    if args.weights == "imagenet" and args.padding == "same":
+        fail("torchvision's weights were trained with symmetric padding: leave --padding same away")
     if args.average and args.fsdp:
         fail("--average needs whole parameters, which --fsdp cuts: add --average 0")
     return args

@@ -41,6 +41,7 @@ PUBLISHED = {n: n for n in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_
 PUBLISHED["mobilenet_v1"] = "timm/mobilenetv1_100.ra4_e3600_r224_in1k"  # on the hub
 HEADS = {"v1": "classifier", "v2": "classifier.1", "v3": "classifier.3"}  # know the classes
 DROPOUT = {"v1": 0.001, "v2": 0.2, "v3": 0.2}  # v3: Sec. 6.1.1; v1, v2: the authors' code
+FIXED = ("width", "separable", "linear")  # by a checkpoint
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}  # pixels from -1 to 1
 INPUTS = {"v1": HALF, "v2": IMAGENET, "v3": IMAGENET}  # timm's v1: -1 to 1
 
@@ -62,7 +63,7 @@ def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("mobilenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
+    parser = cli.Parser("mobilenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe, FIXED)
     add_image_flags(parser)
     add_weight_flags(parser)
     add, switch = parser.add_argument, parser.add_switch

@@ -571,7 +571,24 @@ def test_a_resumed_average_is_the_same_average():
         assert all(torch.equal(v, cut[part][k]) for k, v in whole[part].items()), part
 
 
+def test_labels_are_smoothed_in_training_alone(monkeypatch):
+    found, real = [], F.cross_entropy
+
+    def note(logits, labels, label_smoothing=0.0, **rest):
+        found.append((torch.is_grad_enabled(), label_smoothing))
+        return real(logits, labels, label_smoothing=label_smoothing, **rest)
+
+    monkeypatch.setattr(F, "cross_entropy", note)
+    train.main([*FLAGS, *TINY, "--smoothing", "0.1", "--max-steps", "1"])
+    assert found[0] == (True, 0.1)
+    assert set(found[1:]) == {(False, 0.0)}
+
+
 def test_flags_that_are_refused(refused):
+    line = refused(
+        train.main, ["--model", "efficientnet_b0", "--weights", "imagenet", "--padding", "same"]
+    )
+    assert "torchvision's weights were trained with symmetric padding" in line
     line = refused(train.main, ["--weights", "imagenet"])
     assert "none for efficientnet_small, but for efficientnet_b0" in line
     line = refused(train.main, ["--model", "efficientnet_b1", "--width", "2"])
@@ -579,6 +596,14 @@ def test_flags_that_are_refused(refused):
     assert "--autoaugment" in refused(train.main, ["--autoaugment", "--no-augment"])
     assert "--average" in refused(train.main, ["--average", "0.9", "--fsdp"])
     assert "from 0 to below 1" in refused(train.main, ["--drop-path", "1"])
+
+
+def test_what_a_checkpoint_has_settled_is_not_changed(refused):
+    """With other padding the network has the same weights, and is another one."""
+    train.main([*FLAGS, *TINY, "--max-steps", "1", "--run-dir", "run"])
+    for argv in (["--evaluate", "run/last.pt"], ["--resume", "--run-dir", "run"]):
+        line = refused(train.main, [*argv, "--padding", "same"])
+        assert "run holds padding 'symmetric', not 'same'" in line.replace("/last.pt", "")
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "timm"])

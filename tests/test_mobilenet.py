@@ -376,6 +376,15 @@ def test_flags_that_are_refused(refused):
     assert "above zero" in refused(train.main, ["--width", "0"])
 
 
+def test_what_a_checkpoint_has_settled_is_not_changed(refused):
+    """With a ReLU6 in its bottlenecks the network has the same weights, and is another one."""
+    train.main([*TINY, "--max-steps", "1", "--run-dir", "run"])
+    for argv in (["--evaluate", "run/last.pt"], ["--resume", "--run-dir", "run"]):
+        line = refused(train.main, [*argv, "--no-linear"])
+        assert "run holds linear True, not False" in line.replace("/last.pt", "")
+    train.main(["--evaluate", "run/last.pt", "--linear", "--quiet"])
+
+
 def test_fine_tuning_from_torchvisions_file(capsys):
     theirs = perturb(torchvision.models.mobilenet_v3_small())
     torch.save(theirs.state_dict(), "tv.pth")
@@ -471,6 +480,18 @@ def test_the_average_is_the_one_that_is_measured():
         losses.append(train.evaluate(model, test, dev, {})["test_loss"])
     assert metrics["test_loss"] == pytest.approx(losses[0], rel=1e-4)
     assert metrics["test_loss"] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_averaging_begins_and_ends_on_resuming():
+    argv = [*TINY, "--epochs", "1", "--lr", "1e-30"]
+    more = ["--resume", "--run-dir", "run", "--quiet", "--epochs"]
+    train.main([*argv, "--run-dir", "run"])
+    train.main([*more, "2", "--average", "0.5"])
+    content = torch.load("run/last.pt")
+    for key in ("features.0.0.weight", "classifier.1.bias"):
+        torch.testing.assert_close(content["ema"][key], content["model"][key])
+    train.main([*more, "3", "--average", "0"])
+    assert torch.load("run/last.pt")["ema"] == {}
 
 
 def test_samples(capsys, monkeypatch):
