@@ -418,7 +418,8 @@ def test_quick_gradients_are_taken_where_they_are_wanted(monkeypatch):
     assert block.block[1][0].weight.grad.dtype == torch.float32
     with torch.no_grad():
         block(x)
-    MBConv(8, 16, 6, 3, 1)(x)  # torch is quick there
+    for stride in (1, 2):
+        MBConv(8, 16, 6, 3, stride)(x)  # torch is quick there
     assert len(found) == 1
     block.block[1][0].weight.requires_grad_(False)
     block(x).sum().backward()

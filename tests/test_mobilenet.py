@@ -272,8 +272,8 @@ def test_folded_networks_say_the_same(name):
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
     low = folded(model.float(), torch.bfloat16)
-    kinds = {m.weight.dtype for m in low.modules() if isinstance(m, nn.Conv2d) and m.groups > 1}
-    assert kinds == {torch.bfloat16}
+    layers = [m for m in low.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert {p.dtype for layer in layers for p in layer.parameters()} == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
         found = low(images.float())
     torch.testing.assert_close(found.double(), model(images.float()).double(), rtol=0.1, atol=0.3)
