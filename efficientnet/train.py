@@ -58,8 +58,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add_weight_flags(parser)
     add, switch = parser.add_argument, parser.add_switch
     add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")
-    add("--width", type=cli.positive, metavar="W", help="times the channels of B0")
-    add("--depth", type=cli.positive, metavar="D", help="times the blocks of B0")
+    add("--width", type=cli.multiplier, metavar="W", help="times the channels of B0")
+    add("--depth", type=cli.multiplier, metavar="D", help="times the blocks of B0")
     switch("--excitation", default=True, help="squeeze-and-excitation in every block")
     text = "same: TensorFlow's, and its eps, for weights from there"
     add("--padding", choices=["symmetric", "same"], default="symmetric", help=text)

@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add_weight_flags(parser)
     add, switch = parser.add_argument, parser.add_switch
     add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")
-    add("--width", type=cli.positive, metavar="ALPHA", help="the width multiplier")
+    add("--width", type=cli.multiplier, metavar="ALPHA", help="the width multiplier")
     add("--dropout", type=cli.share, metavar="RATE", help="of what the last layer reads")
     switch("--separable", default=True, help="depthwise and 1x1 convolutions, not full ones")
     switch("--linear", default=True, help="bottlenecks without ReLU6")

@@ -597,6 +597,9 @@ def test_flags_that_are_refused(refused):
     assert "--autoaugment" in refused(train.main, ["--autoaugment", "--no-augment"])
     assert "--average" in refused(train.main, ["--average", "0.9", "--fsdp"])
     assert "from 0 to below 1" in refused(train.main, ["--drop-path", "1"])
+    for flag in ("--width", "--depth"):
+        assert "above zero, at most 10" in refused(train.main, [flag, "1e9"])
+    assert "at most 10" in refused(claims.main, ["scaling", "--phi", "1e9"])
 
 
 def test_what_a_checkpoint_has_settled_is_not_changed(refused):

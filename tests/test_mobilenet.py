@@ -373,7 +373,8 @@ def test_flags_that_are_refused(refused):
     line = refused(train.main, ["--model", "mobilenet_v1_050", "--width", "0.5"])
     assert "mobilenet_v1_050 is of width 0.5" in line
     assert "leave --fsdp away" in refused(train.main, ["--average", "0.9", "--fsdp"])
-    assert "above zero" in refused(train.main, ["--width", "0"])
+    for width in ("0", "1000"):  # which would fill the memory
+        assert "above zero, at most 10" in refused(train.main, ["--width", width])
 
 
 def test_what_a_checkpoint_has_settled_is_not_changed(refused):
