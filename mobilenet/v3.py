@@ -13,7 +13,6 @@ two layers behind it are linear (Tables 1 and 2: 1x1 convolutions, the same); sq
 shrinks to a quarter, rounded to a multiple of 8.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilenet.layers import ConvNorm, divisible, initialise
@@ -52,11 +51,7 @@ SMALL = (
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs channels by a small network of their means, with h-sigmoid at its end (Sec. 5.3).
-
-    Its layers are called, and kept, as 1x1 convolutions, and computed as the linear ones that they
-    are, which is faster.
-    """
+    """Weighs channels by a small network of their means, with h-sigmoid at its end (Sec. 5.3)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -64,14 +59,9 @@ class SqueezeExcitation(nn.Module):
         self.fc1, self.fc2 = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
         self.relu, self.gate = nn.ReLU(inplace=True), nn.Hardsigmoid()
 
-    # fmt: off
-    def forward(self, x: Tensor) -> Tensor:                                   # (B, C, H, W)
-        """Features (B, C, H, W), each channel times a number from 0 to 1."""
-        means = x.mean((2, 3))                                                # (B, C)
-        hidden = F.linear(means, self.fc1.weight.flatten(1), self.fc1.bias)   # (B, C/4)
-        weight = F.linear(self.relu(hidden), self.fc2.weight.flatten(1), self.fc2.bias)
-        return x * self.gate(weight)[:, :, None, None]
-    # fmt: on
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), returned so
+        weight = self.relu(self.fc1(x.mean((2, 3), keepdim=True)))  # (B, C/4, 1, 1)
+        return x * self.gate(self.fc2(weight))  # gate: (B, C, 1, 1)
 
 
 class Block(nn.Module):
