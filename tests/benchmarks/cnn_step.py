@@ -12,6 +12,7 @@ ratio of medians, torchvision's time over ours, with its spread round by round. 
 side in a process of its own and compares their peak resident memory. With `--inference` a forward
 pass in evaluation takes the place of the step, by default with folded norms where the script has
 them so. `--busy` takes the processor's time, not the clock's, where other work is done meanwhile.
+`inception_v3` sees 299 pixels, whatever --size says.
 
 `--epoch` times ResNet-20 (32 pixels) and ResNet-18 (64, the script's default) on the CIFAR-10 part,
 with crops and flips, beside the usual script: per-image transforms, a DataLoader (the better
@@ -69,7 +70,7 @@ for folder, names in LATER.items():
         SAME |= {theirs: models[ours] for theirs, ours in names.items()}
         if folder == "efficientnet":  # timm's
             SAME["tf_efficientnet_b0"] = partial(models["efficientnet_b0"], padding="same")
-PIXELS = {"inception_v3": 299}  # whatever --size says: torchvision's head needs maps of 17x17
+PIXELS = {"inception_v3": 299}  # torchvision's head needs maps of 17x17
 
 
 def build(name: str, ours: bool) -> nn.Module:
