@@ -44,8 +44,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--interactive", action="store_true", help="go on from each line that is typed")
     add("--length", **count, default=200, help="tokens to write, at most (default: 200)")
     add("--count", **count, default=1, help="texts to write, side by side (default: 1)")
-    add("--temperature", type=cli.not_negative, metavar="T", default=0.8,
-        help="below 1 likelier, 0 the likeliest, above 1 bolder (default: 0.8)")  # fmt: skip
+    add("--temperature", type=cli.not_negative, metavar="T", default=0.7,
+        help="below 1 likelier, 0 the likeliest, above 1 bolder (default: 0.7)")  # fmt: skip
     add("--top-k", **count, help="draw from the K likeliest tokens alone (default: all)")
     share = cli.number(lambda x: 0 < x <= 1, "a number above 0, at most 1")
     add("--top-p", type=share, metavar="P",
