@@ -55,8 +55,8 @@ CLAIMS = {
         "from scratch": [],
     },
     "shots": {
-        "1 layer": ["--num-layers", "1", "--d-model", "32", "--num-heads", "2"],
-        "2 layers": ["--num-layers", "2", "--d-model", "64", "--num-heads", "4"],
+        "1 layer": ["--num-layers", "1", "--d-model", "32", "--num-heads", "1"],
+        "2 layers": ["--num-layers", "2", "--d-model", "64", "--num-heads", "2"],
         "4 layers": ["--num-layers", "4", "--d-model", "128", "--num-heads", "4"],
     },
     "scaling": {
@@ -70,7 +70,7 @@ CLAIMS = {
 }  # fmt: skip
 SHARED = {
     "transfer": ["--data", "sst2", "--model", "gpt_tiny", "--epochs", "4", "--quiet"],
-    "shots": ["--model", "gpt_tiny", "--tokens", "chars", "--context", "64", "--steps", "2500",
+    "shots": ["--model", "gpt_tiny", "--tokens", "chars", "--context", "32", "--steps", "3000",
               "--every", "500", "--batch-size", "4096", "--lr", "2e-3", "--dropout", "0",
               "--weight-decay", "0.1", "--quiet"],
     "scaling": ["--data", "brown", "--model", "gpt_tiny", "--tokens", "bpe", "--vocab-size", "1024",
@@ -149,9 +149,9 @@ def right_by_shots(folder: Path) -> tuple[list[float], list[float]]:
     model.eval()
     draw = random.Random(seed_of("rules", "test"))
     texts, known = zip(*(rule_text(draw) for _ in range(TESTED)), strict=True)
-    tokens = torch.stack([vocabulary.encode(END + text[: 2 * SHOTS]) for text in texts])
+    tokens = torch.stack([vocabulary.encode(END + text[: 2 * SHOTS]) for text in texts])  # (N, T)
     places = 2 + 2 * torch.arange(SHOTS)  # of the digits
-    logits = torch.cat([model(some)[:, places - 1] for some in tokens.split(100)])
+    logits = torch.cat([model(some)[:, places - 1] for some in tokens[:, :-1].split(100)])
     right = (logits.argmax(2) == tokens[:, places]).double().mean(0)
     least = torch.tensor(1 / len(DIGITS)).double()
     return right.tolist(), torch.where(torch.tensor(known)[:, :SHOTS], 1.0, least).mean(0).tolist()
