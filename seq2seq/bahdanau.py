@@ -9,8 +9,8 @@ from the translations alone.
 Shapes: B batch, S source tokens, T target tokens, D embedding, H hidden units, V vocabulary.
 
 Departures: the encoder's GRUs reset after the product with U, as torch's kernel does, the decoder's
-before it, as in the paper; dropout and tied embeddings (see `Words`) of the small network, which
-begins with larger weights, too.
+before it, as in the paper; dropout, tied embeddings (see `Words`) and first weights (`initialise`)
+of the small network.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from seq2seq.layers import Attention, BothWays, Words, lengths_of, mask_of
+from seq2seq.layers import RECURRENT, Attention, BothWays, Words, initialise, lengths_of, mask_of
 
 
 class State(NamedTuple):
@@ -54,7 +54,7 @@ class Bahdanau(nn.Module):
     """Fig. 1: both ways through the source, and a decoder that looks at it before each word.
 
     The paper's m is `d_model`, n and n' are `hidden_size`, l is `maxout_size`. `init` is the
-    deviation of all weights but the recurrent ones, which are orthogonal.
+    deviation of all weights but the recurrent ones, which are orthogonal; None is `initialise`.
     """
 
     def __init__(
@@ -78,24 +78,11 @@ class Bahdanau(nn.Module):
         self.from_state = nn.Linear(n, 2 * maxout_size)  # U_o
         self.from_word = nn.Linear(d_model, 2 * maxout_size, bias=False)  # V_o
         self.from_context = nn.Linear(2 * n, 2 * maxout_size, bias=False)  # C_o
-        self.initialise(init)
-
-    def initialise(self, init: float | None) -> None:
-        """B.1; with `init` None, Glorot's, and of embeddings N(0, 1/D)."""
-        for name, p in self.named_parameters():
-            recurrent = "weight_hh" in name or name.startswith(("unit.gates", "unit.new"))
-            if p.dim() == 1:
-                nn.init.zeros_(p)
-            elif recurrent:
-                for square in p.detach().split(p.shape[1]):  # one of each gate
-                    nn.init.orthogonal_(square)
-            elif init is None and name.startswith("words.") and "reduce" not in name:
-                nn.init.normal_(p, std=p.shape[1] ** -0.5)
-            elif init is None:
-                nn.init.xavier_uniform_(p)
-            elif name.startswith("attention"):  # v_a begins at zero
+        initialise(self)
+        for name, p in self.named_parameters() if init else ():  # B.1
+            if name.startswith("attention"):  # v_a begins at zero
                 nn.init.normal_(p, std=0.0 if ".v." in name else 0.001)
-            else:
+            elif p.dim() > 1 and not any(part in name for part in RECURRENT):
                 nn.init.normal_(p, std=init)
 
     # fmt: off

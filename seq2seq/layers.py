@@ -18,6 +18,7 @@ from torch import Tensor, nn
 PAD, START, END, UNKNOWN = range(4)  # the first tokens of every vocabulary
 SHUT = -1e4  # what is added to a gate that is to be shut: its logistic function is 0
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")  # torch's names
+RECURRENT = ("weight_hh", "unit.gates", "unit.new")  # in the names of matrices from state to state
 
 # On a GPU, cuDNN copies them together at each call, which costs little beside the call.
 warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
@@ -81,6 +82,23 @@ class Words(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """(..., width) to (..., V)."""
         return F.linear(self.reduce(x), (self.output or self.target).weight)
+
+
+def initialise(model: nn.Module) -> None:
+    """First weights of small networks, with which these learn sooner than with the papers'.
+
+    Glorot's; orthogonal ones from state to state, for each gate; embeddings N(0, 1/D); no biases.
+    """
+    for name, p in model.named_parameters():
+        if p.dim() == 1:
+            nn.init.zeros_(p)
+        elif name in ("words.source.weight", "words.target.weight"):
+            nn.init.normal_(p, std=p.shape[1] ** -0.5)
+        elif any(part in name for part in RECURRENT):
+            for square in p.detach().split(p.shape[1]):
+                nn.init.orthogonal_(square)
+        else:
+            nn.init.xavier_uniform_(p)
 
 
 class LSTM(nn.Module):

@@ -9,8 +9,8 @@ knows where it has looked.
 Shapes: B batch, S source tokens, T target tokens, D embedding, H hidden units, L layers, V
 vocabulary.
 
-Departures: no local attention (Sec. 3.2) and no "location" score; tied embeddings (see `Words`) of
-the small network.
+Departures: no local attention (Sec. 3.2) and no "location" score; tied embeddings (see `Words`) and
+first weights (`initialise`) of the small network.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seq2seq.layers import LSTM, Attention, Words, encode_lstm, mask_of
+from seq2seq.layers import LSTM, Attention, Words, encode_lstm, initialise, mask_of
 
 
 class State(NamedTuple):
@@ -48,7 +48,7 @@ class Luong(nn.Module):
         input_feeding: bool = True,
         tied: bool = False,
         source_size: int | None = None,
-        init: float = 0.1,
+        init: float | None = 0.1,
     ):
         super().__init__()
         self.reverse, self.dropout = reverse, nn.Dropout(dropout)
@@ -59,7 +59,9 @@ class Luong(nn.Module):
         self.decoder = LSTM(width, hidden_size, num_layers, dropout)
         self.attention = Attention(score, hidden_size, hidden_size)  # W_a
         self.join = nn.Linear(2 * hidden_size, hidden_size, bias=False)  # W_c
-        for p in self.parameters():
+        if init is None:
+            initialise(self)
+        for p in self.parameters() if init else ():
             nn.init.uniform_(p, -init, init)  # Sec. 4.1
 
     # fmt: off
@@ -115,7 +117,8 @@ class Luong(nn.Module):
 # fmt: off
 SIZES = {  # Sec. 4.1, and ours for one machine
     "paper": dict(d_model=1000, hidden_size=1000, num_layers=4, dropout=0.2, tied=False),
-    "small": dict(d_model=128,  hidden_size=224,  num_layers=2, dropout=0.3, tied=True),
+    "small": dict(d_model=128,  hidden_size=224,  num_layers=2, dropout=0.3, tied=True,
+                  init=None),
 }
 # fmt: on
 

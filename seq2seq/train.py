@@ -1,7 +1,7 @@
 """Trains the first networks that translate: Sutskever 2014, Bahdanau 2015, Luong 2015.
 
-python seq2seq/train.py                                        # dates, with attention: QUICKRESULT
-python seq2seq/train.py --model sutskever_small                # without: SUTSKEVERRESULT
+python seq2seq/train.py                                        # dates, attention: 100% exact, 48 s
+python seq2seq/train.py --model sutskever_small                # without: 74.8%, 63 s
 python seq2seq/train.py --data multi30k --data-dir PATH        # English to German
 python seq2seq/train.py --data pairs:train.en,train.de         # your own sentences
 python seq2seq/train.py --paper --data pairs:train.en,train.fr # Bahdanau's; add --model sutskever …
@@ -64,7 +64,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     elif data not in (None, "dates"):
         own |= WORDS
     elif model.endswith("_small"):
-        own |= dict(hidden_size=128, dropout=0.1)  # dates ask for less
+        own |= dict(hidden_size=128, dropout=0.1, epochs=3 if family == "bahdanau" else 8)
     reasons = {
         "num_layers": f"{model} has one layer",
         "reverse": f"{model} reads both ways",
