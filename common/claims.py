@@ -10,6 +10,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from common import seed_of
 from common.folder import read_rows
 
@@ -36,6 +39,48 @@ def run_arms(
             results[arm].append(finished(folder) or train([*argv, *where, "--resume"]))
             folders[arm].append(folder)
     return results, commands, folders
+
+
+def best_arms(
+    milestone: str,
+    train: Callable,
+    arms: dict[str, list[list[str]]],
+    shared: list[str],
+    args: argparse.Namespace,
+    metric: str = "val_accuracy",
+    better: Callable = max,
+) -> tuple[dict[str, list[dict]], dict[str, str], dict[str, list[Path]]]:
+    """`run_arms` with those of each name's flags that are best on validation with the first seed.
+
+    `arms` are by name the flags to choose among; the arm is called by the name and the last flag,
+    if any. What counts is the last epoch's `metric`, of which `better` is max or min.
+    """
+    first = argparse.Namespace(**vars(args) | {"seeds": args.seeds[:1]})
+    chosen = {}
+    for name, choices in arms.items():
+        tried = {" ".join([name, *flags[-1:]]): flags for flags in choices}
+        folders = run_arms(milestone, train, tried, shared, first)[2]
+        found = {
+            arm: list(history(where[0], metric).values())[-1] for arm, where in folders.items()
+        }
+        best = better(found, key=found.get)
+        chosen[best] = tried[best]
+        others = ", ".join(f"{arm} {value:.4g}" for arm, value in found.items())
+        print(f"{best} is the best by {metric} ({others})", flush=True)
+    return run_arms(milestone, train, chosen, shared, args)
+
+
+def multiply_adds(model: nn.Module, image: Tensor) -> int:
+    """Of one image (1, C, H, W), in evaluation, by PyTorch's counter: half of its operations.
+
+    Both may be on the meta device, where nothing is computed.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
 
 
 def history(folder: Path, metric: str) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Weights to start from: torchvision's published ones, or a file of the user's.
+"""Weights to start from: torchvision's published ones, the hub's, or a file of the user's.
 
 add_weight_flags(parser)                                       # --weights imagenet|FILE, --freeze
 start_from(model, args, dev, train.facts, ("fc",), PUBLISHED)  # before dev.wrap
@@ -59,8 +59,9 @@ def start_from(
 
     `heads` are the names of the layers that depend on the number of classes; where the file's
     have another shape, they keep their new weights. `published` maps models to torchvision's
-    names, for those whose weights it has. Layers named in `optional` may be missing from the file.
-    `current_name` gives the name in `model` for one in the file, where these may be older.
+    names, for those whose weights it has, or to repositories of the hub. Layers named in `optional`
+    may be missing from the file. `current_name` gives the name in `model` for one in the file,
+    where these may be older.
     """
     if args.weights and not args.evaluate and not args.stored:  # which has the weights
         if args.weights == "imagenet":
@@ -79,7 +80,12 @@ def start_from(
 
 
 def download(name: str, published: Mapping[str, str]) -> dict[str, Tensor]:
-    """torchvision's weights for ImageNet, from its cache or its server, checked by their hash."""
+    """torchvision's weights for ImageNet, from its cache or its server, checked by their hash.
+
+    A name with a slash is that of a repository of the Hugging Face hub.
+    """
+    if "/" in published[name]:
+        return from_hub(published[name])
     import torchvision
 
     entry = torchvision.models.get_model_weights(published[name]).IMAGENET1K_V1
@@ -88,6 +94,19 @@ def download(name: str, published: Mapping[str, str]) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         cache, file = Path(torch.hub.get_dir(), "checkpoints"), Path(entry.url).name
         fail(f"{file} is not in {cache} and can't be downloaded ({error}): copy it there")
+
+
+def from_hub(repository: str, file: str = "model.safetensors") -> dict[str, Tensor]:
+    """The weights in a repository of the Hugging Face hub, from its cache or its server."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return read_weights(Path(hf_hub_download(repository, file)))[0]
+    except (OSError, RuntimeError, ValueError, HfHubHTTPError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        fail(f"{file} of {repository} is not in the hub's cache and can't be downloaded "
+             f"({reason}): get it elsewhere, and name it in --weights FILE")  # fmt: skip
 
 
 def load(

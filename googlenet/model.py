@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from googlenet.inception_v3 import inception_v3
+from googlenet.inception_v3 import inception_v3, inception_v3_small
 
 # Table 1: filters of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection
 INCEPTIONS = {
@@ -211,4 +211,5 @@ MODELS = {
     "googlenet_small": googlenet_small,
     "googlenet_bn_small": googlenet_bn_small,
     "inception_v3": inception_v3,
+    "inception_v3_small": inception_v3_small,
 }

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from common import cli, fail
-from common.claims import history, plus_minus, run_arms, write_summary
+from common.claims import best_arms, history, plus_minus, run_arms, write_summary
 from common.device import Device
 from common.folder import make_folder
 from mlp.train import build, criterion, load
@@ -41,18 +41,19 @@ KINDS = {
     "ReLU, normalised": ["--activation", "relu", "--norm"],
 }
 FEW = ["--limit", "1000", "--batch-size", "50", "--epochs", "60"]
+FEW += ["--optimizer", "adam"]  # AdamW would make the weights of every arm smaller
 STRENGTHS = {
     "none": [[]],
-    "L1": [["--l1", s] for s in ("1e-5", "1e-4", "1e-3")],
-    "L2": [["--l2", s] for s in ("1e-3", "1e-2", "3e-2")],
-    "dropout": [["--dropout", s] for s in ("0.2", "0.5", "0.7")],
-    "early stopping": [["--patience", "10"]],
+    "L1": [["--l1", s] for s in ("1e-6", "1e-5", "1e-4", "1e-3")],
+    "L2": [["--l2", s] for s in ("1e-4", "3e-4", "1e-3", "1e-2")],
+    "dropout": [["--dropout", s] for s in ("0.2", "0.5", "0.7", "0.8", "0.9")],
+    "early stopping, patience": [["--patience", "10"]],
 }
 GRIDS = {
-    "sgd": ("0.03", "0.1", "0.3", "1"),
-    "momentum": ("0.003", "0.01", "0.03", "0.1"),
-    "adagrad": ("0.003", "0.01", "0.03", "0.1"),
-    **dict.fromkeys(("rmsprop", "adam", "adamw"), ("0.0003", "0.001", "0.003", "0.01")),
+    "sgd": ("0.01", "0.03", "0.1", "0.3", "1"),
+    "momentum": ("0.003", "0.01", "0.03", "0.1", "0.3"),
+    "adagrad": ("0.003", "0.01", "0.03", "0.1", "0.3"),
+    **dict.fromkeys(("rmsprop", "adam", "adamw"), ("0.0003", "0.001", "0.003", "0.01", "0.03")),
 }
 TABLES = {  # files below PATH/tabular, and flags
     "adult": ["adult_train.csv,adult_test.csv"],
@@ -86,29 +87,6 @@ def errors(results: dict[str, list[dict]]) -> dict[str, list[float]]:
     return {
         arm: [100 * (1 - run["test_accuracy"]) for run in runs] for arm, runs in results.items()
     }
-
-
-def best_arms(
-    arms: dict[str, list[list[str]]], shared: list[str], args: argparse.Namespace
-) -> tuple[dict, dict, dict]:
-    """Of each name's flags those that are best on validation with the first seed, with all seeds.
-
-    The accuracy of the last epoch counts, or with --patience the best one.
-    """
-    first = argparse.Namespace(**vars(args) | {"seeds": args.seeds[:1]})
-    chosen = {}
-    for name, choices in arms.items():
-        scores = []
-        for flags in choices:
-            arm = {" ".join([name, *flags]): flags}
-            folders = run_arms("mlp", train, arm, shared, first)[2] if len(choices) > 1 else {}
-            for (folder,) in folders.values():
-                scores.append(list(history(folder, "val_accuracy").values())[-1])
-        flags = choices[scores.index(max(scores))] if scores else choices[0]
-        chosen[f"{name} {flags[-1]}" if scores else name] = flags
-        if scores:
-            print(f"{name}: {' '.join(flags)} of {len(choices)}, by validation", flush=True)
-    return run_arms("mlp", train, chosen, shared, args)
 
 
 # ---------------------------------------------------------------------- the claims
@@ -259,7 +237,7 @@ def regularisation(args: argparse.Namespace) -> dict:
     """Ways to generalise from 1,000 images."""
     shared = ["--model", "mlp", "--data", args.data, "--quiet", *FEW]
     shared += ["--epochs", str(args.epochs)] if args.epochs else []
-    results, commands, _ = best_arms(STRENGTHS, shared, args)
+    results, commands, _ = best_arms("mlp", train, STRENGTHS, shared, args)
     return report("regularisation", results, commands, args)
 
 
@@ -271,7 +249,7 @@ def optimisers(args: argparse.Namespace) -> dict:
         name: [["--optimizer", name, "--lr", rate] for rate in rates]
         for name, rates in GRIDS.items()
     }
-    results, commands, _ = best_arms(arms, shared, args)
+    results, commands, _ = best_arms("mlp", train, arms, shared, args)
     return report("optimisers", results, commands, args)
 
 

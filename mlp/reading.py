@@ -5,6 +5,7 @@
     numbers = as_numbers(values, comma or "")
 
 pandas reads them. A point or a comma may be decimal or part thousands: `comma_of` tells which.
+Dates are read, too: `format_of` tells how they are written.
 """
 
 import csv
@@ -29,6 +30,21 @@ NO_NUMBER = [*EMPTY, "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]
 LARGEST = 1e100  # numbers beyond are no measurements: they count as missing, as infinity does
 EXACT = 2.0**53  # up to here a float holds every whole number
 LARGE = 20 << 20  # bytes that take some seconds to read
+GAPS = r"[ \u00a0\u2009\u202f'\u2019]"  # may part thousands, too: 1 234, 1'234
+PARTED = rf"[+-]?[1-9]\d{{0,2}}({GAPS}\d{{3}})+([.,]\d+)?"
+DATES = {  # as pandas writes them, and in words
+    "ISO8601": "year-month-day",
+    "%Y/%m/%d": "year/month/day",
+    "%d.%m.%Y": "day.month.year",
+    "%d/%m/%Y": "day/month/year",
+    "%m/%d/%Y": "month/day/year",
+    "%d-%m-%Y": "day-month-year",
+    "%d %b %Y": "day month year",
+    "%d-%b-%Y": "day-month-year",
+    "%b %d, %Y": "month day, year",
+}
+TIMES = ["", " %H:%M", " %H:%M:%S", " %I:%M %p"]  # that may follow
+TRIED = 50  # dates that tell which formats may be theirs
 
 
 # ---------------------------------------------------------------------- files
@@ -74,11 +90,26 @@ def cut(text: str, separators: str, path: Path) -> tuple[str, list[tuple[int, li
     return tried[0], records(text, tried[0], path)
 
 
+def without_comments(text: str) -> tuple[str, int]:
+    """The text with lines that begin with # above the header made blank, and how many there were.
+
+    The last of them is the header itself (#id,name), if it has as many cells as the line below.
+    """
+    lines = re.match(r"(\s*#.*(\n|$))*", text)[0]
+    *_, last = ["", *lines.split("\n")[:-1]]
+    below = text[len(lines) :].partition("\n")[0]
+    cells = [(last.count(s), below.count(s)) for s in SEPARATORS]
+    if re.match(r"#\S", last) and any(a == b > 0 for a, b in cells):
+        lines = lines[: -len(last) - 1]
+    count = len(re.findall(r"^\s*#", lines, re.MULTILINE))
+    return "\n" * lines.count("\n") + text[len(lines) :], count
+
+
 def read_table(path: Path) -> "pd.DataFrame":
     """A CSV file as text, NaN where a cell is empty; the index is the line.
 
     Commas, semicolons, tabs or bars separate cells; a first line `sep=;` says which. In `attrs`
-    stand the `separator` and whether numbers have a `decimal` comma somewhere.
+    stand the `separator`, whether numbers have a `decimal` comma somewhere, and `notes`.
     """
     import pandas as pd
 
@@ -89,6 +120,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     text, separators = read_text(path), "".join(SEPARATORS)
     if said := re.match(r'"?sep=([,;\t|])"?(?=\r?\n)', text):
         text, separators = text[said.end() :], said[1]
+    text, comments = without_comments(text)
     if not text.strip():
         fail(f"{path} is empty: its first line has to name the columns")
     separator, ((_, header), *rows) = cut(text, separators, path)
@@ -118,6 +150,8 @@ def read_table(path: Path) -> "pd.DataFrame":
     table = table.apply(lambda column: column.str.strip()).replace("", pd.NA)
     table.index = [line for line, _ in rows]
     table.attrs["separator"] = separator
+    skipped = f"{path}: {counted(comments, 'line')} above the header, marked #, skipped"
+    table.attrs["notes"] = [skipped] if comments else []
     table.attrs["decimal"] = any(has_decimal_comma(table[name], separator) for name in names)
     return table
 
@@ -166,6 +200,9 @@ def as_numbers(values: "pd.Series", comma: str = "") -> "pd.Series":
     """Text as numbers, NaN where it is none; `comma` is what `comma_of` says."""
     import pandas as pd
 
+    if values.str.contains(GAPS, regex=True).any():
+        parted = values.str.fullmatch(PARTED).fillna(False)
+        values = values.mask(parted, values.str.replace(GAPS, "", regex=True))
     if comma in ("decimal", "points"):
         plain = values.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
         with_comma = values.str.contains(",", regex=False).fillna(False)
@@ -226,3 +263,36 @@ def spell(values: "pd.Series", known: Sequence[str] | None = None) -> "pd.Series
 def style_of(table: "pd.DataFrame") -> tuple[str, bool]:
     """What separates cells in the table's file, and whether it has decimal commas."""
     return table.attrs.get("separator", ","), table.attrs.get("decimal", False)
+
+
+# ---------------------------------------------------------------------- dates
+
+
+def as_dates(values: "pd.Series", form: str) -> "pd.Series":
+    """Text as dates without a zone, NaT where it is none in the format `form`."""
+    import pandas as pd
+
+    return pd.to_datetime(values, format=form, errors="coerce", utc=True).dt.tz_localize(None)
+
+
+def format_of(values: "pd.Series") -> str | None:
+    """How all of these are written as dates: in the first of `DATES`; None if not all are dates."""
+    values = values.dropna().drop_duplicates()
+    forms = [date if date == "ISO8601" else date + time for date in DATES for time in TIMES]
+    for form in dict.fromkeys(forms):
+        if len(values) and all(as_dates(v, form).notna().all() for v in (values[:TRIED], values)):
+            return form
+    return None
+
+
+def parts_of(dates: "pd.Series") -> dict[str, "pd.Series"]:
+    """What a date may tell, as numbers: days since 1970, the month, the day of the week, the hour.
+
+    Monday is 0.
+    """
+    import pandas as pd
+
+    days = (dates - pd.Timestamp(1970, 1, 1)) / pd.Timedelta(days=1)
+    when = dates.dt
+    hour = when.hour + when.minute / 60
+    return {"days": days, "month": when.month, "weekday": when.day_of_week, "hour": hour}

@@ -25,7 +25,7 @@ ROWS = {  # beside QUICK and PAPER
     | dict(epochs=180, lr=0.03, optimizer="momentum", decay=3e-4, spread=1.0),
     "mlp": RELU | dict(hidden=[300]),
     "mlp_deep": RELU | dict(hidden=[500, 150]),
-    "mlp_dropout": RELU | dict(hidden=[1024] * 3, dropout=0.5, input_dropout=0.2, max_norm=2.0),
+    "mlp_dropout": RELU | dict(hidden=[1024] * 3, dropout=0.5, input_dropout=0.2, max_norm=1.0),
     "mlp_table": RELU | dict(hidden=[256, 128], dropout=0.1),
 }
 BATCHES = ((2000, 16, 0.03), (20_000, 64, 1e-3), (math.inf, 256, 0.0))  # of tables, up to so
@@ -57,7 +57,6 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     if KINDS.get(model, "image") != kind or world:
         model = WORLDS.get(data) or USUAL[kind]
     own, nothing = {"model": model} | ROWS[model], {}
-    optimizer = given.get("optimizer", own.get("optimizer", "adamw"))
     if kind == "world":
         own |= dict(data=WORLD_OF[model], val=0, batch_size=64 if model == "symmetry" else 100)
         nothing = dict.fromkeys(("batch_size", "accumulate"), ONE_BATCH)
@@ -74,10 +73,13 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     else:
         own |= dict(data=data or ("mnist" if paper else "digits"), optimizer="adamw")
         own |= dict(val=0) if paper else dict(val=137 if own["data"] == "digits" else 5000)
-        long = dict(epochs=60, batch_size=250, lr=1e-3)  # dropout asks for large steps, many
         short = dict(epochs=20, batch_size=128, lr=1e-3)
         small = dict(epochs=40, batch_size=32, lr=2e-3)  # digits: 1,301 images
-        own |= small if own["data"] == "digits" else long if model == "mlp_dropout" else short
+        own |= small if own["data"] == "digits" else short
+        if model == "mlp_dropout" and own["data"] != "digits":  # large steps, and many
+            own |= dict(epochs=150, batch_size=250)
+            if given.get("optimizer", "momentum") == "momentum":
+                own |= dict(optimizer="momentum", momentum=0.95, lr=0.025)
     if given.get("fsdp"):  # no process has the whole weights that these look at
         own |= dict(l2=0.0, max_norm=None)
     if kind != "image":
@@ -86,7 +88,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         nothing |= dict.fromkeys(("target", "task", "drop"), "it is for tables, --data csv:PATH")
     if kind != "world":
         nothing |= dict(spread="it is for the networks of 1986")
-    if optimizer != "momentum":
+    if given.get("optimizer", own["optimizer"]) != "momentum":
         nothing |= dict.fromkeys(("momentum", "decay"), "it is for --optimizer momentum")
     return own, nothing
 

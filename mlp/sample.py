@@ -52,7 +52,7 @@ def keep_what_is_there(out: Path, *names: str) -> None:
 def predict(rows, model: nn.Module, facts: dict, dev: Device) -> dict[str, list]:
     """New columns for rows of a table: the answer, and the probability of each class."""
     inputs, notes = encode(rows, facts["columns"])
-    for note in notes:
+    for note in [*rows.attrs.get("notes", []), *notes]:
         print(f"note: {note}", file=sys.stderr)
     outputs = torch.cat([model(part.to(dev.device)).float().cpu() for part in inputs.split(10_000)])
     target, classes = facts["target"], facts["classes"]

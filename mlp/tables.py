@@ -22,11 +22,15 @@ from common.data.batches import Batches
 from common.data.sources import Source, named, open_source, say_parts, split
 from common.device import Device
 from mlp.reading import (
+    DATES,
     EMPTY,
     NO_NUMBER,
+    as_dates,
     as_numbers,
     comma_of,
+    format_of,
     grouped,
+    parts_of,
     read_table,
     sift,
     spell,
@@ -55,9 +59,9 @@ def listed(names: Sequence[str]) -> str:
 def learn(table: "pd.DataFrame", notes: list[str]) -> list[dict]:
     """What is to be known of each column of the training part, as plain values.
 
-    Of numbers `fill`, `mean` and `std`; of categories their names; `missing` says whether cells
-    are empty, which is then an input of its own. Columns that tell nothing are left out, and
-    `notes` say so.
+    Of numbers `fill`, `mean` and `std`; of dates these of their `parts`; of categories their names;
+    `missing` says whether cells are empty, which is then an input of its own. Columns that tell
+    nothing are left out, and `notes` say so.
     """
     columns, gone, holes, unsure = [], {"empty": [], "constant": []}, {}, []
     for name in table.columns:
@@ -73,17 +77,28 @@ def learn(table: "pd.DataFrame", notes: list[str]) -> list[dict]:
                 continue
             if doubtful(present, comma, table):
                 unsure.append(name)
+        elif form := format_of(values.mask(values.isin(NO_NUMBER))):
+            values = values.mask(values.isin(NO_NUMBER))
+            column = {"format": form} | learn_dates(as_dates(values, form))
+            words = next(words for date, words in DATES.items() if form.startswith(date))
+            notes.append(f"{name} is read as dates, {words}: {', '.join(column['parts'])}")
         else:
             column = learn_categories(spell(values))
-            numbers = as_numbers(present, comma_of(present, *style_of(table)))
-            odd = present[numbers.isna() & ~present.isin(NO_NUMBER)]
+            numbers, what = as_numbers(present, comma_of(present, *style_of(table))), "numbers"
+            if numbers.isna().mean() > 0.5 and (form := format_of(present[:1])):
+                numbers, what = as_dates(present, form), "dates"
+            odd = present[numbers.isna() & ~present.isin(NO_NUMBER)].sort_index()
+            number, example = len(column["categories"]), f"line {odd.index[0]} has {odd.iloc[0]!r}"
+            if number > MOST:
+                fail(
+                    f"the column {name!r} is text with {number:,} different values ({example}), at "
+                    f"most {MOST:,} can be categories: leave it out with --drop {name!r}"
+                )
             if (share := numbers.notna().mean()) >= 0.5:
-                notes.append(f"{name} is taken for categories: {share:.0%} of it are numbers, but "
-                             f"line {odd.index[0]} has {odd.iloc[0]!r}")  # fmt: skip
-            if len(column["categories"]) > MOST:
-                fail(f"the column {name!r} is text with {len(column['categories']):,} different "
-                     f"values, at most {MOST:,} can be categories: leave it out with --drop "
-                     f"{name!r}")  # fmt: skip
+                notes.append(f"{name} is taken for categories: {share:.0%} of it are {what}, but "
+                             f"{example}")  # fmt: skip
+            elif number > FEW and present.str.contains(r"\d").mean() >= 0.5:
+                notes.append(f"{name} is taken for {number:,} categories: {example}, no number")
         holes[name] = int(values.isna().sum())
         columns.append({"name": name, **column})
     if any(holes.values()):
@@ -121,6 +136,13 @@ def learn_numbers(numbers: "pd.Series") -> dict[str, Any]:
     return {"kind": "number", **plain, "missing": bool(numbers.isna().any())}
 
 
+def learn_dates(dates: "pd.Series") -> dict[str, Any]:
+    """The same of what dates may tell, but for what is the same in all."""
+    parts = {part: learn_numbers(numbers) for part, numbers in parts_of(dates).items()}
+    parts = {part: learned for part, learned in parts.items() if learned["std"] > 0}
+    return {"kind": "date", "parts": parts, "missing": bool(dates.isna().any())}
+
+
 def learn_categories(values: "pd.Series") -> dict[str, Any]:
     """The categories in order."""
     from sklearn.preprocessing import OneHotEncoder
@@ -132,7 +154,13 @@ def learn_categories(values: "pd.Series") -> dict[str, Any]:
 
 def width_of(column: dict) -> int:
     """How many inputs a column is."""
-    return len(column.get("categories", [0])) + column["missing"]
+    return len(column.get("categories") or column.get("parts") or [0]) + column["missing"]
+
+
+def scale(numbers: "pd.Series", learned: dict) -> np.ndarray:
+    """Numbers filled in and scaled as inputs (B, 1)."""
+    scaled = (numbers.fillna(learned["fill"]) - learned["mean"]) / learned["std"]
+    return scaled.clip(-1e6, 1e6).to_numpy(dtype=np.float32)[:, None]
 
 
 def encode(table: "pd.DataFrame", columns: list[dict]) -> tuple[Tensor, list[str]]:
@@ -155,9 +183,17 @@ def encode(table: "pd.DataFrame", columns: list[dict]) -> tuple[Tensor, list[str
             comma = comma_of(values, *style_of(table), column["comma"])
             numbers = as_numbers(values, comma)
             strange = values[numbers.isna() & values.notna()]
-            scaled = (numbers.fillna(column["fill"]) - column["mean"]) / column["std"]
-            parts.append(scaled.clip(-1e6, 1e6).to_numpy(dtype=np.float32)[:, None])
+            parts.append(scale(numbers, column))
             gone, what = numbers.isna(), "is no number: it counts as missing"
+        elif column["kind"] == "date":
+            values = values.mask(values.isin(NO_NUMBER))
+            dates = as_dates(values, column["format"])
+            if dates.isna().all():  # another file, written another way
+                dates = as_dates(values, format_of(values) or "ISO8601")
+            strange = values[dates.isna() & values.notna()]
+            numbers = parts_of(dates)
+            parts += [scale(numbers[part], learned) for part, learned in column["parts"].items()]
+            gone, what = dates.isna(), "is no such date: it counts as missing"
         else:
             values = spell(values.mask(values.isin(EMPTY)), column["categories"])
             codes = values.map({c: i for i, c in enumerate(column["categories"])})
@@ -397,6 +433,7 @@ def read_source(args: cli.Flags) -> tuple[Source, str]:
     else:
         paths = csv_paths(args.data)
         tables = [read_table(path) for path in paths]
+        notes += [note for table in tables for note in table.attrs["notes"]]
         target = find_target(tables[0], known.get("target") or args.target, str(paths[0]))
         if not known and args.target is None:
             notes.append(f"the last column, {target}, is the target: --target names another")
@@ -480,8 +517,8 @@ def load_table(args: cli.Flags, dev: Device) -> tuple[TableSet, TableSet | None,
             targets = torch.tensor([place[value] for value in table[target]])
         sets[name] = TableSet(name, inputs, targets, facts, dev)
     kinds = [column["kind"] for column in facts["columns"]]
-    shape = f"{counted(kinds.count('number'), 'number')} and " \
-            f"{counted(kinds.count('category'), 'category', 'categories')} a row"  # fmt: skip
+    words = [("number",), ("date",), ("category", "categories")]
+    shape = " and ".join(counted(kinds.count(w[0]), *w) for w in words if w[0] in kinds) + " a row"
     what = named(facts["classes"]) if facts["classes"] else f"{target} to predict"
     say_parts(args, dev, sets, "rows", shape, what)
     for note in filter(None, notes):

@@ -27,6 +27,8 @@ def add_flags(parser: cli.Parser) -> None:
     """The flags of `load`."""
     add, count = parser.add_argument, dict(type=cli.integer(10), metavar="T", group="data")
     add("--length", **count, default=100, help="pairs of a sequence of the adding problem, least")
+    text = "squash the answer as the output unit of 1997 does"
+    parser.add_switch("--logistic", group="data", help=text)
 
 
 def make(length: int, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,37 +1,42 @@
 """The claims of rnn/README.md as experiments.
 
+    python rnn/claims.py cells --data-dir PATH
     python rnn/claims.py lag
     python rnn/claims.py gradients
     python rnn/claims.py forget
     python rnn/claims.py bidirectional --data-dir PATH
     python rnn/claims.py clipping
 
+cells: Elman's network, the GRU and the LSTM of equally many weights on Shakespeare, three epochs,
+each at the best of five rates by validation with the first seed.
 lag: the adding problem over 50 to 400 steps (1997, Sec. 5.4): Elman's network doesn't learn to keep
 what it saw, the LSTM and the GRU do. 64 units, 2,000 steps of 50 sequences, where the paper
-has 8 units at most and up to half a million sequences.
+has four cells and 74,000 (100 steps) to 853,000 (1,000 steps) sequences, one at a time.
 gradients: the norm of d h_T / d h_t over the lag T - t, before training and after that of `lag`
 over 100 steps: it vanishes in Elman's network.
-forget: an LSTM with and without forget gates on a text that goes on and on (Gers 2000): without
-them the cells' states grow.
+forget: an LSTM with and without forget gates on a text that goes on and on (Gers 2000): the test
+part is read as one stream, from its first character to its last. Without forget gates the cells'
+states grow.
 bidirectional: sentences of film reviews read one way and both ways (Schuster and Paliwal 1997),
 with equally many weights.
 clipping: Elman's network with plain gradient descent at a high rate, the gradient's norm clipped
-and not (Pascanu et al. 2013): without, the loss jumps.
+and not (Pascanu et al. 2013): without, the loss may jump.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from common import cli
 from common.checkpoint import read_checkpoint
-from common.claims import history, plus_minus, run_arms, write_summary
+from common.claims import best_arms, history, plus_minus, run_arms, write_summary
 from common.data.batches import Draw
 from common.device import Device
 from common.folder import make_folder
+from common.run import progress_bar
 from rnn.adding import make
 from rnn.corpus import load as load_text
 from rnn.stack import Recurrent
@@ -44,8 +49,16 @@ KEEPING = {  # gates that begin by keeping: with a bias of 1 or 0 they learn no 
     "LSTM": ["--model", "lstm", "--keep-bias", "4"],
 }
 LAGS = (50, 100, 200, 400)
+SHOWN_LAGS = (1, 10, 50, 90)
+ENDS = 5000  # characters at either end of a long stream
+RATES = ("2e-3", "4e-3", "8e-3", "1.6e-2", "3.2e-2")  # of `cells`
 ADDING = ["--data", "adding", "--epochs", "10", "--quiet"]
 CLAIMS = {
+    "cells": {  # 350,398, 351,429 and 350,914 weights
+        "Elman": ["--model", "elman", "--hidden-size", "526"],
+        "GRU": ["--model", "gru", "--hidden-size", "299"],
+        "LSTM": ["--model", "lstm", "--hidden-size", "256"],
+    },
     "lag": {
         f"{name}, {lag} steps": [*flags, "--length", str(lag)]
         for lag in LAGS
@@ -62,15 +75,19 @@ CLAIMS = {
     "clipping": {"clipped at 1": ["--clip", "1"], "not clipped": ["--clip", "1e9"]},
 }
 SHARED = {
+    "cells": ["--data", "shakespeare", "--num-layers", "1", "--dropout", "0", "--epochs", "3",
+              "--quiet"],
     "lag": ADDING,
     "gradients": ADDING,
     "forget": ["--data", "pydocs", "--hidden-size", "128", "--epochs", "4", "--lr", "5e-3",
                "--dropout", "0", "--quiet"],
     "bidirectional": ["--data", "sst2", "--pooling", "last", "--epochs", "5", "--quiet"],
-    "clipping": ["--data", "pydocs", "--model", "elman", "--optimizer", "sgd", "--lr", "1",
+    "clipping": ["--data", "pydocs", "--model", "elman", "--optimizer", "sgd", "--lr", "3",
                  "--hidden-size", "128", "--epochs", "10", "--limit", "100000", "--dropout", "0",
                  "--quiet"],
 }  # fmt: skip
+Results = dict[str, list[dict[str, float]]]  # by arm and seed, as run_arms gives them
+Folders = dict[str, list[Path]]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -78,6 +95,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.claims_parser("rnn", __doc__, CLAIMS)
     parser.add_argument("--epochs", type=cli.integer(1), help="of each run (default: the claim's)")
     return parser.parse_args(argv)
+
+
+def network(folder: Path, trained: bool = True, **given) -> tuple[nn.Module, cli.Flags]:
+    """The network of a run, as it began or as it was at its end, and the run's flags."""
+    stored = read_checkpoint(folder / "last.pt")
+    flags = cli.Flags(**{**stored["config"]["flags"], "stored": stored, **given})
+    torch.manual_seed(flags.seed)
+    model = build(flags, stored["dataset"])
+    if trained:
+        model.load_state_dict(stored["model"])
+    return model.eval(), flags
+
+
+# ---------------------------------------------------------------------- measures
 
 
 def gradient_norms(layer: Recurrent, x: Tensor, draws: int = 8) -> dict[str, Tensor]:
@@ -104,81 +135,148 @@ def gradient_norms(layer: Recurrent, x: Tensor, draws: int = 8) -> dict[str, Ten
     return {name: values.sqrt() for name, values in found.items()}
 
 
-def gradients(folders: dict[str, list[Path]], path: Path) -> dict:
-    """Draws the norms over the lag, before and after training; returns some of them."""
+@torch.inference_mode()
+def read_on(model: nn.Module, tokens: Tensor, dev: Device) -> tuple[Tensor, Tensor]:
+    """Reads a text (N,) as one stream from the state zero: the mean of |c| after each token but
+    the last, and the nats that the next one costs; both (N - 1,)."""
+    layer, sizes, losses = model.rnn, [], []
+    state = (torch.zeros(1, layer.hidden_size),) * 2
+    parts = tokens[:-1].split(500)
+    for i, part in enumerate(progress_bar(parts, dev, "reading on", len(parts))):
+        states = layer.steps(model.embedding(part[None]), state, 0)
+        state = states[-1]
+        h, c = (torch.cat(some) for some in zip(*states, strict=True))  # (500, H)
+        sizes.append(c.abs().mean(1))
+        following = tokens[500 * i + 1 : 500 * i + 1 + len(part)]
+        losses.append(F.cross_entropy(model.output(h), following, reduction="none"))
+    return torch.cat(sizes), torch.cat(losses)
+
+
+# ---------------------------------------------------------------------- what is drawn of each claim
+
+
+def draw_cells(results: Results, folders: Folders, path: Path, args: argparse.Namespace) -> None:
+    """Nats a character of the test part."""
+    from common.plot import bars
+
+    arms = {arm: [run["test_nats"] for run in runs] for arm, runs in results.items()}
+    bars({"nats a character": arms}, path)
+
+
+def draw_lag(results: Results, folders: Folders, path: Path, args: argparse.Namespace) -> None:
+    """Wrong sums over the number of steps."""
+    from common.plot import spread
+
+    groups = {
+        name: {lag: [100 * run["test_wrong"] for run in results[f"{name}, {lag} steps"]]
+               for lag in LAGS}
+        for name in KEEPING
+    }  # fmt: skip
+    spread(groups, path, "steps", "sums told wrong (%)", log=True)
+
+
+def draw_gradients(
+    results: Results, folders: Folders, path: Path, args: argparse.Namespace
+) -> None:
+    """The norms over the lag, before and after training, means over the seeds."""
     from matplotlib.figure import Figure
 
     from common.plot import save
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    found = {}
-    for arm, runs in folders.items():
+    for (arm, runs), colour in zip(folders.items(), ("C0", "C1", "C2"), strict=True):
         name = arm.partition(",")[0]
-        for axis, when in zip(axes, ("before training", "after training"), strict=True):
-            means: dict[str, list[Tensor]] = {}
-            for folder in runs:
-                stored = read_checkpoint(folder / "last.pt")
-                flags = cli.Flags(**stored["config"]["flags"])
-                torch.manual_seed(flags.seed)
-                model = build(flags, stored["dataset"])
-                if when == "after training":
-                    model.load_state_dict(stored["model"])
+        for axis, when in zip(axes, ("before", "after"), strict=True):
+            found: dict[str, list[Tensor]] = {}
+            for run, folder in zip(results[arm], runs, strict=True):
+                model, flags = network(folder, trained=when == "after")
                 draw = Draw([("gradients",)], 32, slice(None), torch.device("cpu"))
                 pairs = make(flags.length, draw)[0][:, : flags.length]
                 for part, norms in gradient_norms(model.rnn, pairs).items():
-                    means.setdefault(part, []).append(norms)
-            for part, norms in means.items():
-                mean = torch.stack(norms).mean(0).flip(0)  # by lag
-                axis.plot(mean, "--" if part == "c" else "-",
-                          color=f"C{list(KEEPING).index(name)}",
-                          label=f"{name}, {part}" if len(means) > 1 else name)  # fmt: skip
-                found.setdefault(f"{name}, {part}, {when}", {
-                    f"lag {lag}": float(mean[lag]) for lag in (1, 10, 50, 90)})  # fmt: skip
-            axis.set(title=when, xlabel="lag", yscale="log", ylim=(1e-10, 1e3))
+                    norms = norms.flip(0)  # by lag
+                    found.setdefault(part, []).append(norms)
+                    run |= {f"{part}_{when}_lag_{lag}": float(norms[lag]) for lag in SHOWN_LAGS}
+            for part, norms in found.items():
+                label = f"{name}, {part}" if len(found) > 1 else name
+                style = "--" if part == "c" else "-"
+                axis.plot(torch.stack(norms).mean(0), style, color=colour, label=label)
+            axis.set(title=f"{when} training", xlabel="lag", yscale="log", ylim=(1e-10, 1e3))
             axis.grid(alpha=0.3)
     axes[0].set_ylabel("norm of d h_T / d s_t")
     axes[0].legend(fontsize=8)
     save(figure, path)
-    return found
 
 
-@torch.inference_mode()
-def cell_sizes(folder: Path, data_dir: str) -> Tensor:
-    """The mean of |c| by place, (N,), as the network of a run reads the start of the test part."""
-    stored = read_checkpoint(folder / "last.pt")
-    flags = cli.Flags(**{**stored["config"]["flags"], "stored": stored, "data_dir": data_dir})
-    flags = flags.but(quiet=True, device="cpu")
-    model = build(flags, stored["dataset"])
-    model.load_state_dict(stored["model"])
-    model.eval()
-    tokens, sizes, state = load_text(flags, Device(flags))[2].tokens[:8000], [], None
-    model.rnn.fused = False
-    x = model.embedding(tokens[None])
-    state = (torch.zeros(1, model.rnn.hidden_size),) * 2
-    for some in x.split(500, 1):
-        states = model.rnn.steps(some, state, 0)
-        sizes += [float(c.abs().mean()) for _, c in states]
-        state = states[-1]
-    return torch.tensor(sizes)
+def draw_forget(results: Results, folders: Folders, path: Path, args: argparse.Namespace) -> None:
+    """The cells' states and the loss by place in the test part, read as one stream."""
+    from matplotlib.figure import Figure
+
+    from common.plot import save
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for arm, runs in folders.items():
+        curves = []
+        for run, folder in zip(results[arm], runs, strict=True):
+            here = dict(data_dir=args.data_dir, quiet=True, device="cpu")
+            model, flags = network(folder, **here)
+            part = load_text(flags, Device(flags))[2]
+            found = read_on(model, part.tokens, Device(flags.but(quiet=False)))
+            for name, values in zip(("state", "nats"), found, strict=True):
+                run[f"stream_{name}"] = float(values.mean())
+                run[f"stream_{name}_first"] = float(values[:ENDS].mean())
+                run[f"stream_{name}_last"] = float(values[-ENDS:].mean())
+            curves.append(torch.stack(found))
+        means = torch.stack(curves).mean(0)  # (2, N - 1), over the seeds
+        span = max(1, means.shape[1] // 40)
+        means = means[:, : means.shape[1] // span * span].unflatten(1, (-1, span)).mean(2)
+        for axis, values in zip(axes, means, strict=True):
+            axis.plot([span * (i + 0.5) for i in range(len(values))], values, label=arm)
+    axes[0].set(ylabel="mean of |c|", yscale="log")
+    axes[1].set(ylabel="nats a character")
+    for axis in axes:
+        axis.set_xlabel("characters read in one stream")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    save(figure, path)
 
 
-def lines(
-    curves: dict[str, Sequence[float]], path: Path, x: str, y: str, log: bool = False
-) -> None:
-    """Draws a line for each of {label: values}."""
+def draw_clipping(results: Results, folders: Folders, path: Path, args: argparse.Namespace) -> None:
+    """The training loss by epoch, of all seeds."""
     from matplotlib.figure import Figure
 
     from common.plot import save
 
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axis = figure.subplots()
-    for label, values in curves.items():
-        axis.plot(range(1, len(values) + 1), values, label=label, linewidth=1)
-    axis.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
+    for (arm, runs), colour in zip(folders.items(), ("C0", "C1"), strict=True):
+        for number, folder in enumerate(runs):
+            losses = history(folder, "train_loss")
+            label = None if number else arm
+            axis.plot(list(losses), list(losses.values()), color=colour, linewidth=1, label=label)
+    axis.set(xlabel="epoch", ylabel="training loss (nats a character)")
     axis.grid(alpha=0.3)
     axis.legend()
     save(figure, path)
+
+
+def draw_both(results: Results, folders: Folders, path: Path, args: argparse.Namespace) -> None:
+    """Accuracies, one way and both ways."""
+    from common.plot import bars
+
+    arms = {arm: [100 * run["test_accuracy"] for run in runs] for arm, runs in results.items()}
+    bars({"test accuracy (%)": arms}, path)
+
+
+DRAWN = {  # by which metric, and how
+    "cells": ("test_nats", draw_cells),
+    "lag": ("test_wrong", draw_lag),
+    "gradients": ("test_wrong", draw_gradients),
+    "forget": ("test_nats", draw_forget),
+    "bidirectional": ("test_accuracy", draw_both),
+    "clipping": ("test_nats", draw_clipping),
+}
 
 
 @cli.command
@@ -186,47 +284,28 @@ def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
     args = parse_args(argv)
     make_folder(args.out)
-    shared = list(SHARED[args.claim])
+    arms, shared = CLAIMS[args.claim], list(SHARED[args.claim])
     if args.epochs:
         shared[shared.index("--epochs") + 1] = str(args.epochs)
-    results, commands, folders = run_arms("rnn", train, CLAIMS[args.claim], shared, args)
-    path = args.out / f"claim_{args.claim}.json"
-    summary, picture = write_summary(path, results, commands), path.with_suffix(".png")
-
-    from common.plot import bars, spread
-
-    shown = {"lag": "test_wrong", "gradients": "test_wrong", "forget": "test_nats",
-             "bidirectional": "test_accuracy", "clipping": "test_nats"}[args.claim]  # fmt: skip
-    if args.claim == "lag":
-        groups = {
-            name: {lag: [100 * run[shown] for run in results[f"{name}, {lag} steps"]]
-                   for lag in LAGS}
-            for name in KEEPING
-        }  # fmt: skip
-        spread(groups, picture, "steps", "sums told wrong (%)", log=True)
-    elif args.claim == "gradients":
-        for name, values in gradients(folders, picture).items():
-            text = ", ".join(f"{lag} {value:.2g}" for lag, value in values.items())
-            print(f"{name:>26}: {text}")
-    elif args.claim == "forget":
-        sizes = {arm: cell_sizes(runs[0], args.data_dir) for arm, runs in folders.items()}
-        lines(sizes, picture, "characters of the test part", "mean of |c|")
-        for arm, values in sizes.items():
-            print(f"{arm:>26}: mean of |c| {values[:100].mean():.2f} in the first 100 characters, "
-                  f"{values[-1000:].mean():.2f} in the last 1,000 of 8,000")  # fmt: skip
-    elif args.claim == "clipping":
-        losses = {
-            arm: list(history(runs[0], "train_loss").values()) for arm, runs in folders.items()
-        }
-        lines(losses, picture, "epoch", "training loss (nats a character)")
+    if args.claim == "cells":
+        choices = {name: [[*flags, "--lr", rate] for rate in RATES] for name, flags in arms.items()}
+        how = "val_nats", min
+        results, commands, folders = best_arms("rnn", train, choices, shared, args, *how)
     else:
-        bars({"test accuracy (%)": {arm: [100 * run[shown] for run in runs]
-              for arm, runs in results.items()}}, picture)  # fmt: skip
+        results, commands, folders = run_arms("rnn", train, arms, shared, args)
+    path, (shown, draw) = args.out / f"claim_{args.claim}.json", DRAWN[args.claim]
+    own = set(next(iter(results.values()))[0])
+    draw(results, folders, path.with_suffix(".png"), args)
+    summary = write_summary(path, results, commands)
     for arm, runs in results.items():
-        values = [run[shown] for run in runs]
-        text = plus_minus(values, 1, 3, "") if shown == "test_nats" else plus_minus(values)
-        print(f"{arm:>26}: {shown} {text}")
-    print(f"wrote {path.name} and {picture.name} in {args.out}")
+        for key in (shown, *(key for key in runs[0] if key not in own)):  # and what draw found
+            values = [run[key] for run in runs]
+            share = key in ("test_wrong", "test_accuracy")
+            text = plus_minus(values) if share else plus_minus(values, 1, 3, "")
+            if key.partition("_lag_")[1]:
+                text = f"{sum(values) / len(values):.2g}"
+            print(f"{arm:>15}: {key} {text}")
+    print(f"wrote {path.name} and {path.stem}.png in {args.out}")
     return summary
 
 

@@ -309,16 +309,25 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, 
     if short := next((part for part, text in texts.items() if len(text) < 2), None):
         fail(f"the {short} part of {args.data} has {counted(len(texts[short]), 'character')}: a "
              "language model needs two at least in each, take more text")  # fmt: skip
-    if not args.val:
-        texts.pop("val", None)
-    elif "val" not in texts:
+    if own_val := len(texts.get("val", "")):
+        if "val" in args.typed and args.val not in (0, own_val):
+            fail(f"--val {args.val}: {args.data} has a validation part of its own, of {own_val}: "
+                 f"--val {own_val} takes it, --val 0 does without")  # fmt: skip
+        if not args.val:
+            del texts["val"]
+    elif args.val:
         most = len(texts["train"]) // 10
         size = args.val if "val" in args.chosen else min(args.val, most)
         if size >= len(texts["train"]) - 1:
             fail(f"--val {args.val} leaves nothing of {len(texts['train']):,} characters: lower it")
+        if size == 1 == args.val:
+            fail("--val 1: of one character there is nothing to tell; take two at least, or 0")
         if size > 1:
             texts["val"] = texts["train"][-size:]
             texts["train"] = texts["train"][:-size]
+        else:
+            note = "too short for a validation part"
+            source.note = "; ".join(filter(None, [source.note, note]))
     names = ("characters", "tokenizer", "vocab_size")
     facts = {name: known[name] for name in names if name in known}
     if not facts:

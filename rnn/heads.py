@@ -167,7 +167,10 @@ class Classifier(Reader):
 
 
 class Forecaster(Reader):
-    """The next H values of C columns, (B, H, C), from a window (B, T, F) of F columns."""
+    """The next H values of C columns, (B, H, C), from a window (B, T, F) of F columns.
+
+    `logistic` output units (of 1997) answer from 0 to 1.
+    """
 
     def __init__(
         self,
@@ -175,13 +178,15 @@ class Forecaster(Reader):
         num_features: int = 1,
         horizon: int = 1,
         num_targets: int = 1,
+        logistic: bool = False,
         **settings,
     ):
         super().__init__(make, horizon * num_targets, None, num_features, **settings)
-        self.shape = horizon, num_targets
+        self.shape, self.logistic = (horizon, num_targets), logistic
 
     def forward(
         self, inputs: Tensor, lengths: Tensor | None = None, state: State | None = None
     ) -> tuple[Tensor, None]:
         """(B, T, F) to (B, H, C)."""
-        return super().forward(inputs, lengths, state)[0].unflatten(1, self.shape), None
+        answers = super().forward(inputs, lengths, state)[0].unflatten(1, self.shape)
+        return answers.sigmoid() if self.logistic else answers, None

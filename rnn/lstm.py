@@ -2,7 +2,7 @@
 with the forget gate of Gers, Schmidhuber, Cummins (2000, "Learning to forget", ibid. 12(10)).
 
 A cell keeps a sum c, to which a gate lets new things in and from which another gate reads: error
-flows back along the sum unchanged, for as long as it takes (the constant error carousel, Sec. 4).
+flows back along the sum unchanged, for as long as it takes (the constant error carousel, Sec. 3.2).
 Gers's gate forgets: without it c grows on a stream that has no end.
 
     i_t = sigmoid(W_i x_t + U_i h_{t-1} + b_i)      (1)  input gate, y^in in the paper

@@ -30,10 +30,11 @@ OWN = {  # flags that mean something for one task alone
     "speech": ["sample_rate", "mels", "max_seconds", "freq_mask", "time_mask"],
     "series": ["target", "inputs", "window", "horizon", "segment", "time_column", "season",
                "relative"],
-    "adding": ["length"],
+    "adding": ["length", "logistic"],
 }  # fmt: skip
 FIXED = [*SIZES, "pooling", "vocab_size", "tokens", "units", "max_length", "sample_rate", "mels",
-         "max_seconds", "target", "inputs", "window", "horizon", "segment", "relative"]  # fmt: skip
+         "max_seconds", "target", "inputs", "window", "horizon", "segment", "relative",
+         "logistic"]  # fmt: skip
 
 # fmt: off
 TASKS = {  # beside QUICK, which is for text
@@ -94,17 +95,15 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         own = TASKS.get(task, {}) | SETS.get(data, {}) | own
     if model in SIZED:
         own = own | dict.fromkeys(SIZES) | {"dropout": PAPERS[model]["dropout"]}
-    nothing = without_meaning(model, task, {**own, **given})
-    if task == "text" and model == "elman" and not paper:
-        own = own | {"lr": 1e-3}
+    nothing = without_meaning(model, data, {**own, **given})
     if task != "text" or "keep_bias" in nothing:  # QUICK's is for text
         own = own | {"keep_bias": None}
     return own, nothing
 
 
-def without_meaning(model: str, task: str, values: dict) -> dict[str, str]:
-    """The flags that this model and task have no use for, and why."""
-    nothing = {}
+def without_meaning(model: str, data: str, values: dict) -> dict[str, str]:
+    """The flags that this model and data have no use for, and why."""
+    nothing, task = {}, task_of(data)
 
     def refuse(reason: str, *flags: str) -> None:
         nothing.update(dict.fromkeys(flags, reason))
@@ -118,6 +117,8 @@ def without_meaning(model: str, task: str, values: dict) -> dict[str, str]:
             refuse("there are as many characters as the text has (add --tokens bpe)", "vocab_size")
     elif task != "sentences":
         refuse("its inputs are numbers", "embedding_size", "vocab_size")
+    if task == "sentences" and not data.startswith("sentences:"):
+        refuse("it is for tables of one's own (sentences:PATH)", "text_column", "label_column")
     if model in SIZED:
         refuse(f"{model} has sizes of its own", *SIZES)
     if model in ("elman", "lstm_1997"):

@@ -28,7 +28,7 @@ from common.data.sources import (
 from common.device import Device
 from common.run import progress_bar
 from rnn.batches import Sequences, check_classes, classes_in, known_classes, split_by, with_test
-from rnn.sound import MOST_MASKED, NUM_MASKS, log_mel, normalise, read_wav, spec_augment
+from rnn.sound import MOST_MASKED, NUM_MASKS, WINDOW, log_mel, normalise, read_wav, spec_augment
 
 HIGHEST_RATE = 16_000  # of --sample-rate, if nobody asks for another: speech needs no more
 OTHER_SOUND = {".mp3", ".flac", ".ogg", ".m4a", ".opus", ".aac", ".wma", ".aif", ".aiff"}
@@ -184,6 +184,8 @@ def read_recording(path: str | Path, facts: dict) -> tuple[Tensor, list[str]]:
     """One WAV file as a network of these `facts` takes it, (T, F), and what there is to say."""
     samples, rate = read_wav(Path(path).expanduser())
     notes = [] if samples.any() else [f"{path} is silent"]
+    if len(samples) < WINDOW * rate:
+        notes.append(f"{path} holds {counted(len(samples), 'sample')}, under {WINDOW:g} seconds")
     if len(samples) > facts["max_seconds"] * rate:
         seconds = f"{facts['max_seconds']:g} of {len(samples) / rate:.1f} seconds"
         notes.append(f"{path}: cut at {seconds}")
@@ -221,6 +223,10 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | 
     silent = [path for path, (samples, _) in zip(paths, sounds, strict=True) if not samples.any()]
     if silent:
         notes.append(f"{counted(len(silent), 'recording')} silent, the first {silent[0]}")
+    short = [p for p, (s, rate) in zip(paths, sounds, strict=True) if len(s) < WINDOW * rate]
+    if short:
+        names = f"{WINDOW:g} seconds, the first {short[0]}"
+        notes.append(f"{counted(len(short), 'recording')} of less than {names}")
     cut = sum(len(s) > facts["max_seconds"] * rate for s, rate in sounds)
     if cut:
         notes.append(f"{counted(cut, 'recording')} cut at {facts['max_seconds']:g} seconds")

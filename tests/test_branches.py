@@ -36,7 +36,7 @@ def clone(tmp_path, monkeypatch):
 def pytest_in(folder, *flags):
     """Runs the tests of a checkout, with this environment; returns the end of their output."""
     path = os.pathsep.join([str(folder), str(folder / "tests")])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *flags]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *flags]
     command += ["--ignore", "tests/test_branches.py"]
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)

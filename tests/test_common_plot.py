@@ -11,6 +11,11 @@ from common import plot
 from common.claims import arm_folder, finished, write_summary
 
 
+@pytest.fixture(autouse=True, scope="module")
+def drawn_once():
+    """In place of that of conftest.py: here each picture is drawn."""
+
+
 def pixels(path):
     image = np.asarray(Image.open(path).convert("RGB"))
     assert image.std() > 1, "an empty picture"

@@ -1,5 +1,6 @@
 """Runs: folders, checkpoints, exact resuming, stopping, and what a run writes."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import toy
-from conftest import ROOT
+from conftest import FORKS, start
+from helpers import make_tree
 
 from common.checkpoint import load_state, read_checkpoint, state_of
 
@@ -128,24 +130,36 @@ def test_signal_handlers_are_put_back(reference):
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
+@contextlib.contextmanager
+def running(command):
+    """A forked process that runs a script, and what it prints."""
+    read, write = os.pipe()
+    with open(read) as output, open(write, "w") as pipe:
+        child = start(command, pipe, sys.__stderr__)
+        pipe.close()
+        yield child, output
+        child.join()
+
+
+@pytest.mark.skipif(not FORKS, reason="no forks")
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path):
     """SIGKILL at any moment and within a save, SIGTERM, SIGINT: always resumed, bit for bit."""
     flags = [*RANDOM, "--epochs", "20", "--save-minutes", "0.0005", "--precision", "fp32"]
     toy.main([*flags, "--run-dir", "reference"])
-    command = [sys.executable, "-u", str(ROOT / "tests" / "toy.py"), *flags[1:], "--run-dir", "run"]
+    command = [toy.__file__, *flags[1:], "--run-dir", "run"]
     ends = [(signal.SIGKILL, 2), ("save", 5), (signal.SIGTERM, 0), (signal.SIGKILL, 1)]
     ends += [(signal.SIGINT, 1)]
     for number, (end, count) in enumerate(ends):  # when so many epochs, or saves, are over
         extra = ["--kill-in-save", str(count if end == "save" else -1)]
         extra += ["--resume"] if number else []
-        with subprocess.Popen([*command, *extra], stdout=subprocess.PIPE, text=True) as child:
-            lines = (line for line in child.stdout if line.startswith(("conv on digits", "epoch")))
+        with running([*command, *extra]) as (child, output):
+            lines = (line for line in output if line.startswith(("conv on digits", "epoch")))
             if end != "save":
                 next(itertools.islice(lines, count, None))
-                child.send_signal(end)
-            child.stdout.read()
+                os.kill(child.pid, end)
+            output.read()
         wanted = {signal.SIGTERM: 143, signal.SIGINT: 130}.get(end, -signal.SIGKILL)
-        assert child.returncode == wanted, (end, child.returncode)
+        assert child.exitcode == wanted, (end, child.exitcode)
         if Path("run/last.pt").exists():
             saved("run")  # always loadable
     toy.main(["--quiet", "--resume", "--run-dir", "run", "--kill-in-save", "-1"])
@@ -488,9 +502,15 @@ def test_best_that_waits_is_a_copy():
 
 
 def train_into(redirect, tmp_path, **environment):
-    """Runs the toy in a shell with its output redirected; returns what stderr got."""
-    script = ROOT / "tests" / "toy.py"
-    command = f"{sys.executable} {script} --run-dir run {redirect}"
+    """Runs the toy in a shell with its output redirected; returns what stderr got.
+
+    Without its picture, and on files: matplotlib and scikit-learn take longer than the rest.
+    """
+    code = "import sys, toy, types; no_picture = types.SimpleNamespace(curves=lambda *_: None); "
+    code += "sys.modules['common.plot'] = no_picture; "
+    code += "toy.main(['--run-dir', 'run', '--data', 'folder:tree'])"
+    make_tree()
+    command = f'{sys.executable} -c "{code}" {redirect}'
     env = {**os.environ, **environment}
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True,
                           text=True, env=env, cwd=tmp_path)  # fmt: skip

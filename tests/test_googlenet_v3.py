@@ -11,7 +11,14 @@ from helpers import count, make_tree, perturb, weights
 from torchvision.models import inception_v3 as reference
 
 from googlenet import claims, sample, train
-from googlenet.inception_v3 import Inception3, inception_v3, unfactorised
+from googlenet.inception_v3 import (
+    MODULES,
+    REPEATED,
+    Inception3,
+    inception_v3,
+    inception_v3_small,
+    unfactorised,
+)
 
 TABLE_1 = {  # of 299 pixels; the paper's table counts an input, not an output, in each line
     "Conv2d_1a_3x3": (32, 149), "Conv2d_2a_3x3": (32, 147), "Conv2d_2b_3x3": (64, 147),
@@ -31,10 +38,6 @@ def shapes_of(model, images):
     return {name: (shape[1], shape[-1]) for name, shape in shapes.items()}
 
 
-def small():
-    return Inception3(10, width=0.25, small_images=True)
-
-
 def theirs_of(classes, **settings):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -42,48 +45,77 @@ def theirs_of(classes, **settings):
 
 
 def test_parameters():
-    assert count(inception_v3()) == 27_161_264
-    assert count(inception_v3(aux_logits=False)) == 23_834_568
+    with torch.device("meta"):
+        assert count(inception_v3()) == 27_161_264
+        assert count(inception_v3(aux_logits=False)) == 23_834_568
 
 
 def test_shapes():
     shapes = shapes_of(inception_v3(aux_logits=False).eval(), torch.zeros(1, 3, 299, 299))
     assert {part: shapes[part] for part in TABLE_1} == TABLE_1
-    little = shapes_of(small().train(), torch.rand(2, 3, 32, 32))
-    sides = {"Conv2d_4a_3x3": 32, "Mixed_5d": 16, "Mixed_6e": 7, "Mixed_7c": 3}
+
+
+def test_the_small_one_keeps_one_module_for_a_size():
+    little = shapes_of(inception_v3_small(), torch.rand(2, 3, 32, 32))
+    sides = {"Conv2d_4a_3x3": 32, "Mixed_5b": 16, "Mixed_6b": 7, "Mixed_7b": 3}
     assert {part: little[part][1] for part in sides} == sides
-    for part in ("Conv2d_1a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"):
-        assert little[part][0] * 4 == TABLE_1[part][0]
+    for part, wide in (("Conv2d_1a_3x3", "Conv2d_1a_3x3"), ("Mixed_6b", "Mixed_6e"),
+                       ("Mixed_7a", "Mixed_7a"), ("Mixed_7b", "Mixed_7c")):  # fmt: skip
+        assert little[part][0] * 4 == TABLE_1[wide][0]
+    kept = [name for name in MODULES if name not in REPEATED]
+    assert [name[:-1] for name in kept] == ["Mixed_5", *["Mixed_6"] * 2, *["Mixed_7"] * 2]
+    model = inception_v3_small(aux_logits=False)
+    assert all(isinstance(model.get_submodule(name), torch.nn.Identity) for name in REPEATED)
+    longest = {"Mixed_5b": 3, "Mixed_6a": 3, "Mixed_6b": 5, "Mixed_7a": 4, "Mixed_7b": 3}
+    for name, layers in longest.items():
+        assert max(sum(step not in ("average", "maximum") for step in branch)
+                   for branch in MODULES[name]) == layers  # fmt: skip
+    assert 5 + sum(longest.values()) + 1 == 24  # the stem, the modules, the linear layer
 
 
-@pytest.mark.parametrize("training", [True, False])
+def test_the_head_trains_what_lies_below_it():
+    model = inception_v3_small()
+    logits, aux = model(torch.rand(2, 3, 32, 32))
+    order = ["Conv2d_1a_3x3", "Mixed_6b", "Mixed_7a", "fc"]
+    for output, reached in ((aux, 2), (logits, 4)):
+        model.zero_grad()
+        output.sum().backward(retain_graph=True)
+        grads = [next(model.get_submodule(part).parameters()).grad for part in order]
+        assert [grad is not None for grad in grads] == [i < reached for i in range(4)]
+
+
 @pytest.mark.parametrize("aux_logits", [True, False])
-def test_parity_with_torchvision(training, aux_logits):
+def test_parity_with_torchvision(aux_logits):
     theirs = perturb(theirs_of(5, aux_logits=True).double())
     if not aux_logits:
         theirs.AuxLogits, theirs.aux_logits = None, False
     ours = inception_v3(5, aux_logits).double()
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
-    side = 299 if aux_logits and training else 96  # torchvision's head needs 17x17
-    images, found = torch.randn(2, 3, side, side, dtype=torch.float64), []
-    for model in (ours.train(training), theirs.train(training)):
-        torch.manual_seed(1)  # the same dropout
-        outputs = model(images)
-        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-        labels = torch.tensor([3, 1])
-        sum((i + 1) * F.cross_entropy(o, labels) for i, o in enumerate(outputs)).backward()
-        found.append(outputs)
-    assert len(found[0]) == 1 + (training and aux_logits)
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
-    grads = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None}
-             for m in (ours, theirs)]  # fmt: skip
-    torch.testing.assert_close(*grads, rtol=1e-7, atol=1e-11)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # the running statistics
+    images, labels = torch.randn(2, 3, 96, 96, dtype=torch.float64), torch.tensor([3, 1])
+    for model in (ours, theirs) if aux_logits else ():
+        # Heads that see 17x17 maps, as of 299 pixels: torchvision's needs them.
+        model.AuxLogits.register_forward_pre_hook(lambda _, x: F.interpolate(x[0], size=17))
+    for training in (False, True):
+        found = []
+        for model in (ours.train(training), theirs.train(training)):
+            model.zero_grad()
+            torch.manual_seed(1)  # the same dropout
+            outputs = model(images)
+            outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+            sum((i + 1) * F.cross_entropy(o, labels) for i, o in enumerate(outputs)).backward()
+            found.append(outputs)
+        assert len(found[0]) == 1 + (training and aux_logits)
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
+        grads = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None}
+                 for m in (ours, theirs)]  # fmt: skip
+        assert len(grads[0]) == len(list(ours.parameters())) - 8 * (aux_logits and not training)
+        torch.testing.assert_close(*grads, rtol=1e-7, atol=1e-11)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # running statistics
 
 
 def test_initial_weights():
-    for name, p in inception_v3(num_classes=50).named_parameters():
+    for name, p in Inception3(50, width=0.5).named_parameters():
         if p.dim() > 1:
             wanted = {"AuxLogits.conv1.conv": 0.01, "AuxLogits.fc": 0.001}
             std = wanted.get(name.removesuffix(".weight"), 0.1)
@@ -114,7 +146,7 @@ def test_what_factorising_saves():
 
 
 def test_overfits_one_batch():
-    model, x, labels = small(), torch.randn(10, 3, 32, 32), torch.arange(10)
+    model, x, labels = inception_v3_small(), torch.randn(10, 3, 32, 32), torch.arange(10)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
     for _ in range(100):
         outputs = model(x)
@@ -133,15 +165,28 @@ def test_the_papers_recipe():
     assert (args.size, args.batch_size, args.epochs, args.lr) == (299, 1600, 100, 0.045)
     assert (args.optimizer, args.smoothing, args.clip, args.average) == ("rmsprop", 0.1, 2, 0.9999)
     assert train.parse_args(["--model", "inception_v3"]).smoothing == 0.1
+    small = train.parse_args(["--model", "inception_v3_small"])
+    assert (small.size, small.smoothing, small.lr) == (32, 0.1, 0.1)
     assert train.parse_args([]).smoothing == 0
 
 
-@pytest.mark.parametrize("flags", [[], ["--no-aux"], ["--whole-filters", "--optimizer", "rmsprop"]])
-def test_it_trains_evaluates_and_answers(flags, capsys):
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("inception_v3", ["--size", "75"]),
+        ("inception_v3_small", ["--no-aux"]),
+        ("inception_v3_small", ["--whole-filters", "--optimizer", "rmsprop", "--size", "40"]),
+    ],
+)
+def test_it_trains_evaluates_and_answers(model, flags, capsys):
     make_tree(classes="abc", sizes=[(80, 89, 3)], count=3)
-    argv = ["--model", "inception_v3", "--data", "folder:tree", "--epochs", "1", "--val", "0"]
-    argv += ["--size", "75", "--batch-size", "7", "--quiet", "--run-dir", "run"]
+    argv = ["--model", model, "--data", "folder:tree", "--epochs", "1", "--val", "0"]
+    argv += ["--batch-size", "7", "--quiet", "--run-dir", "run"]
     metrics = train.main([*argv, *flags])
+    sides = {
+        w.shape[2:] for key, w in weights("run").items() if "branch7x7" in key and w.dim() == 4
+    }
+    assert ((7, 7) in sides) == ("--whole-filters" in flags)
     assert any(key.startswith("AuxLogits") for key in weights("run")) == ("--no-aux" not in flags)
     again = train.main(["--evaluate", "run/last.pt", "--quiet"])
     assert again["test_loss"] == pytest.approx(metrics["test_loss"])
@@ -163,5 +208,5 @@ def test_published_weights_with_other_classes(tmp_path):
 
 def test_what_is_refused(refused):
     assert "inception_v3" in refused(train.main, ["--whole-filters"])
-    argv = ["--model", "inception_v3", "--size", "40", "--max-steps", "1"]
+    argv = ["--model", "inception_v3", "--size", "40", "--max-steps", "1", "--data", "digits"]
     assert "40" in refused(train.main, argv)

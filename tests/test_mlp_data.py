@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from common.device import Device
 from mlp import sample, train
 from mlp.reading import as_numbers, comma_of, read_table
-from mlp.tables import choose_task, encode, learn, read_source
+from mlp.tables import choose_task, encode, learn, load_table, read_source
 
 HEADER = ["age", "colour", "weight", "kind"]
 FAST = ["--quiet", "--epochs", "2"]
@@ -42,6 +44,23 @@ def write(name="t.csv", table=None, header=HEADER, encoding="utf-8", text=None, 
 def dataset(folder):
     """The facts in a run's checkpoint."""
     return torch.load(Path(folder, "last.pt"))["dataset"]
+
+
+def loaded(data, *flags):
+    """The parts of a table as the script has them."""
+    args = train.parse_args(["--data", data, *flags])
+    return load_table(args, Device(args, "fp32"))
+
+
+def facts_of(data, *flags):
+    """What is learned of a table, and stored."""
+    return loaded(data, "--quiet", *flags)[0].facts
+
+
+def content(data, *flags):
+    """All that the network gets of a table, and what it is to say."""
+    parts = [part for part in loaded(data, "--quiet", *flags) if part]
+    return [[part.inputs.tolist(), part.targets.tolist()] for part in parts], parts[0].facts
 
 
 def as_frame(cells):
@@ -72,15 +91,13 @@ def test_only_the_training_part_is_learned_from():
     """A value that is in the test part alone is no category, and moves no mean."""
     table = list(rows())
     data = write(table=table)
-    train.main(["--data", data, *FAST, "--run-dir", "one"])
-    ages = {column["name"]: column for column in dataset("one")["columns"]}["age"]
+    ages = {column["name"]: column for column in facts_of(data)["columns"]}["age"]
     args = train.parse_args(["--data", data, "--quiet"])
     source, _ = read_source(args)
     for line in source.parts["test"].table.index:
         table[line - 2][:2] = [1e6, "violet"]
     write(table=table)
-    train.main(["--data", data, *FAST, "--run-dir", "two"])
-    again = {column["name"]: column for column in dataset("two")["columns"]}
+    again = {column["name"]: column for column in facts_of(data)["columns"]}
     assert again["age"] == ages
     assert "violet" not in again["colour"]["categories"]
 
@@ -140,17 +157,12 @@ def test_the_task_is_told_from_the_target_or_by_the_flag(refused):
     assert "is 'b' in line 1, no number" in refused(task, ["3", "b", "3"], "regression")
     prices = as_frame({"y": [f"${i % 12}" for i in range(60)]})["y"]
     assert "text (line 0 has '$0'): classification" in choose_task(prices, "auto", "y", ",")[1]
-    data = write()
-    metrics = train.main(["--data", data, *FAST, "--target", "weight"])
-    assert "test_rmse" in metrics
-    metrics = train.main(["--data", "diabetes", "--epochs", "1", "--quiet"])
-    assert "test_r2" in metrics
+    assert facts_of(write(), "--target", "weight")["task"] == "regression"
 
 
 def test_classes_are_in_order():
     table = [[i, i % 3 + 9] for i in range(60)]
-    train.main(["--data", write(table=table, header=["x", "y"]), *FAST, "--run-dir", "run"])
-    assert dataset("run")["classes"] == ["9", "10", "11"]
+    assert facts_of(write(table=table, header=["x", "y"]))["classes"] == ["9", "10", "11"]
 
 
 def test_it_learns_a_rule():
@@ -163,19 +175,18 @@ def test_it_learns_a_rule():
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
 def test_other_separators(separator):
-    plain = train.main(["--data", write("a.csv"), *FAST])
-    assert train.main(["--data", write("b.csv", delimiter=separator), *FAST]) == plain
+    assert content(write("b.csv", delimiter=separator)) == content(write("a.csv"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
 def test_byte_order_mark_quotes_line_ends_and_blank_lines(encoding):
-    plain = train.main(["--data", write("a.csv"), *FAST])
+    plain = content(write("a.csv"))
     text = Path("a.csv").read_text()
     quoted = "\r\n".join(
         ",".join(f'"{cell}"' for cell in line.split(",")) for line in text.splitlines()
     )
     data = write("b.csv", text=f"{quoted}\r\n   \r\n\r\n", encoding=encoding)
-    assert train.main(["--data", data, *FAST]) == plain
+    assert content(data) == plain
     assert read_table(Path("b.csv")).columns[0] == "age"
 
 
@@ -196,9 +207,8 @@ def test_decimal_commas_and_thousands():
     assert numbers(["1,234", "12,345.5"], ",") == [1234, 12345.5]
     assert numbers(["1,5", "2,25"], ",") == [1.5, 2.25]
     table = [[str(cell).replace(".", ",") for cell in row] for row in rows()]
-    plain = train.main(["--data", write("a.csv"), *FAST, "--target", "weight"])
-    data = write("b.csv", table, delimiter=";")
-    assert train.main(["--data", data, *FAST, "--target", "weight"]) == plain
+    plain = content(write("a.csv"), "--target", "weight")
+    assert plain[0] == content(write("b.csv", table, delimiter=";"), "--target", "weight")[0]
 
 
 def test_a_comma_means_in_new_rows_what_it_meant_in_training():
@@ -251,14 +261,14 @@ def test_points_for_thousands():
 
 def test_points_for_thousands_in_a_file(capsys):
     header, plain = ["x", "z", "y"], [[i * 37, i / 2, i * 41 + 700.5] for i in range(60)]
-    wanted = train.main(["--data", write("a.csv", plain, header), *FAST])
+    wanted = content(write("a.csv", plain, header))
 
     def german(x, digits):
         return f"{x:,.{digits}f}".translate(str.maketrans(",.", ".,"))
 
     table = [[german(x, 0), german(z, 1), german(y, 1)] for x, z, y in plain]
     data = write("b.csv", table, header, delimiter=";")
-    assert train.main(["--data", data, *FAST]) == wanted
+    assert content(data)[0] == wanted[0]
     table = [[i, german(i * 37, 0)] for i in range(60)]
     said_of = said(capsys, write("c.csv", table, ["x", "y"], delimiter=";"))
     assert "points are taken for decimal, 1.234 for little more than 1: y" in said_of
@@ -270,24 +280,25 @@ def test_each_file_has_its_own_commas():
     write("a.csv", table, ["x", "y"])
     comma = [[str(cell).replace(".", ",") for cell in row] for row in table]
     write("b.csv", comma, ["x", "y"], delimiter=";")
-    wanted = train.main(["--data", "csv:a.csv,a.csv", *FAST])
-    assert train.main(["--data", "csv:a.csv,b.csv", *FAST]) == wanted
-    assert train.main(["--data", "csv:b.csv,a.csv", *FAST]) == wanted
+    wanted = content("csv:a.csv,a.csv")
+    assert content("csv:a.csv,b.csv") == wanted
+    assert content("csv:b.csv,a.csv")[0] == wanted[0]
 
 
 def test_whole_numbers_are_the_same_class_however_they_are_spelt():
     write("a.csv", [[i, i % 2] for i in range(60)], ["x", "y"])
     write("b.csv", [[i, f"{i % 2}.0"] for i in range(60)], ["x", "y"])
     wanted = train.main(["--data", "csv:a.csv,a.csv", *FAST, "--run-dir", "run"])
-    assert train.main(["--data", "csv:a.csv,b.csv", *FAST, "--run-dir", "two"]) == wanted
-    assert dataset("two")["classes"] == ["0", "1"]
+    assert content("csv:a.csv,b.csv") == content("csv:a.csv,a.csv")
+    assert facts_of("csv:a.csv,b.csv")["classes"] == ["0", "1"]
     assert train.main(["--evaluate", "run/last.pt", "--data", "csv:b.csv,b.csv"]) == wanted
     table = [[i, ("1", "1.0", "01", "02", "3")[i % 5]] for i in range(60)]
-    train.main(["--data", write("c.csv", table, ["x", "y"]), *FAST, "--run-dir", "three"])
-    assert dataset("three")["classes"] == ["1", "2", "3"]
+    assert facts_of(write("c.csv", table, ["x", "y"]))["classes"] == ["1", "2", "3"]
     table = [[i, ("01", "02")[i % 2]] for i in range(60)]
-    train.main(["--data", write("d.csv", table, ["x", "y"]), *FAST, "--run-dir", "codes"])
-    assert dataset("codes")["classes"] == ["01", "02"]  # one way each: it stays
+    assert facts_of(write("d.csv", table, ["x", "y"]))["classes"] == [
+        "01",
+        "02",
+    ]  # one way each: it stays
 
 
 def test_whole_numbers_are_the_same_category_however_they_are_spelt():
@@ -303,7 +314,8 @@ def test_words_for_no_value_are_words_among_words(capsys):
     table = [[("US", "NA")[i % 2], i if i % 9 else "NA", ("None", "some")[i % 2]]
              for i in range(60)]  # fmt: skip
     data = write(table=table, header=["country", "x", "y"])
-    out = said(capsys, data, "--run-dir", "run")
+    out = said(capsys, data)
+    train.main(["--data", data, *FAST, "--run-dir", "run"])
     assert "48 train, 12 test rows" in out
     assert "'None' in line 2 is taken for a y" in out
     columns = {column["name"]: column for column in dataset("run")["columns"]}
@@ -327,34 +339,136 @@ def test_the_separator_makes_rows_of_one_width():
     assert table.index.tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("gap", [" ", "\u00a0", "\u2009", "\u202f", "'", "\u2019"])
+def test_gaps_and_apostrophes_for_thousands(gap):
+    values = ["1 234", "987", "-12 345 678,5"]
+    column = as_frame({"x": [value.replace(" ", gap) for value in values]})["x"]
+    assert as_numbers(column, comma_of(column, ";")).tolist() == [1234, 987, -12345678.5]
+    for no in ("12 34", "0 123", "1 2345", "1 234 5", "1  234"):
+        assert as_numbers(as_frame({"x": [no.replace(" ", gap)]})["x"]).isna().all(), no
+
+
+def test_thousands_in_a_file():
+    table = [[i * 9_377, i / 8, i * 41_000 + 0.5] for i in range(60)]
+    wanted = content(write("a.csv", table, "xzy"))
+    parted = [[f"{x:,}".replace(",", " "), z, f"{y:,}".replace(",", "'")] for x, z, y in table]
+    found = content(write("b.csv", parted, "xzy"))
+    assert (found[0], found[1]["columns"]) == (wanted[0], wanted[1]["columns"])
+
+
+COMMENTS = "# made by hand\n\n  # in two days, by, us\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "line", "count"),
+    [
+        (f"{COMMENTS}a,b,c\n1,2,3\n", "abc", 5, 2),
+        (f"sep=;\n{COMMENTS}a;b\n1;2\n", "ab", 6, 2),
+        ("#id,b\n1,2\n", ["#id", "b"], 2, 0),
+        ("# x, y\n#id,b\n1,2\n#3,4\n", ["#id", "b"], 3, 1),
+        ("#made by us, who\na,b,c\n1,2,3\n", "abc", 3, 1),
+        ("a,b\n#,2\n", "ab", 2, 0),
+    ],
+)
+def test_lines_of_comment_above_the_header_are_skipped_and_said(text, columns, line, count):
+    write("a.csv", text=text)
+    table = read_table(Path("a.csv"))
+    assert table.columns.tolist() == list(columns)
+    assert table.index[0] == line
+    notes = {0: [], 1: ["a.csv: 1 line above the header, marked #, skipped"]}
+    assert table.attrs["notes"] == notes.get(
+        count, ["a.csv: 2 lines above the header, marked #, skipped"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("%Y-%m-%d", "year-month-day"),
+        ("%Y-%m-%dT%H:%M:%SZ", "year-month-day"),
+        ("%d.%m.%Y", "day.month.year"),
+        ("%d/%m/%Y", "day/month/year"),
+        ("%m/%d/%Y %I:%M %p", "month/day/year"),
+        ("%d-%b-%Y", "day-month-year"),
+        ("%b %d, %Y", "month day, year"),
+    ],
+)
+def test_dates_are_numbers(form, words, capsys):
+    """Prices of weekends, whatever the dates look like; new rows may be written another way."""
+    days = [pd.Timestamp("2020-02-20 17:30") + pd.Timedelta(days=i) for i in range(1300)]
+    table = [[f"{day:{form}}" if i % 9 else "", i, 0.5 + (day.weekday() > 4)]
+             for i, day in enumerate(days)]  # fmt: skip
+    out = said(capsys, write("a.csv", table, ["when", "x", "y"]), "--task", "classification")
+    assert f"when is read as dates, {words}: days, month, weekday" in out
+    assert "1 number and 1 date a row" in out
+    (date, _) = facts_of("csv:a.csv")["columns"]
+    assert list(date["parts"]) == ["days", "month", "weekday"]  # the hour is the same in all
+    assert date["missing"]
+    new = pd.DataFrame({"when": ["2021-12-05", "soon"], "x": ["1", "1"]}).astype("string")
+    inputs, notes = encode(new, [date])
+    sunday, weekday = 6, date["parts"]["weekday"]
+    wanted = (sunday - weekday["mean"]) / weekday["std"]
+    assert float(inputs[0, 2]) == pytest.approx(wanted, rel=1e-5)
+    month = date["parts"]["month"]
+    assert float(inputs[0, 1]) == pytest.approx((12 - month["mean"]) / month["std"], rel=1e-5)
+    assert inputs[:, 3].tolist() == [0, 1]
+    assert notes == ["when: 'soon' in line 1 is no such date: it counts as missing"]
+
+
+def test_what_is_no_date_among_dates_is_said(capsys):
+    table = [[f"2024-01-{i % 28 + 1:02d}" if i != 50 else "2024-13-45", i % 2] for i in range(100)]
+    out = said(capsys, write(table=table, header=["when", "y"]))
+    assert "when is taken for categories: 99% of it are dates, but line 52 has '2024-13-45'" in out
+
+
+def test_a_network_learns_from_dates():
+    days = [pd.Timestamp("2020-02-20") + pd.Timedelta(days=i) for i in range(400)]
+    table = [[f"{day:%d.%m.%Y}", "off" if day.weekday() > 4 else "on"] for day in days]
+    flags = ["--quiet", "--run-dir", "run", "--epochs", "30"]
+    assert (
+        train.main(["--data", write(table=table, header=["when", "y"]), *flags])["test_accuracy"]
+        > 0.95
+    )
+    write("new.csv", [["2021-04-03"], ["2021-04-05"]], header=["when"])  # Saturday and Monday
+    found = sample.main(["--checkpoint", "run/last.pt", "new.csv", "--out", "out"])
+    assert found["predicted y"] == ["off", "on"]
+
+
+def test_codes_and_prices_with_a_sign_are_said_to_be_categories(capsys):
+    table = [[f"${i % 30}", f"{'ab'[i % 2]}1", i % 2] for i in range(90)]
+    out = said(capsys, write(table=table, header="xzy"))
+    assert re.search(r"x is taken for \d\d categories: line \d+ has '\$\d+', no number", out)
+    assert "z is taken" not in out  # two names are plain
+
+
 # ---------------------------------------------------------------------- what is said, and refused
 
 
 def said(capsys, data, *flags):
     """What the script says of a table."""
     capsys.readouterr()
-    train.main(["--data", data, "--epochs", "1", *flags])
+    loaded(data, *flags)
     return capsys.readouterr().out
 
 
 def test_columns_that_tell_nothing_are_left_out_and_it_is_said(capsys):
     table = [["", "same", f"{i}", *row] for i, row in enumerate(rows())]
     header = ["nothing", "equal", "", *HEADER]
-    out = said(capsys, write(table=table, header=header), "--run-dir", "run")
+    data = write(table=table, header=header)
+    out = said(capsys, data)
     assert "left out, empty: nothing" in out
     assert "left out, constant: equal" in out
     assert "left out, without a name: (column 3)" in out
-    assert [c["name"] for c in dataset("run")["columns"]] == HEADER[:3]
+    assert [c["name"] for c in facts_of(data)["columns"]] == HEADER[:3]
     assert "the last column, kind, is the target" in out
-    out = said(capsys, "csv:t.csv", "--drop", "weight", "age", "--run-dir", "two")
-    assert [c["name"] for c in dataset("two")["columns"]] == ["colour"]
+    assert [c["name"] for c in facts_of(data, "--drop", "weight", "age")["columns"]] == ["colour"]
 
 
 def test_text_in_a_number_column_makes_it_categories(capsys):
     table = [[age if i != 9 else "unknown", *rest] for i, (age, *rest) in enumerate(rows())]
-    out = said(capsys, write(table=table), "--run-dir", "run")
+    out = said(capsys, write(table=table))
     assert "age is taken for categories: 98% of it are numbers, but line 11 has 'unknown'" in out
-    kinds = {column["name"]: column["kind"] for column in dataset("run")["columns"]}
+    kinds = {column["name"]: column["kind"] for column in facts_of("csv:t.csv")["columns"]}
     assert kinds == {"age": "category", "colour": "category", "weight": "number"}
 
 
@@ -408,9 +522,8 @@ def test_bad_tables(text, flags, words, refused):
 
 def test_the_last_column_with_a_name_is_the_target(capsys):
     text = "".join(f"{','.join(map(str, row))},\n" for row in [HEADER, *rows()])
-    out = said(capsys, write(text=text), "--run-dir", "run")
-    assert "the last column, kind, is the target" in out
-    assert [c["name"] for c in dataset("run")["columns"]] == HEADER[:3]
+    assert "the last column, kind, is the target" in said(capsys, write(text=text))
+    assert [c["name"] for c in facts_of("csv:t.csv")["columns"]] == HEADER[:3]
 
 
 def test_a_first_line_of_numbers_is_said(capsys):
@@ -442,8 +555,8 @@ def test_too_many_categories_and_classes(refused):
     assert "'name' is text with" in line
     assert "at most 1,000" in line
     assert "--drop 'name'" in line
-    train.main(["--data", data, "--drop", "name", "--quiet", "--max-steps", "1"])
-    line = refused(train.main, ["--data", data, "--task", "classification"])
+    assert facts_of(data, "--drop", "name")["in_features"] == 1
+    line = refused(loaded, data, "--task", "classification")
     assert "1,400 different values, at most 1,000 can be classes" in line
     assert "--target y" not in line
 

@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from conftest import torchrun
 from helpers import count, weights
+from processes import device_args
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from common.device import Device
 from rnn import adding, claims, corpus, measures, recipes, sample, train
 from rnn.corpus import Measured, Stream, Vocabulary, Windows, make_vocabulary
 from rnn.heads import Classifier, Forecaster, LanguageModel, Reader
@@ -558,10 +560,9 @@ def same(a, b, **tolerance):
 
 
 @pytest.mark.parametrize("model", ["lstm", "gru", "elman"])
-@pytest.mark.parametrize("dropout", ["0", "0.3"])
-def test_resuming_is_exact_inside_an_epoch(short, model, dropout):
-    """The state goes on where it was, and so does everything else."""
-    flags = [*TEXT, "--model", model, "--epochs", "2", "--dropout", dropout, "--num-layers", "2"]
+def test_resuming_is_exact_inside_an_epoch(short, model):
+    """The state goes on where it was, and so do dropout's random numbers and all else."""
+    flags = [*TEXT, "--model", model, "--epochs", "2", "--dropout", "0.3", "--num-layers", "2"]
     train.main([*flags, "--run-dir", "whole"])
     train.main([*flags, "--run-dir", "cut", "--max-steps", "7"])
     stored = torch.load("cut/last.pt")
@@ -638,16 +639,39 @@ def test_two_processes_equal_one(short):
 
 
 NATIVE = Path("/proc/cpuinfo").exists() and "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+ABILITIES = [{"avx512_bf16": native} for native in (False, True)[: 1 + NATIVE]]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("model", ["lstm", "gru", "elman", "lstm_1997", "gru_2014"])
-def test_half_precision_steps(precision, model, short, monkeypatch):
-    flags = ["--precision", precision, *(f for f in TEXT if f not in ("--precision", "fp32"))]
-    for native in (False, True)[: 1 + NATIVE]:
-        able = {"avx512_bf16": native}
+def test_half_precision_steps(precision, model, monkeypatch):
+    """Two steps with the state carried on, about as in fp32, on processors with and without."""
+    tokens = torch.randint(9, (4, 21))
+    for able in ABILITIES:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        metrics = train.main([*flags, "--max-steps", "2", "--model", model])
+        losses = []
+        for kind in ("fp32", precision):
+            torch.manual_seed(1)
+            dev = Device(device_args(precision=kind))
+            net = dev.wrap(MODELS[model]("text", vocab_size=9, hidden_size=16, num_layers=2))
+            optimizer = torch.optim.SGD(net.parameters(), 0.5)
+            carried = corpus.Carried(dev, on=True)
+            for step in (slice(0, 10), slice(10, 20)):
+                with dev.autocast():
+                    outputs, state = net(tokens[:, step], None, carried.take())
+                carried.put(state)
+                loss = train.loss_of(outputs, tokens[:, 1:][:, step])
+                dev.step(loss, optimizer)
+            losses.append(loss.item())
+        assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_from_training_to_the_test(precision, short, monkeypatch):
+    flags = ["--precision", precision, *(f for f in TEXT if f not in ("--precision", "fp32"))]
+    for able in ABILITIES:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        metrics = train.main([*flags, "--max-steps", "2"])
         assert all(map(math.isfinite, metrics.values()))
 
 
@@ -732,6 +756,8 @@ def test_bad_text(refused):
     assert "--val 27 leaves nothing" in refused(
         train.main, ["--data", "text:more.txt", "--val", "27"]
     )
+    line = refused(train.main, ["--data", "text:more.txt", "--val", "1"])
+    assert "--val 1: of one character there is nothing to tell" in line
     assert "too few" in refused(
         train.main, ["--data", "text:more.txt", "--val", "0", "--accumulate", "40"]
     )
@@ -780,6 +806,7 @@ def test_flags_that_mean_nothing(refused):
         (["--model", "bilstm", "--data", "pydocs"], "both ways"),
         (["--model", "char_rnn", "--data", "adding"], "language model"),
         (["--optimizer", "sgd", "--weight-decay", "0.1"], "AdamW"),
+        (["--data", "sst2", "--text-column", "text"], "sentences:PATH"),
     ):
         assert words in refused(train.parse_args, argv), argv
 
@@ -794,6 +821,16 @@ def test_recipes():
     assert train.parse_args(["--model", "bilstm"]).data == "adding"
     assert train.parse_args(["--data", "names"]).units == "characters"
     assert train.parse_args(["--data", "etth1"]).horizon == 24
+
+
+def test_the_output_unit_of_1997():
+    answers = []
+    for argv in (["--paper"], ["--data", "adding"]):
+        model = train.build(train.parse_args(argv), {"task": "adding"})
+        nn.init.constant_(model.output.bias, 50.0)
+        answers.append(float(model(torch.zeros(1, 5, 2))[0].detach()))
+    assert answers[0] == 1.0
+    assert answers[1] > 40
 
 
 def test_sentences_from_training_to_the_picture(capsys, refused):
@@ -880,27 +917,73 @@ def test_norms_of_gradients_by_hand():
     torch.testing.assert_close(norms, wanted, rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("claim", claims.CLAIMS)
-def test_claims_run_and_summarise(claim, short, monkeypatch, capsys):
-    if claim == "bidirectional":
-        Path("SST2").mkdir()
-        for part in ("train", "dev", "test"):
-            lines = [f"{'good' if i % 2 else 'bad'} film {i % 5}\t{i % 2}" for i in range(40)]
-            Path("SST2", f"{part}.tsv").write_text("\n".join(lines) + "\n")
+def test_a_stream_read_on_by_hand():
+    """Against the fused kernel on the whole stream; longer than a part of 500."""
+    torch.manual_seed(0)
+    model = MODELS["lstm"]("text", vocab_size=9, hidden_size=8, embedding_size=4).eval()
+    tokens = torch.randint(9, (1203,))
+    sizes, losses = claims.read_on(model, tokens, device())
+    with torch.no_grad():
+        logits, (_, c) = model(tokens[None, :-1])
+        wanted = F.cross_entropy(logits[0], tokens[1:], reduction="none")
+    torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sizes[-1], c.abs().mean(), rtol=1e-4, atol=1e-5)
+    assert sizes.shape == losses.shape == (1202,)
+
+
+def test_cells_are_of_equal_size():
+    sizes = []
+    for flags in claims.CLAIMS["cells"].values():
+        argv = ["--data", "shakespeare", "--num-layers", "1", *flags]
+        model = train.build(train.parse_args(argv), {"task": "text", "vocab_size": 66})
+        sizes.append(count(model))
+    assert sizes == [350_398, 351_429, 350_914]
+
+
+@pytest.fixture
+def tiny_claims(short, monkeypatch):
+    """Runs of two steps of 8 units, and data for those that read files."""
+    Path("SST2").mkdir()
+    for part in ("train", "dev", "test"):
+        lines = [f"{'good' if i % 2 else 'bad'} film {i % 5}\t{i % 2}" for i in range(40)]
+        Path("SST2", f"{part}.tsv").write_text("\n".join(lines) + "\n")
+    Path("tinyshakespeare").mkdir()
+    Path("tinyshakespeare/input.txt").write_text(WORDS * 20)
     small = ["--hidden-size", "8", "--max-steps", "2", "--precision", "fp32"]
-    small += ["--limit", "100"] if claim in ("lag", "gradients") else []
-    kept = {name: [*flags, *small] for name, flags in claims.SHARED.items()}
-    monkeypatch.setattr(claims, "SHARED", kept)
-    arms = dict(list(claims.CLAIMS[claim].items()))
-    if claim == "lag":
-        monkeypatch.setattr(claims, "LAGS", (50,))
-        arms = {arm: flags for arm, flags in arms.items() if ", 50 " in arm}
-    if claim == "bidirectional":
-        arms = {"one way": ["--model", "lstm"], "both ways": ["--model", "bilstm"]}
-    monkeypatch.setitem(claims.CLAIMS, claim, arms)
+    sums = ["--limit", "100", "--length", "12"]
+    arms = {
+        claim: {
+            arm: [*flags, *small, *(sums if claim in ("lag", "gradients") else [])]
+            for arm, flags in some.items()
+            if {"lag": ", 50 ", "cells": "LSTM"}.get(claim, "") in arm
+        }
+        for claim, some in claims.CLAIMS.items()
+    }
+    monkeypatch.setattr(claims, "LAGS", (50,))
+    monkeypatch.setattr(claims, "SHOWN_LAGS", (1, 10))
+    monkeypatch.setattr(claims, "CLAIMS", arms)
+    monkeypatch.setattr(claims, "RATES", ("1e-9", "1e-2"))
+
+
+@pytest.mark.parametrize("claim", claims.CLAIMS)
+def test_claims_run_and_summarise(claim, tiny_claims, capsys):
     argv = [claim, "--seeds", "0", "--out", "out", "--data-dir", ".", "--epochs", "1"]
     summary = claims.main(argv)
-    assert summary.keys() == arms.keys()
+    wanted = claims.CLAIMS[claim].keys()
+    if claim == "cells":  # the first rate learns nothing
+        wanted = {f"{name} 1e-2" for name in wanted}
+        assert all("--lr 1e-2 --seed" in entry["command"] for entry in summary.values())
+    assert summary.keys() == wanted
+    found = json.loads(Path("out", f"claim_{claim}.json").read_text())
+    assert found == summary
+    if claim == "gradients":
+        keys = {f"{part}_{when}_lag_{lag}" for part in "hc" for when in ("before", "after")
+                for lag in claims.SHOWN_LAGS}  # fmt: skip
+        assert keys <= found["LSTM, 100 steps"].keys()
+    if claim == "forget":
+        keys = {f"stream_{what}{place}" for what in ("nats", "state")
+                for place in ("", "_first", "_last")}  # fmt: skip
+        assert all(keys <= entry.keys() for entry in found.values())
     assert Path("out", f"claim_{claim}.png").exists()
     before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("last.pt")}
     assert claims.main(argv) == summary

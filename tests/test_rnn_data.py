@@ -1193,6 +1193,9 @@ def test_sample_says_what_is_not_seen(capsys, refused):
     write_wav("silent.wav", torch.zeros(900))
     sample.main(["--checkpoint", "wav/last.pt", "silent.wav"])
     assert "note: silent.wav is silent" in capsys.readouterr().err
+    write_wav("one.wav", torch.full((1,), 0.5))
+    sample.main(["--checkpoint", "wav/last.pt", "one.wav"])
+    assert "note: one.wav holds 1 sample, under 0.025 seconds" in capsys.readouterr().err
 
 
 def test_tables_that_are_quoted():

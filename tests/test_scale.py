@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import MILESTONES, ROOT
+from conftest import FORKS, MILESTONES, ROOT, start, torchrun
 
 from tools import scale
 
@@ -38,10 +39,38 @@ def finish(*processes):
         assert not process.returncode, errors[-2000:]
 
 
+class Forked:
+    """What tools/scale.py needs of a process, here forked: torchrun's own start takes seconds."""
+
+    def __init__(self, command, env, stdout, stderr):
+        self.args = command
+        with open(os.devnull, "w") as nowhere:
+            self.process = start(command[1:], nowhere, stderr, **env)
+
+    def poll(self):
+        return self.returncode
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def wait(self, seconds):
+        self.process.join(seconds)
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """What tools/scale.py starts is forked."""
+    if FORKS:
+        forking = SimpleNamespace(**vars(subprocess) | {"Popen": Forked})
+        monkeypatch.setattr(scale, "subprocess", forking)
+
+
 @needs_lenet
 def test_two_machines_equal_one_with_two_processes():
     """The two "machines" are agents on this one: they meet at an address, as SCALE.md says."""
-    finish(agent("one", "--standalone", "--nproc-per-node", "2"))
+    done = torchrun(ROOT / SCRIPT, *FLAGS, "--run-dir", "one")
+    assert not done.returncode, done.stderr
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -53,7 +82,9 @@ def test_two_machines_equal_one_with_two_processes():
 
 @needs_lenet
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_it_measures_and_draws(way, capsys):
+def test_it_measures_and_draws(way, capsys, request):
+    if way == "fsdp":
+        request.getfixturevalue("forked")
     argv = ["--script", SCRIPT, "--epochs", "2", "--limit", "256", "--rounds", "1", "--out", "out"]
     summary = scale.main(argv + ["--fsdp"] * (way == "fsdp"))
     assert summary["way"] == way
@@ -72,7 +103,7 @@ def test_what_is_refused(refused):
 
 
 @needs_lenet
-def test_what_the_script_refuses_is_handed_on(refused):
+def test_what_the_script_refuses_is_handed_on(refused, forked):
     argv = ["--script", SCRIPT, "--model", "lenet9", "--rounds", "1"]
     assert "unknown model 'lenet9'" in refused(scale.main, argv)
 
@@ -117,7 +148,7 @@ sys.exit(3)
         ),
     ],
 )
-def test_the_reason_is_the_scripts_own(count, how, reason, refused):
+def test_the_reason_is_the_scripts_own(count, how, reason, refused, forked):
     """Not the frame that torchrun draws around it, and no flag that the user didn't type."""
     script = Path("bad.py").resolve()
     script.write_text(BAD.format(how=how))

@@ -8,6 +8,7 @@ import torch
 from conftest import MILESTONES
 from helpers import count
 
+LARGE = 10_000_000  # parameters
 LIMIT = 7 << 28  # bytes for parameters, gradients, moments: with activations 2 GiB
 
 
@@ -20,11 +21,11 @@ def models():
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
     """Evaluating a large network on a thousand images takes far longer than the step."""
-    monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 200, "test": 30})
-    monkeypatch.setattr("common.data.boxes.NUM_SCENES", {"train": 200, "test": 30})
+    monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 12, "test": 4})
+    monkeypatch.setattr("common.data.boxes.NUM_SCENES", {"train": 12, "test": 4})
     monkeypatch.setattr("common.data.pairs.TEST_DATES", 8)
     if "unet" in MILESTONES:
-        monkeypatch.setattr("unet.data.NUM_SCENES", (200, 2))
+        monkeypatch.setattr("unet.data.NUM_SCENES", (12, 2))
     if "rnn" in MILESTONES:
         from rnn import corpus
 
@@ -34,7 +35,7 @@ def few_scenes(monkeypatch):
 
 
 @pytest.mark.parametrize(("folder", "name"), list(models()))
-def test_one_step(folder, name):
+def test_one_step(folder, name, monkeypatch):
     factory = importlib.import_module(f"{folder}.model").MODELS[name]
     with torch.device("meta"):
         try:
@@ -43,6 +44,8 @@ def test_one_step(folder, name):
             size = 0
     if 16 * size > LIMIT:
         pytest.skip("too large for the default run")
+    if size > LARGE:  # its files are as those of the smaller ones, and fill half a gigabyte
+        monkeypatch.setattr("common.run.write_checkpoint", lambda path, content: None)
     main = importlib.import_module(f"{folder}.train").main
     metrics = main(["--model", name, "--max-steps", "1", "--limit", "8", "--quiet"])
     assert metrics

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from common import cli, fail
 from common.checkpoint import read_checkpoint
-from common.claims import finished, run_arms
+from common.claims import finished, multiply_adds, run_arms
 from common.device import Device, peak_memory
 from common.folder import as_spelt_now, make_folder
 from tools.milestones import small_models
@@ -127,16 +127,6 @@ def open_run(folder: Path, device: str) -> tuple[nn.Module, Tensor, Tensor, Devi
     size = getattr(flags, "size", 32)  # LeNet sees 32 pixels
     images = torch.randn(BATCH, first.shape[1] or 1, size, size, device=dev.device)
     return model, images, torch.randint(0, classes, (BATCH,), device=dev.device), dev
-
-
-def multiply_adds(model: nn.Module, image: Tensor) -> int:
-    """Of one image (1, C, H, W), in evaluation, by PyTorch's counter: half of its operations."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops() // 2
 
 
 def stepper(model: nn.Module, images: Tensor, labels: Tensor, dev: Device):

@@ -6,6 +6,8 @@ from `numbers` (B, 5), uniform in [0, 1), and the images' heights and widths (B,
 (B, 5), which hold left, top, width and height in pixels, and 1 where the window is mirrored.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,6 +59,19 @@ def scaled_window(
     return torch.stack(
         [x * (width - square), y * (height - square), square, square, side.round()], 1
     )
+
+
+def resized_window(numbers: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """A window with 8 to 100% of an image, its sides 3:4 to 4:3 (GoogLeNet's, Sec. 6).
+
+    What would reach beyond the image is narrowed to it.
+    """
+    share, aspect, x, y, side = numbers.unbind(1)
+    pixels = (0.08 + share * 0.92) * height * width
+    aspect = torch.exp((2 * aspect - 1) * math.log(4 / 3))  # log-uniform, as many wide as tall
+    across = (pixels * aspect).sqrt().minimum(width)
+    down = (pixels / aspect).sqrt().minimum(height)
+    return torch.stack([x * (width - across), y * (height - down), across, down, side.round()], 1)
 
 
 def cut_windows(images: Tensor, windows: Tensor, size: int) -> Tensor:

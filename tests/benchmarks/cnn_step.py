@@ -10,7 +10,8 @@ take turns in one process. `equal` is both in fp32, contiguous; `default` is our
 run (precision auto, channels-last, fused SGD) against torchvision's as published. Printed are the
 ratio of medians, torchvision's time over ours, with its spread round by round. `--memory` runs each
 side in a process of its own and compares their peak resident memory. With `--inference` a forward
-pass in evaluation takes the place of the step.
+pass in evaluation takes the place of the step, by default with folded norms where the script has
+them so.
 
 `--epoch` times ResNet-20 (32 pixels) and ResNet-18 (64, the script's default) on the CIFAR-10 part,
 with crops and flips, beside the usual script: per-image transforms, a DataLoader (the better
@@ -36,7 +37,7 @@ from torch import nn
 
 from alexnet.model import MODELS as ALEXNET
 from common.data.images import load_images
-from common.device import Device, peak_memory
+from common.device import DTYPES, Device, peak_memory
 from googlenet.model import MODELS as GOOGLENET
 from resnet.model import MODELS as RESNET
 from resnet.train import crop_and_flip, parse_args
@@ -51,18 +52,28 @@ SAME = {  # torchvision's name: our factory
     "resnet34": RESNET["resnet34"],
     **{f"resnet{n}": RESNET[f"resnet{n}_v1_5"] for n in (50, 101, 152)},
 }
-LATER = {"densenet": [f"densenet{n}" for n in (121, 161, 169, 201)]}  # not on every branch
+LATER = {  # not on every branch
+    "densenet": {f"densenet{n}": f"densenet{n}" for n in (121, 161, 169, 201)},
+    "mobilenet": {
+        "mobilenetv1_100": "mobilenet_v1",  # timm's
+        **{name: name for name in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")},
+    },
+    "efficientnet": {name: name for name in (f"efficientnet_b{n}" for n in range(8))},
+}
 for folder, names in LATER.items():
     if Path(__file__).parents[2].joinpath(folder).is_dir():
         models = importlib.import_module(f"{folder}.model").MODELS
-        SAME |= {name: models[name] for name in names}
+        SAME |= {theirs: models[ours] for theirs, ours in names.items()}
 
 
 def build(name: str, ours: bool) -> nn.Module:
     """One side's model; both sides get the same weights."""
     torch.manual_seed(0)
     extra = {"init_weights": False} if name == "googlenet" else {}
-    theirs = getattr(torchvision.models, name)(**extra)
+    if hasattr(torchvision.models, name):
+        theirs = getattr(torchvision.models, name)(**extra)
+    else:
+        theirs = importlib.import_module("timm").create_model(name)
     if not ours:
         return theirs
     model = SAME[name]()
@@ -106,6 +117,10 @@ def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> C
 
     if args.inference:
         model.eval()
+        if tuned:
+            folder = type(model).__module__.partition(".")[0]
+            folded = getattr(importlib.import_module(f"{folder}.model"), "folded", None)
+            model = folded(model, DTYPES[dev.precision]) if folded else model  # as it is evaluated
     return infer if args.inference else step
 
 

@@ -12,9 +12,9 @@ import resource
 import subprocess
 import sys
 
+from common.data.augment import resized_window
 from common.data.images import load_images
 from common.device import Device
-from googlenet.augment import resized_window
 from googlenet.train import parse_args
 
 

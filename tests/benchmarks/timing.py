@@ -5,16 +5,18 @@ import time
 from collections.abc import Callable
 
 
-def interleave(sides: list[Callable], rounds: int, warm_up: int = 2) -> list[list[float]]:
+def interleave(
+    sides: list[Callable], rounds: int, warm_up: int = 2, clock: Callable = time.perf_counter
+) -> list[list[float]]:
     """Seconds of each side, round by round; the first rounds only warm up."""
     times = [[] for _ in sides]
     for number in range(rounds + warm_up):
         order = list(zip(sides, times, strict=True))
         for side, values in order[:: 1 if number % 2 else -1]:  # neither side is always the first
-            start = time.perf_counter()
+            start = clock()
             side()
             if number >= warm_up:
-                values.append(time.perf_counter() - start)
+                values.append(clock() - start)
     return times
 
 
