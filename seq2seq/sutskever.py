@@ -8,15 +8,15 @@ near each other, and gradients find the way between them (Sec. 3.3).
 Shapes: B batch, S source tokens, T target tokens, D embedding, H hidden units, L layers, V
 vocabulary.
 
-Departures: dropout and tied embeddings (see `Words`), which only the small network has; the paper
-spreads its layers over eight GPUs.
+Departures: dropout, tied embeddings (see `Words`) and first weights (`initialise`) of the small
+network; the paper spreads its layers over eight GPUs.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from seq2seq.layers import LSTM, Words, encode_lstm
+from seq2seq.layers import LSTM, Words, encode_lstm, initialise
 
 
 class State(NamedTuple):
@@ -39,14 +39,16 @@ class Sutskever(nn.Module):
         reverse: bool = True,
         tied: bool = False,
         source_size: int | None = None,
-        init: float = 0.08,
+        init: float | None = 0.08,
     ):
         super().__init__()
         self.reverse, self.dropout = reverse, nn.Dropout(dropout)
         self.words = Words(vocab_size, d_model, hidden_size, source_size, tied)
         self.encoder = LSTM(d_model, hidden_size, num_layers, dropout)
         self.decoder = LSTM(d_model, hidden_size, num_layers, dropout)
-        for p in self.parameters():
+        if init is None:
+            initialise(self)
+        for p in self.parameters() if init else ():
             nn.init.uniform_(p, -init, init)  # Sec. 3.4
 
     # fmt: off
@@ -75,7 +77,8 @@ class Sutskever(nn.Module):
 # fmt: off
 SIZES = {  # Sec. 3.4, and ours for one machine
     "paper": dict(d_model=1000, hidden_size=1000, num_layers=4, dropout=0.0, tied=False),
-    "small": dict(d_model=128,  hidden_size=256,  num_layers=2, dropout=0.3, tied=True),
+    "small": dict(d_model=128,  hidden_size=256,  num_layers=2, dropout=0.3, tied=True,
+                  init=None),
 }
 # fmt: on
 

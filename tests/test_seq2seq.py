@@ -115,6 +115,17 @@ def test_first_weights():
     assert not model.attention.v.weight.any()
     assert model.attention.key.weight.std().item() == pytest.approx(0.001, rel=0.1)
     assert model.words.target.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    for family in (Sutskever, Luong, Bahdanau):  # of the small networks
+        model = family(50, 30, 40, init=None)
+        recurrent = [p for name, p in model.named_parameters() if "weight_hh" in name]
+        for square in itertools.chain(*(p.split(40) for p in recurrent)):
+            torch.testing.assert_close(square @ square.T, torch.eye(40), atol=1e-5, rtol=0)
+        assert recurrent
+        assert not any(p.any() for p in model.parameters() if p.dim() == 1)
+        assert model.words.target.weight.std().item() == pytest.approx(30**-0.5, rel=0.1)
+    assert {name for name, sizes in SIZES.items() if sizes.get("init", 0) is None} == {
+        name for name in MODELS if name.endswith("_small")
+    }
 
 
 # ---------------------------------------------------------------------- the papers' equations
@@ -431,8 +442,7 @@ def test_decoding_is_of_each_sentence_alone(name):
 @pytest.mark.parametrize("name", ["sutskever", "bahdanau", "luong"])
 def test_it_overfits_a_batch(name):
     torch.manual_seed(0)
-    sizes = dict(hidden_size=48, dropout=0.0) | ({"init": None} if name == "bahdanau" else {})
-    model = MODELS[f"{name}_small"](VOCAB, **sizes)
+    model = MODELS[f"{name}_small"](VOCAB, hidden_size=48, dropout=0.0)
     source, target = sentences([6] * 8), sentences([5] * 8, 1, start=True)
     target = torch.cat([target, torch.full((8, 1), END)], 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -487,6 +497,9 @@ def test_recipes():
     assert args.vocab_size == 80_000
     args = train.parse_args(["--paper", "--model", "luong"])
     assert (args.lr, args.dropout, args.halve_after, args.input_feeding) == (1.0, 0.2, 8.0, True)
+    assert args.epochs == 12
+    epochs = {name: train.parse_args(["--model", f"{name}_small"]).epochs for name in KINDS}
+    assert epochs == {"bahdanau": 3, "luong": 5, "sutskever": 8}
     args = train.parse_args(["--data", "multi30k", "--model", "luong_small"])
     assert (args.hidden_size, args.num_layers, args.beam, args.optimizer) == (224, 2, 4, "adam")
 
