@@ -21,12 +21,13 @@ from common.data.pairs import load_pairs
 from common.data.text import START, as_text, decode, encode, losses, pad, read_lines, read_tokenizer
 from common.device import Device
 from common.folder import make_folder, open_run
+from common.run import progress_bar
 from seq2seq.decoding import draw, translate
 from seq2seq.model import END, MODELS
 from seq2seq.train import build
 
 TOGETHER = 64  # sentences translated side by side
-SHOWN = 4  # sentences whose alignment is drawn
+SHOWN, LONGEST = 4, 100  # sentences whose alignment is drawn, and the first tokens of each
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -96,8 +97,8 @@ class Translator:
         drawn = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
         drawn["generator"] = torch.Generator().manual_seed(args.seed)
         order = sorted(range(len(full)), key=lambda i: len(encoded.tokens[i]))
-        for begin in range(0, len(order), TOGETHER):
-            some = order[begin : begin + TOGETHER]
+        parts = [order[i : i + TOGETHER] for i in range(0, len(order), TOGETHER)]
+        for some in progress_bar(parts, self.dev, "translating", len(parts)):
             source = pad([encoded.tokens[i] for i in some], self.dev)
             if args.temperature:
                 written = draw(self.model, source, self.most, **drawn)
@@ -111,13 +112,16 @@ class Translator:
     @torch.no_grad()
     def align(self, line: str, written: list[int]) -> tuple[Tensor, list[str], list[str]] | None:
         """The weights (T, S) with which each token that was written looked at the source, and both
-        sides' tokens; None without attention."""
+        sides' tokens, at most `LONGEST`; None without attention."""
         (source,) = encode(self.tokenizer, [line], self.max_length).tokens
         target = torch.tensor([[START, *written]], device=self.dev.device)
         state = self.model.encode(source[None].to(self.dev.device))
         weights = self.model.decode(target, state)[1]
-        names = [[*map(self.tokenizer.id_to_token, ids)] for ids in ([*written, END], source)]
-        return None if weights is None else (weights[0].float().cpu(), *names)
+        if weights is None:
+            return None
+        sides = [*written, END][:LONGEST], source.tolist()[:LONGEST]
+        names = [[*map(self.tokenizer.id_to_token, ids)] for ids in sides]
+        return weights[0, :LONGEST, :LONGEST].float().cpu(), *names
 
 
 def draw_alignments(found: Sequence[tuple[Tensor, list[str], list[str]]], path: Path) -> None:

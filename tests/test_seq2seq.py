@@ -589,6 +589,7 @@ def test_a_mean_over_sentences_is_the_longer_step(few):
 
 
 TOGETHER = {"two": [], "shards": ["--fsdp"]}
+SHARDED = ["bahdanau", "luong"]
 
 
 def test_two_processes_equal_one(few):
@@ -596,7 +597,7 @@ def test_two_processes_equal_one(few):
         train.main([*FAST, *KINDS[kind], *ALIKE, "--clip", "1", "--run-dir", f"one-{kind}"])
     done = torchrun(__file__, Path.cwd())
     assert done.returncode == 0, done.stderr
-    for kind, name in [("bahdanau", "shards"), *((kind, "two") for kind in KINDS)]:
+    for kind, name in (*((kind, "shards") for kind in SHARDED), *((kind, "two") for kind in KINDS)):
         folders = f"one-{kind}", f"{name}-{kind}"
         same(*map(weights, folders), rtol=0, atol=5e-5)
         ends = [json.loads(Path(f, "metrics.jsonl").read_text().splitlines()[-1]) for f in folders]
@@ -699,6 +700,13 @@ def test_the_alignment_is_of_what_was_written(few, monkeypatch):
         assert "".join(columns[:-1]).replace("▁", " ").strip() == source
         shown = [token for token in rows[:-1] if token not in ("<pad>", "<s>", "<unk>")]
         assert "".join(shown).replace("▁", " ").strip() == text
+    whole = [*seen]
+    seen.clear()
+    monkeypatch.setattr(sample, "LONGEST", 2)  # of a long sentence the beginning
+    sample.main(["--checkpoint", "run/last.pt", "5 May 1999", "1.2.1950"])
+    for (part, rows, columns), (shares, *names) in zip(seen, whole, strict=True):
+        assert [rows, columns] == [side[:2] for side in names]
+        torch.testing.assert_close(part, shares[:2, :2])
 
 
 def test_a_network_without_attention_has_nothing_to_show(few, capsys):
@@ -835,6 +843,6 @@ if __name__ == "__main__":
     os.chdir(sys.argv[1])
     pairs.TEST_DATES = 20
     for name, flags in TOGETHER.items():
-        for kind in KINDS if name == "two" else ["bahdanau"]:
+        for kind in KINDS if name == "two" else SHARDED:
             train.main([*FAST, *KINDS[kind], *ALIKE, "--clip", "1", *flags,
                         "--run-dir", f"{name}-{kind}"])  # fmt: skip
