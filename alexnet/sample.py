@@ -2,6 +2,7 @@
 
 python alexnet/sample.py photo.jpg photos/   # your own images: five likeliest classes of each
 python alexnet/sample.py                     # test predictions, first filters, nearest neighbours
+python alexnet/sample.py --weights imagenet photo.jpg   # ImageNet's classes, by alexnet_owt
 """
 
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet import train
 from alexnet.model import MODELS
-from alexnet.train import build
 from common import classify, cli
 from common.classify import colour
 from common.data.images import ImageSet
@@ -60,7 +61,7 @@ def nearest(queries: Tensor, candidates: Tensor, count: int) -> Tensor:
 
 @torch.inference_mode()
 def show_neighbours(
-    model: nn.Module, train: ImageSet, test: ImageSet, dev: Device, out: Path
+    model: nn.Module, known: ImageSet, test: ImageSet, dev: Device, out: Path
 ) -> float:
     """Writes neighbours.jpg (Fig. 4, right): test images, and the training images nearest to each
     in the last hidden layer. Returns the share of neighbours that are of the test image's class.
@@ -69,13 +70,13 @@ def show_neighbours(
 
     random = torch.Generator().manual_seed(0)
     queries = torch.randperm(len(test), generator=random)[:ROWS]
-    pool = split(len(train), min(1.0, CANDIDATES / len(train)), "neighbours")[1]
-    features = (last_hidden(model, *part, dev) for part in ((test, queries), (train, pool)))
+    pool = split(len(known), min(1.0, CANDIDATES / len(known)), "neighbours")[1]
+    features = (last_hidden(model, *part, dev) for part in ((test, queries), (known, pool)))
     found = pool[nearest(*features, min(COLUMNS, len(pool))).cpu()]  # (ROWS, COLUMNS)
     pictures, titles, classes, same = [], [], test.facts["classes"], 0
     for query, places in zip(queries, found, strict=True):
         images, labels = test.examples(query[None])
-        near, near_labels = train.examples(places)
+        near, near_labels = known.examples(places)
         pictures += colour(images, test.facts) + colour(near, test.facts)
         titles += [f"{classes[k]}" for k in [*labels.tolist(), *near_labels.tolist()]]
         same += int((near_labels == labels).sum())
@@ -95,7 +96,8 @@ def show_more(model: nn.Module, parts: tuple, dev: Device, out: Path) -> dict:
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
     """Classifies the inputs, or shows what the network has learnt; returns what it found."""
-    return classify.sample("alexnet", __doc__, MODELS, build, argv, show_more)
+    weights = classify.Published(train.PUBLISHED, train.parse_args)
+    return classify.sample("alexnet", __doc__, MODELS, train.build, argv, show_more, weights)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from common import cli, counted, fail
 from common.data.files import ImageFiles, find_images, look_at
 from common.data.images import ImageSet, Streamed, load_images
 from common.device import Device
-from common.folder import make_folder, open_run
+from common.folder import make_folder, new_samples, open_run
 from common.run import progress_bar
+from common.weights import IMAGENET, start_from
 
 
 class Tally:
@@ -107,6 +109,72 @@ def load_parts(
     )
 
 
+@dataclass(frozen=True)
+class Published:
+    """Networks with weights of ImageNet's 1,000 classes, for `--weights` of a sample.py.
+
+    `names` are torchvision's (or of repositories of the hub) by ours, the default first; `parse` is
+    parse_args of train.py, for the flags that `build` reads, and `flags` those of them that
+    sample.py has, too, with their settings. Inputs are normalised as in `inputs` of a model, else
+    by IMAGENET. See `common.weights.start_from` for `optional` and `current_name`.
+    """
+
+    names: Mapping[str, str]
+    parse: Callable[[list[str]], cli.Flags]
+    flags: Mapping[str, dict] = field(default_factory=dict)
+    inputs: Mapping[str, Mapping] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    current_name: Callable[[str], str] = str
+
+    def add_flags(self, parser: cli.OneLineParser) -> None:
+        """--weights, and the flags that only go with it."""
+        text = "published weights, or a file of such, in place of a checkpoint: ImageNet's classes"
+        parser.add_argument("--weights", metavar="imagenet|FILE", help=text)
+        text = f"whose weights these are: {', '.join(self.names)} (default: the first of them)"
+        parser.add_argument("--model", choices=list(self.names), metavar="NAME", help=text)
+        for name, settings in self.flags.items():
+            parser.add_argument(name, **settings)
+
+    def check(self, args: argparse.Namespace) -> None:
+        """Ends in one line if the flags don't go together."""
+        own = [f for f in ("--model", *self.flags) if getattr(args, f[2:].replace("-", "_"))]
+        if own and not args.weights:
+            fail(f"{own[0]} goes with --weights: a checkpoint knows its own")
+        if args.weights and args.checkpoint:
+            fail("--checkpoint and --weights both name a network: choose one")
+        if args.weights and not args.inputs:
+            fail("--weights has no test images of its own: name image files, or folders of them")
+
+    def open(
+        self, args: argparse.Namespace, models: dict, build: Callable | None
+    ) -> tuple[nn.Module, cli.Flags, dict, Device]:
+        """The network with its weights, flags of train.py for it, facts of ImageNet, a device."""
+        name = args.model or next(iter(self.names))
+        argv = ["--model", name, "--weights", args.weights, "--device", args.device, "--quiet"]
+        for flag in self.flags:
+            value = getattr(args, flag[2:].replace("-", "_"))
+            argv += [flag, value] if value else []
+        flags = self.parse([*argv, "--data", "folder:."])
+        facts, size = imagenet(self.names[name])
+        facts |= self.inputs.get(name, IMAGENET)
+        flags, dev = flags.but(size=size), Device(flags)
+        model = build(flags, 1000) if build else models[name](num_classes=1000)
+        rest = facts, (), self.names, facts, self.optional, self.current_name
+        start_from(model, flags, dev, *rest)
+        print(f"{name} with the weights {args.weights}, {size} pixels")
+        return model.to(dev.device).eval(), flags, facts, dev
+
+
+def imagenet(name: str) -> tuple[dict, int]:
+    """Facts of ImageNet, with the `side` that images are scaled to for torchvision's weights `name`
+    (or a repository's of the hub), and the pixels of their middle that the network sees."""
+    from torchvision.models import get_model_weights
+
+    entry = get_model_weights("resnet18" if "/" in name else name).IMAGENET1K_V1
+    cut = entry.transforms()
+    return {"classes": entry.meta["categories"], "side": cut.resize_size[0]}, cut.crop_size[0]
+
+
 def sample(
     milestone: str,
     doc: str,
@@ -114,15 +182,25 @@ def sample(
     build: Callable | None = None,
     argv: list[str] | None = None,
     more: Callable | None = None,
+    published: Published | None = None,
 ) -> dict:
     """The main of a classifier's sample.py: classifies the inputs, or shows test predictions.
 
-    `more(model, parts, dev, out)` shows what else there is without inputs. Returns what was found.
+    `more(model, parts, dev, out)` shows what else there is without inputs. Where there are
+    `published` weights, they can take the place of a checkpoint. Returns what was found.
     """
     parser = cli.sample_parser(milestone, doc)
     parser.add_argument("inputs", nargs="*", type=Path, help="image files, or folders of them")
+    if published:
+        published.add_flags(parser)
     args = parser.parse_args(argv)
+    if published:
+        published.check(args)
     files = find_images(args.inputs)
+    if published and args.weights:
+        model, flags, facts, dev = published.open(args, models, build)
+        out = args.out or new_samples(Path("runs", milestone))
+        return classify(files, model, facts, flags.size, dev, out)
     model, flags, facts, dev, out = open_model(args, milestone, models, build)
     if files:
         return classify(files, model, facts, flags.size, dev, out)

@@ -59,6 +59,7 @@ def number(allowed: Callable[[float], bool], words: str) -> Callable[[str], floa
 
 
 positive = number(lambda value: 0 < value < 3e38, "a number above zero")  # that float32 can hold
+multiplier = number(lambda value: 0 < value <= 10, "a number above zero, at most 10")
 not_negative = number(lambda value: 0 <= value < 3e38, "zero or a number above it")
 share = number(lambda value: 0 <= value < 1, "a number from 0 to below 1")
 

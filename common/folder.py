@@ -83,6 +83,12 @@ def make_folder(path: Path) -> None:
         fail(f"--out {path}: {error.strerror}")
 
 
+def new_samples(folder: Path) -> Path:
+    """A new name in a folder for what a sample.py makes: samples, samples-2, … (not made yet)."""
+    names = itertools.chain(["samples"], (f"samples-{n}" for n in itertools.count(2)))
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
 def open_run(
     args: argparse.Namespace, milestone: str, models: Iterable[str]
 ) -> tuple[dict, "Flags", "Device", Path]:
@@ -109,10 +115,7 @@ def open_run(
     if name not in models or flags.get("milestone") != milestone:
         fail(f"{path} holds the model {name!r}; here are {', '.join(models)}")
     print(f"{name} trained on {flags['data']}, from {path}")
-    names = itertools.chain(["samples"], (f"samples-{n}" for n in itertools.count(2)))
-    out = args.out or next(
-        path.parent / name for name in names if not (path.parent / name).exists()
-    )
+    out = args.out or new_samples(path.parent)
     here = dict(device=args.device, data_dir=args.data_dir or flags["data_dir"])
     alone = dict(quiet=True, fsdp=False, compile=False, accumulate=1, typed=[], stored=checkpoint)
     flags = Flags(**{"chosen": ["val"]} | flags | here | alone)

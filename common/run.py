@@ -437,6 +437,16 @@ class Run:
             curves(rows, self.folder / "curves.png")
 
 
+def start_average(ema: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """Makes `ema` hold what a resumed run has averaged of `weights`, or else these themselves.
+
+    `ema` is a part of the run, empty until then: so --resume may begin to average, or end it.
+    """
+    kept = dict(ema)
+    ema.clear()
+    ema.update({name: kept.get(name, w).to(w.device, copy=True) for name, w in weights.items()})
+
+
 def show(metrics: dict[str, float]) -> str:
     """The metrics in one line."""
     return "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())

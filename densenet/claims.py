@@ -75,21 +75,21 @@ def compare_parameters(args: argparse.Namespace, shared: list[str]) -> dict:
     """Trains three networks of each kind; writes claim_parameters.json and .png."""
     results, commands, errors = {}, {}, {"DenseNet-BC, k = 12": {}, "ResNet": {}}
     sides = [("densenet", train, DENSE), ("resnet", train_resnet, RESIDUAL)]
-    folders = {}
     for (folder, main_of, arms), points in zip(sides, errors.values(), strict=True):
         found, ran, where = run_arms(folder, main_of, arms, shared, args)
-        results, commands, folders = results | found, commands | ran, folders | where
+        results, commands = results | found, commands | ran
         for arm in arms:
-            thousands = parameters_of(where[arm][0]) / 1000
-            points[thousands] = [100 * (1 - run["test_accuracy"]) for run in found[arm]]
+            counted = parameters_of(where[arm][0])
+            points[counted / 1000] = [100 * (1 - run["test_accuracy"]) for run in found[arm]]
+            for run in found[arm]:
+                run["parameters"] = counted
     summary = write_summary(args.out / "claim_parameters.json", results, commands)
     for arm, metrics in summary.items():
-        metrics["parameters"] = parameters_of(folders[arm][0])
         test, training = (
             plus_minus([1 - v for v in metrics[f"{part}_accuracy"]["values"]], digits=2)
             for part in ("test", "train")
         )
-        print(f"{arm:>26}: {metrics['parameters']:>9,} parameters, test error {test}, "
+        print(f"{arm:>26}: {metrics['parameters']['mean']:>9,} parameters, test error {test}, "
               f"training error {training}")  # fmt: skip
 
     from common.plot import spread

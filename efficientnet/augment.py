@@ -1,4 +1,4 @@
-"""What EfficientNet's training does to images: Inception's windows, shifts, AutoAugment."""
+"""What EfficientNet's training does to images: shifts, AutoAugment."""
 
 import torch
 from torch import Tensor

@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
     parser.add_argument("--epochs", type=cli.integer(1), help="of each run (default: 6, 8)")
     text = "of scaling: 2**PHI times the multiply-adds (default: 2)"
-    parser.add_argument("--phi", type=cli.positive, nargs="+", default=[2.0], help=text)
+    parser.add_argument("--phi", type=cli.multiplier, nargs="+", default=[2.0], help=text)
     text = "end each run after N steps, to see how it works"
     parser.add_argument("--max-steps", type=cli.integer(1), metavar="N", help=text)
     args = parser.parse_args(argv)

@@ -65,9 +65,9 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, paddin
 
 def depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """F.conv2d for depthwise filters, with quick gradients where torch has slow ones."""
-    kind = x.device.type
-    quick = weight.shape[2] == 3 and stride == 1
-    if kind != "cpu" or quick or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    plain = x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled()
+    low = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if low else x.dtype
+    if plain or (weight.shape[2] == 3 and (stride == 1 or dtype.itemsize > 2)):
         return F.conv2d(x, weight, None, stride, padding, groups=len(weight))
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return Depthwise.apply(x.to(dtype), weight.to(dtype), stride, padding)

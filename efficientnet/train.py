@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from common import cli, fail
 from common.classify import Tally, check_images
 from common.data.augment import resized_window
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_images
 from common.device import Device
-from common.run import Run
+from common.run import Run, start_average
 from common.schedule import warmup_and_cosine
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 from efficientnet.augment import auto_augment, small_images
@@ -37,6 +37,7 @@ PAPER = dict(model="efficientnet_b0",    data="folder:data/imagenet", epochs=350
 CIFAR = dict(data="cifar10", val=2500, batch_size=256, lr=0.016)  # the same for small images
 PUBLISHED = {name: name for name in SIZES}  # by torchvision
 # fmt: on
+FIXED = ("width", "depth", "excitation", "padding")  # by a checkpoint
 
 
 def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
@@ -52,13 +53,13 @@ def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("efficientnet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
+    parser = cli.Parser("efficientnet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe, FIXED)
     add_image_flags(parser)
     add_weight_flags(parser)
     add, switch = parser.add_argument, parser.add_switch
     add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")
-    add("--width", type=cli.positive, metavar="W", help="times the channels of B0")
-    add("--depth", type=cli.positive, metavar="D", help="times the blocks of B0")
+    add("--width", type=cli.multiplier, metavar="W", help="times the channels of B0")
+    add("--depth", type=cli.multiplier, metavar="D", help="times the blocks of B0")
     switch("--excitation", default=True, help="squeeze-and-excitation in every block")
     text = "same: TensorFlow's, and its eps, for weights from there"
     add("--padding", choices=["symmetric", "same"], default="symmetric", help=text)
@@ -78,6 +79,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     check_weights(args, PUBLISHED)
     if args.autoaugment and not args.augment:
         fail("--autoaugment changes images, and --no-augment leaves them: choose one")
+    if args.weights == "imagenet" and args.padding == "same":
+        fail("torchvision's weights were trained with symmetric padding: leave --padding same away")
     if args.average and args.fsdp:
         fail("--average needs whole parameters, which --fsdp cuts: add --average 0")
     return args
@@ -114,13 +117,6 @@ def stairs(per_epoch: int, step: int) -> float:
 def up_and_down(steps: int, step: int) -> float:
     """Share of the rate in short trainings: up for a tenth of them, then down to zero."""
     return warmup_and_cosine((step + 1) / (steps + 1))
-
-
-def start_average(ema: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    """Makes `ema` hold what a resumed run has averaged of `weights`, or else these themselves."""
-    kept = dict(ema)
-    ema.clear()
-    ema.update({name: kept.get(name, w).to(w.device, copy=True) for name, w in weights.items()})
 
 
 @torch.inference_mode()

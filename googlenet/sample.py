@@ -2,6 +2,7 @@
 
 python googlenet/sample.py photo.jpg photos/   # your own images: five likeliest classes of each
 python googlenet/sample.py                     # a grid of test images with the answers
+python googlenet/sample.py --weights imagenet --model inception_v3 photo.jpg   # ImageNet's classes
 """
 
 from torch import nn
@@ -19,7 +20,13 @@ def build(flags: cli.Flags, num_classes: int) -> nn.Module:
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
     """Classifies the inputs, or shows test predictions; returns what it found."""
-    return classify.sample("googlenet", __doc__, MODELS, build, argv)
+    weights = classify.Published(
+        train.PUBLISHED,
+        train.parse_args,
+        inputs=dict.fromkeys(train.PUBLISHED, train.HALF),
+        optional=train.AUXILIARY,
+    )
+    return classify.sample("googlenet", __doc__, MODELS, build, argv, published=weights)
 
 
 if __name__ == "__main__":

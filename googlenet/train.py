@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from common import cli, fail
 from common.classify import Tally, check_images
 from common.data.augment import resized_window
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_images
 from common.device import Device
-from common.run import Run
+from common.run import Run, start_average
 from common.schedule import warmup_and_cosine
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 from googlenet.augment import crop_and_flip
@@ -95,13 +95,6 @@ def make_optimizer(args: cli.Flags, weights: list[nn.Parameter]) -> torch.optim.
 def up_and_down(steps: int, step: int) -> float:
     """Share of the learning rate in short trainings: up for a tenth of them, then down to zero."""
     return warmup_and_cosine((step + 1) / (steps + 1))
-
-
-def start_average(ema: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    """Makes `ema` hold what a resumed run has averaged of `weights`, or else these themselves."""
-    kept = dict(ema)
-    ema.clear()
-    ema.update({name: kept.get(name, w).to(w.device, copy=True) for name, w in weights.items()})
 
 
 def build(args: argparse.Namespace, num_classes: int, **own: bool) -> nn.Module:

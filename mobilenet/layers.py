@@ -136,16 +136,18 @@ def folded(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
     In evaluation a norm is a factor and a shift for each channel, which weights and a bias can
     hold: the same outputs up to rounding, and one pass over the features less for each layer.
-    With a `dtype` convolutions keep their weights in it, where autocast would change them in
-    every pass. The given model stays as it is.
+    With a `dtype` convolutions and linear layers keep their weights in it, where autocast would
+    change them in every pass. The given model stays as it is.
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
         before, name_before = None, ""
         for name, child in list(module.named_children()):
             if isinstance(before, nn.Conv2d) and isinstance(child, nn.BatchNorm2d):
-                fused = nn.utils.fuse_conv_bn_eval(before, child)
-                setattr(module, name_before, fused.to(dtype or fused.weight.dtype))
+                setattr(module, name_before, nn.utils.fuse_conv_bn_eval(before, child))
                 setattr(module, name, nn.Identity())
             before, name_before = child, name
+    for module in model.modules():
+        if dtype and isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.to(dtype)
     return model

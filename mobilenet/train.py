@@ -27,7 +27,7 @@ from common.data.augment import random_crop, random_flip, scaled_window
 from common.data.batches import Draw
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_images
 from common.device import DTYPES, Device
-from common.run import Run
+from common.run import Run, start_average
 from common.schedule import warmup_and_cosine
 from common.weights import IMAGENET, add_weight_flags, check_weights, keep_frozen, start_from
 from mobilenet.model import MODELS, folded
@@ -41,6 +41,7 @@ PUBLISHED = {n: n for n in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_
 PUBLISHED["mobilenet_v1"] = "timm/mobilenetv1_100.ra4_e3600_r224_in1k"  # on the hub
 HEADS = {"v1": "classifier", "v2": "classifier.1", "v3": "classifier.3"}  # know the classes
 DROPOUT = {"v1": 0.001, "v2": 0.2, "v3": 0.2}  # v3: Sec. 6.1.1; v1, v2: the authors' code
+FIXED = ("width", "separable", "linear")  # by a checkpoint
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}  # pixels from -1 to 1
 INPUTS = {"v1": HALF, "v2": IMAGENET, "v3": IMAGENET}  # timm's v1: -1 to 1
 
@@ -62,12 +63,12 @@ def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    parser = cli.Parser("mobilenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe)
+    parser = cli.Parser("mobilenet", __doc__, QUICK, PAPER, MODELS, IMAGE_SETS, recipe, FIXED)
     add_image_flags(parser)
     add_weight_flags(parser)
     add, switch = parser.add_argument, parser.add_switch
     add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")
-    add("--width", type=cli.positive, metavar="ALPHA", help="the width multiplier")
+    add("--width", type=cli.multiplier, metavar="ALPHA", help="the width multiplier")
     add("--dropout", type=cli.share, metavar="RATE", help="of what the last layer reads")
     switch("--separable", default=True, help="depthwise and 1x1 convolutions, not full ones")
     switch("--linear", default=True, help="bottlenecks without ReLU6")
@@ -158,10 +159,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     optimizer = make_optimizer(args, model)
     share = partial(step_size, args, len(train.batches(args.batch_size)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    floats = {k: t for k, t in model.state_dict().items() if t.is_floating_point()}
-    ema = {k: t.clone() for k, t in floats.items()} if args.average else {}
-    parts = dict(model=model, optimizer=optimizer, schedule=schedule, ema=ema, dataset=train.facts)
-    run = Run(args, dev, **parts)
+    ema, parts = {}, dict(optimizer=optimizer, schedule=schedule, dataset=train.facts)
+    run = Run(args, dev, model=model, ema=ema, **parts)
+    floats = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+    start_average(ema, floats if args.average else {})
     if args.evaluate:
         return run.finish(**evaluate(model, test, dev, ema, run.folder / "confusion.png"))
 

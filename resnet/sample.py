@@ -2,17 +2,19 @@
 
 python resnet/sample.py photo.jpg photos/   # your own images: five likeliest classes of each
 python resnet/sample.py                     # a grid of test images with the answers
+python resnet/sample.py --weights imagenet --model resnet50_v1_5 photo.jpg   # ImageNet's classes
 """
 
 from common import classify, cli
+from resnet import train
 from resnet.model import MODELS
-from resnet.train import build
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
     """Classifies the inputs, or shows test predictions; returns what it found."""
-    return classify.sample("resnet", __doc__, MODELS, build, argv)
+    weights = classify.Published(train.PUBLISHED, train.parse_args)
+    return classify.sample("resnet", __doc__, MODELS, train.build, argv, published=weights)
 
 
 if __name__ == "__main__":

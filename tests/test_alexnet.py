@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import count, make_tree, weights
+from helpers import check_published, count, make_tree, weights
 from PIL import Image
 from torch import nn
 
@@ -540,6 +540,11 @@ def torchvision_names():
 
 
 # ---------------------------------------------------------------------- sample.py, claims.py
+
+
+def test_samples_of_published_weights(narrow):
+    theirs = narrowed("alexnet_owt")
+    check_published(sample, theirs, torchvision.models.AlexNet_Weights.IMAGENET1K_V1)
 
 
 def test_last_hidden_is_what_the_last_layer_sees():

@@ -12,7 +12,7 @@ from PIL import Image
 from test_common_data import device, load
 from torch import nn
 
-from common import classify, weights
+from common import classify, cli, weights
 from common.data import augment, images
 from common.data.batches import Draw
 from common.data.files import ImageFiles
@@ -358,6 +358,105 @@ def test_samples_see_what_evaluation_saw(cut):
     files = classify.find_images([Path("tree/test")])
     classify.classify(files, Spy(), test.facts, 16, device(), Path("out"))
     assert torch.equal(torch.cat(inputs), seen)
+
+
+# ---------------------------------------------------------------------- published weights
+
+
+def tiny(num_classes=10):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, num_classes))
+
+
+def parse(argv):
+    """As a train.py does, for two networks of which torchvision has the weights of one."""
+    recipe = dict(model="tiny", data="shapes", epochs=1, batch_size=8, lr=0.1)
+    parser = cli.Parser("toy", "", recipe, recipe, ["tiny", "large"], images.IMAGE_SETS)
+    images.add_image_flags(parser)
+    weights.add_weight_flags(parser)
+    parser.add_argument("--size", type=cli.integer(8), default=64)
+    parser.add_argument("--kind", choices=["a", "b"], default="a")
+    args = parser.parse_args(argv)
+    weights.check_weights(args, {"tiny": "inception_v3"})
+    return args
+
+
+def classified(*argv, **settings):
+    """What a sample.py says that can take published weights."""
+    kind = {"--kind": dict(choices=["a", "b"])}
+    published = classify.Published({"tiny": "inception_v3"}, parse, kind, **settings)
+    models, built = {"tiny": tiny}, []
+    build = lambda flags, n: built.append((flags.kind, n)) or tiny(n)  # noqa: E731
+    return classify.sample("toy", "", models, build, list(argv), published=published), built
+
+
+def test_images_are_classified_by_published_weights(capsys):
+    """With the classes, size and sides that torchvision says, in a new folder each time."""
+    rng = np.random.default_rng(0)
+    square = rng.integers(0, 256, (342, 342, 3), dtype=np.uint8)  # inception_v3's: 299 of 342
+    wide = np.zeros((342, 800, 3), np.uint8)
+    wide[:, 229:571] = square
+    for name, pixels in (("square.png", square), ("wide.png", wide)):
+        Image.fromarray(pixels).save(name)
+    model = tiny(1000)
+    nn.init.normal_(model[2].weight)
+    torch.save({"state_dict": {f"old.{k}": v for k, v in model.state_dict().items()}}, "w.pth")
+    half = {"tiny": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    settings = dict(inputs=half, current_name=lambda name: name.removeprefix("old."))
+    found, built = classified("--weights", "w.pth", "square.png", "wide.png", **settings)
+    assert built == [("a", 1000)]
+    x = (torch.from_numpy(square).permute(2, 0, 1)[:, 21:320, 21:320] / 255 - 0.5) / 0.25
+    shares, places = model(x[None]).softmax(1)[0].topk(5)
+    classes = torchvision.models.Inception_V3_Weights.IMAGENET1K_V1.meta["categories"]
+    for answers in found.values():
+        assert [name for name, _ in answers] == [classes[i] for i in places.tolist()]
+        assert [p for _, p in answers] == pytest.approx(shares.tolist(), rel=1e-4)
+    assert "tiny with the weights w.pth, 299 pixels" in capsys.readouterr().out
+    again, built = classified("--weights", "w.pth", "--kind", "b", "square.png", **settings)
+    assert built == [("b", 1000)]
+    assert dict(again["square.png"]) == pytest.approx(dict(found["square.png"]))
+    made = [str(path) for path in sorted(Path("runs").rglob("*.jpg"))]
+    assert made == [f"runs/toy/{name}/predictions.jpg" for name in ("samples", "samples-2")]
+    plain, _ = classified("--weights", "w.pth", "square.png", current_name=settings["current_name"])
+    assert plain["square.png"] != found["square.png"]  # normalised as torchvision's usually are
+
+
+def test_a_checkpoint_with_a_thousand_classes_brings_its_own_mean():
+    facts = {"classes": list("abc"), "mean": [0.1] * 3, "std": [2.0] * 3}
+    model = tiny(1000)
+    torch.save({"model": model.state_dict(), "dataset": facts, "config": {}}, "last.pt")
+    torch.save(model.state_dict(), "w.pth")
+    Image.new("RGB", (350, 342), "orange").save("orange.png")
+    own = {"tiny": {"mean": [0.1] * 3, "std": [2.0] * 3}}
+    one, two = (
+        classified("--weights", "last.pt", "orange.png"),
+        classified("--weights", "w.pth", "orange.png", inputs=own),
+    )
+    assert one[0] == two[0]
+
+
+def test_published_weights_that_cannot_be(refused):
+    def line(*argv):
+        return refused(classified, *argv)
+
+    Image.new("RGB", (40, 40)).save("x.png")
+    torch.save(tiny(7).state_dict(), "seven.pth")
+    torch.save(tiny(1000).state_dict(), "w.pth")
+    weights_of = ("--weights", "w.pth")
+    assert "seven.pth doesn't fit tiny: 2.weight is [7, 48] and" in line(
+        "--weights", "seven.pth", "x.png"
+    )
+    assert "gone.pth: there is no such file (or write imagenet)" in line(
+        "--weights", "gone.pth", "x.png"
+    )
+    assert "name image files" in line(*weights_of)
+    assert "choose one" in line(*weights_of, "--checkpoint", "last.pt", "x.png")
+    assert "--model goes with --weights: a checkpoint knows its own" in line("--model", "tiny")
+    assert "--kind goes with --weights" in line("--kind", "b", "x.png")
+    assert "unknown model 'large'" in line(*weights_of, "--model", "large", "x.png")
+    assert "gone.png" in line(*weights_of, "gone.png")
+    Path("empty").mkdir()
+    assert "empty holds no images" in line(*weights_of, "empty")
+    assert not Path("runs").exists()
 
 
 # ---------------------------------------------------------------------- files as others write them

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import MILESTONES
-from helpers import count, perturb, weights
+from helpers import check_published, count, perturb, weights
 from torch import nn
 
 from densenet import claims, sample, train
@@ -55,8 +55,11 @@ def test_parameters():
         ("densenet121", True),
         ("densenet121", False),
         ("densenet161", False),
+        pytest.param("densenet161", True, marks=pytest.mark.slow),  # the same code, ten seconds
         ("densenet169", True),
+        pytest.param("densenet169", False, marks=pytest.mark.slow),
         ("densenet201", False),
+        pytest.param("densenet201", True, marks=pytest.mark.slow),
     ],
 )
 def test_parity_with_torchvision(name, training):
@@ -416,6 +419,22 @@ def test_samples(capsys, monkeypatch):
     assert "grey.png (grey: made RGB)" in capsys.readouterr().out
 
 
+def test_samples_of_published_weights():
+    """Under the names of the published files."""
+    theirs = perturb(torchvision.models.densenet121())
+    theirs.register_state_dict_post_hook(lambda _, state, *__: rename_older(state))
+    entry = torchvision.models.DenseNet121_Weights.IMAGENET1K_V1
+    check_published(sample, theirs, entry)
+    assert "features.denseblock1.denselayer1.norm.1.weight" in torch.load("theirs.pth")
+
+
+def rename_older(state):
+    for key, value in older(dict(state)).items():
+        if key not in state:
+            del state[current_name(key)]
+            state[key] = value
+
+
 # ---------------------------------------------------------------------- the claims
 
 
@@ -435,8 +454,9 @@ def test_claim_of_parameters(monkeypatch, capsys):
     argv += ["--size", "16", "--seeds", "0", "1", "--out", "out"]
     summary = claims.main(argv)
     assert len(runs) == 4
-    assert json.loads(Path("out/claim_parameters.json").read_text()).keys() == summary.keys()
-    assert [row["parameters"] for row in summary.values()] == [71_686, 1_019_722]
+    assert json.loads(Path("out/claim_parameters.json").read_text()) == summary
+    counts = [row["parameters"]["values"] for row in summary.values()]
+    assert counts == [[71_686] * 2, [1_019_722] * 2]
     commands = [row["command"].split()[1] for row in summary.values()]
     assert commands == ["densenet/train.py", "resnet/train.py"]
     assert Path("out/claim_parameters.png").exists()

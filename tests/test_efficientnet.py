@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import count, make_tree, perturb, weights
+from helpers import check_published, count, make_tree, perturb, weights
+from PIL import Image
 from torch import nn
 
 from common.claims import multiply_adds
@@ -417,7 +418,8 @@ def test_quick_gradients_are_taken_where_they_are_wanted(monkeypatch):
     assert block.block[1][0].weight.grad.dtype == torch.float32
     with torch.no_grad():
         block(x)
-    MBConv(8, 16, 6, 3, 1)(x)  # torch is quick there
+    for stride in (1, 2):
+        MBConv(8, 16, 6, 3, stride)(x)  # torch is quick there
     assert len(found) == 1
     block.block[1][0].weight.requires_grad_(False)
     block(x).sum().backward()
@@ -570,7 +572,24 @@ def test_a_resumed_average_is_the_same_average():
         assert all(torch.equal(v, cut[part][k]) for k, v in whole[part].items()), part
 
 
+def test_labels_are_smoothed_in_training_alone(monkeypatch):
+    found, real = [], F.cross_entropy
+
+    def note(logits, labels, label_smoothing=0.0, **rest):
+        found.append((torch.is_grad_enabled(), label_smoothing))
+        return real(logits, labels, label_smoothing=label_smoothing, **rest)
+
+    monkeypatch.setattr(F, "cross_entropy", note)
+    train.main([*FLAGS, *TINY, "--smoothing", "0.1", "--max-steps", "1"])
+    assert found[0] == (True, 0.1)
+    assert set(found[1:]) == {(False, 0.0)}
+
+
 def test_flags_that_are_refused(refused):
+    line = refused(
+        train.main, ["--model", "efficientnet_b0", "--weights", "imagenet", "--padding", "same"]
+    )
+    assert "torchvision's weights were trained with symmetric padding" in line
     line = refused(train.main, ["--weights", "imagenet"])
     assert "none for efficientnet_small, but for efficientnet_b0" in line
     line = refused(train.main, ["--model", "efficientnet_b1", "--width", "2"])
@@ -578,6 +597,17 @@ def test_flags_that_are_refused(refused):
     assert "--autoaugment" in refused(train.main, ["--autoaugment", "--no-augment"])
     assert "--average" in refused(train.main, ["--average", "0.9", "--fsdp"])
     assert "from 0 to below 1" in refused(train.main, ["--drop-path", "1"])
+    for flag in ("--width", "--depth"):
+        assert "above zero, at most 10" in refused(train.main, [flag, "1e9"])
+    assert "at most 10" in refused(claims.main, ["scaling", "--phi", "1e9"])
+
+
+def test_what_a_checkpoint_has_settled_is_not_changed(refused):
+    """With other padding the network has the same weights, and is another one."""
+    train.main([*FLAGS, *TINY, "--max-steps", "1", "--run-dir", "run"])
+    for argv in (["--evaluate", "run/last.pt"], ["--resume", "--run-dir", "run"]):
+        line = refused(train.main, [*argv, "--padding", "same"])
+        assert "run holds padding 'symmetric', not 'same'" in line.replace("/last.pt", "")
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "timm"])
@@ -620,8 +650,6 @@ def test_samples(capsys, monkeypatch):
     argv = [*TINY, "--val", "0", "--epochs", "2", "--average", "0.9", "--quiet"]
     metrics = train.main(argv)
     assert sample.main([])["right"] == round(30 * metrics["test_accuracy"])
-    from PIL import Image
-
     Image.new("RGB", (50, 40), "red").save("red.png")
     Image.new("L", (20, 90)).save("grey.png")
     found = sample.main(["red.png", "grey.png", "--out", "out"])
@@ -630,30 +658,35 @@ def test_samples(capsys, monkeypatch):
     assert "grey.png (grey: made RGB)" in capsys.readouterr().out
 
 
-def test_samples_of_published_weights(capsys, refused):
-    """ImageNet's 1,000 classes by name, without a run: torchvision's answers."""
-    from PIL import Image
-
-    theirs = perturb(torchvision.models.efficientnet_b0()).eval()
-    torch.save(theirs.state_dict(), "b0.pth")
-    torch.manual_seed(0)
-    pixels = torch.randint(0, 256, (256, 256, 3), dtype=torch.uint8)
-    Image.fromarray(pixels.numpy()).save("noise.png")
-    found = sample.main(["--weights", "b0.pth", "noise.png"])["noise.png"]
+def test_samples_of_published_weights(refused):
+    theirs = perturb(torchvision.models.efficientnet_b0())
     entry = torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1
-    image = entry.transforms()(pixels.permute(2, 0, 1))
-    shares, places = theirs(image[None]).softmax(1)[0].topk(5)
-    assert [name for name, _ in found] == [entry.meta["categories"][i] for i in places]
-    assert [share for _, share in found] == pytest.approx(shares.tolist(), rel=1e-3)
-    assert Path("samples/predictions.jpg").exists()
-    assert "efficientnet_b0 with the weights b0.pth, 224 pixels" in capsys.readouterr().out
-    assert "name image files" in refused(sample.main, ["--weights", "b0.pth"])
-    assert "no such file" in refused(sample.main, ["--weights", "b1.pth", "noise.png"])
-    line = refused(sample.main, ["--weights", "b0.pth", "--checkpoint", "x", "noise.png"])
-    assert "choose one" in line
-    torch.save(efficientnet_b0(7).state_dict(), "seven.pth")
-    line = refused(sample.main, ["--weights", "seven.pth", "noise.png"])
-    assert "doesn't fit efficientnet_b0" in line
+    check_published(sample, theirs, entry)
+    assert "--padding goes with --weights" in refused(sample.main, ["--padding", "same"])
+
+
+def test_samples_of_the_weights_trained_in_tensorflow():
+    """timm's names, padding and eps."""
+    theirs = perturb(efficientnet_b0(padding="same"))
+    theirs.register_state_dict_post_hook(lambda _, state, *__: rename_as_timm(state))
+    entry = torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1
+    check_published(sample, theirs, entry, ["--padding", "same"])
+    assert "blocks.0.0.conv_dw.weight" in torch.load("theirs.pth")
+
+
+def rename_as_timm(state):
+    renamed = as_timm(dict(state))
+    state.clear()
+    state.update(renamed)
+
+
+def test_samples_see_images_of_the_weights_own_size(capsys):
+    """B2's were trained with 260 pixels, and are best with 288."""
+    Image.new("RGB", (300, 280), "orange").save("orange.png")
+    torch.save(MODELS["efficientnet_b2"]().state_dict(), "b2.pth")
+    sample.main(["--weights", "b2.pth", "--model", "efficientnet_b2", "orange.png"])
+    line = "efficientnet_b2 with the weights b2.pth, 288 pixels"
+    assert line in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- the claims

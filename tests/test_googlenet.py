@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import count, make_tree, perturb, weights
+from helpers import check_published, count, make_tree, perturb, weights
 from PIL import Image
 from torch import nn
+from torchvision.models import GoogLeNet_Weights
 from torchvision.models import googlenet as reference
 
 from common.data.augment import resized_window
@@ -479,6 +480,13 @@ def test_sample_names_five_classes_of_any_image(tree, capsys):
     torch.save({**content, "model": {k: v * 0 for k, v in content["model"].items()}}, "zero.pt")
     again = sample.main(["--checkpoint", "zero.pt", "--out", "out", "grey.png"])
     assert dict(again["grey.png"]) == pytest.approx(dict(found["grey.png"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("aux_logits", [True, False])
+def test_samples_of_published_weights(aux_logits):
+    """Pixels from -1 to 1: what torchvision's network makes of its usual inputs itself."""
+    theirs = reference(init_weights=False, aux_logits=aux_logits, transform_input=True)
+    check_published(sample, perturb(theirs), GoogLeNet_Weights.IMAGENET1K_V1)
 
 
 def test_sample_errors(tree, refused):

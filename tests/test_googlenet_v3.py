@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import count, make_tree, perturb, weights
+from helpers import check_published, count, make_tree, perturb, weights
+from torchvision.models import Inception_V3_Weights
 from torchvision.models import inception_v3 as reference
 
 from googlenet import claims, sample, train
@@ -170,6 +171,26 @@ def test_the_papers_recipe():
     assert train.parse_args([]).smoothing == 0
 
 
+def test_labels_are_smoothed_in_training_alone(monkeypatch):
+    """Of all outputs, the head's too, by Eq. 10's share; what is measured is the plain loss."""
+    found, real = [], F.cross_entropy
+
+    def note(logits, labels, label_smoothing=0.0, **rest):
+        loss = real(logits, labels, label_smoothing=label_smoothing, **rest)
+        if torch.is_grad_enabled() and label_smoothing:  # Sec. 7, written out
+            log, share = logits.log_softmax(1), label_smoothing
+            plain = (1 - share) * F.nll_loss(log, labels) - share * log.mean(1).mean()
+            torch.testing.assert_close(loss, plain)
+        found.append((torch.is_grad_enabled(), label_smoothing))
+        return loss
+
+    monkeypatch.setattr(F, "cross_entropy", note)
+    flags = ["--data", "digits", "--limit", "32", "--val", "0", "--batch-size", "16", "--quiet"]
+    train.main([*flags, "--model", "inception_v3_small", "--max-steps", "1"])
+    assert found[:2] == [(True, 0.1)] * 2  # logits and the auxiliary head's
+    assert set(found[2:]) == {(False, 0.0)}
+
+
 @pytest.mark.parametrize(
     ("model", "flags"),
     [
@@ -204,6 +225,13 @@ def test_published_weights_with_other_classes(tmp_path):
     found = weights("run")
     same = [k for k, v in theirs.state_dict().items() if torch.equal(v, found[k])]
     assert len(same) == len(found) - 4  # the two last layers are new
+
+
+def test_samples_of_published_weights():
+    """299 pixels, from -1 to 1: what torchvision's network makes of its usual inputs itself."""
+    theirs = perturb(theirs_of(1000, transform_input=True))
+    entry = Inception_V3_Weights.IMAGENET1K_V1
+    check_published(sample, theirs, entry, ["--model", "inception_v3"])
 
 
 def test_what_is_refused(refused):

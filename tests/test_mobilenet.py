@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import count, perturb, weights
+from helpers import check_published, count, perturb, weights
 from torch import nn
 from torchvision.models._utils import _make_divisible
 
@@ -272,8 +272,8 @@ def test_folded_networks_say_the_same(name):
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
     low = folded(model.float(), torch.bfloat16)
-    kinds = {m.weight.dtype for m in low.modules() if isinstance(m, nn.Conv2d) and m.groups > 1}
-    assert kinds == {torch.bfloat16}
+    layers = [m for m in low.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert {p.dtype for layer in layers for p in layer.parameters()} == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
         found = low(images.float())
     torch.testing.assert_close(found.double(), model(images.float()).double(), rtol=0.1, atol=0.3)
@@ -373,7 +373,17 @@ def test_flags_that_are_refused(refused):
     line = refused(train.main, ["--model", "mobilenet_v1_050", "--width", "0.5"])
     assert "mobilenet_v1_050 is of width 0.5" in line
     assert "leave --fsdp away" in refused(train.main, ["--average", "0.9", "--fsdp"])
-    assert "above zero" in refused(train.main, ["--width", "0"])
+    for width in ("0", "1000"):  # which would fill the memory
+        assert "above zero, at most 10" in refused(train.main, ["--width", width])
+
+
+def test_what_a_checkpoint_has_settled_is_not_changed(refused):
+    """With a ReLU6 in its bottlenecks the network has the same weights, and is another one."""
+    train.main([*TINY, "--max-steps", "1", "--run-dir", "run"])
+    for argv in (["--evaluate", "run/last.pt"], ["--resume", "--run-dir", "run"]):
+        line = refused(train.main, [*argv, "--no-linear"])
+        assert "run holds linear True, not False" in line.replace("/last.pt", "")
+    train.main(["--evaluate", "run/last.pt", "--linear", "--quiet"])
 
 
 def test_fine_tuning_from_torchvisions_file(capsys):
@@ -473,7 +483,19 @@ def test_the_average_is_the_one_that_is_measured():
     assert metrics["test_loss"] != pytest.approx(losses[1], rel=1e-4)
 
 
-def test_samples(capsys, monkeypatch, refused):
+def test_averaging_begins_and_ends_on_resuming():
+    argv = [*TINY, "--epochs", "1", "--lr", "1e-30"]
+    more = ["--resume", "--run-dir", "run", "--quiet", "--epochs"]
+    train.main([*argv, "--run-dir", "run"])
+    train.main([*more, "2", "--average", "0.5"])
+    content = torch.load("run/last.pt")
+    for key in ("features.0.0.weight", "classifier.1.bias"):
+        torch.testing.assert_close(content["ema"][key], content["model"][key])
+    train.main([*more, "3", "--average", "0"])
+    assert torch.load("run/last.pt")["ema"] == {}
+
+
+def test_samples(capsys, monkeypatch):
     monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 64, "test": 30})
     argv = ["--val", "0", "--epochs", "1", "--lr", "0.02", "--quiet", "--width", "0.1"]
     metrics = train.main(argv)
@@ -486,30 +508,20 @@ def test_samples(capsys, monkeypatch, refused):
     assert len(found["red.png"]) == 5
     assert Path("out/predictions.jpg").exists()
     assert "grey.png (grey: made RGB)" in capsys.readouterr().out
-    assert "--model goes with --weights" in refused(sample.main, ["--model", "mobilenet_v2"])
-    assert "needs images" in refused(sample.main, ["--weights", "imagenet"])
 
 
-def test_samples_of_published_weights(refused, capsys):
-    """The 1,000 classes by their names, with what the network itself says of the pixels."""
-    from PIL import Image
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small"])
+def test_samples_of_published_weights(name):
+    theirs = perturb(getattr(torchvision.models, name)())
+    entry = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    check_published(sample, theirs, entry, ["--model", name] if name != "mobilenet_v2" else [])
 
-    theirs = perturb(torchvision.models.mobilenet_v3_small())
-    torch.save(theirs.state_dict(), "tv.pth")
-    Image.new("RGB", (300, 280), "orange").save("orange.png")
-    argv = ["--weights", "tv.pth", "--model", "mobilenet_v3_small", "orange.png", "--out", "out"]
-    names = [name for name, _ in sample.main(argv)["orange.png"]]
-    wanted = torchvision.models.MobileNet_V3_Small_Weights.IMAGENET1K_V1.meta["categories"]
-    mean, std = (torch.tensor(train.IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"))
-    colour = torch.tensor([255, 165, 0.0]).view(3, 1, 1) / 255
-    with torch.no_grad():
-        logits = theirs.eval()(((colour - mean) / std).expand(1, 3, 224, 224))
-    assert wanted[logits.argmax()] in names[:2]
-    assert "orange.png: " in capsys.readouterr().out
-    torch.save(torchvision.models.mobilenet_v3_small(num_classes=7).state_dict(), "seven.pth")
-    line = refused(sample.main, ["--weights", "seven.pth", *argv[2:]])
-    assert "seven.pth knows 7 classes, not ImageNet's 1,000" in line
-    assert "no such file" in refused(sample.main, ["--weights", "gone.pth", *argv[2:]])
+
+def test_samples_of_the_first_ones_weights():
+    """timm's, of pixels from -1 to 1; ImageNet's classes are torchvision's."""
+    entry = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    inputs = ([0.5] * 3, [0.5] * 3)
+    check_published(sample, perturb(mobilenet_v1()), entry, ["--model", "mobilenet_v1"], inputs)
 
 
 # ---------------------------------------------------------------------- the claims

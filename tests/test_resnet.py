@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import count, make_tree, perturb
+from helpers import check_published, count, make_tree, perturb
 from torch import nn
 
 from resnet import claims, sample, train
@@ -263,6 +263,12 @@ def test_samples(capsys, monkeypatch):
     assert len(found["red.png"]) == 5
     assert Path("out/predictions.jpg").exists()
     assert "grey.png (grey: made RGB)" in capsys.readouterr().out
+
+
+def test_samples_of_published_weights():
+    theirs = perturb(torchvision.models.resnet50())
+    entry = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+    check_published(sample, theirs, entry, ["--model", "resnet50_v1_5"])
 
 
 def test_claims_run_resume_and_summarise(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import count, make_tree, perturb, weights
+from helpers import check_published, count, make_tree, perturb, weights
 from torch import nn
 
 from vgg import claims, sample, train
@@ -472,6 +472,11 @@ def test_published_weights_start_a_run_on_other_classes(tree, narrow):
     train.main([*tree, *SHORT, "--run-dir", "plain"])
     plain = torch.load("plain/last.pt")["dataset"]  # those of the data: the file names no others
     assert content["dataset"] == plain
+
+
+def test_samples_of_published_weights(narrow):
+    theirs = narrow_torchvision("vgg11")
+    check_published(sample, theirs, torchvision.models.VGG11_Weights.IMAGENET1K_V1)
 
 
 def test_weights_that_do_not_fit(tree, narrow, refused):
