@@ -107,7 +107,6 @@ def test_what_may_import_what(folder):
 AWAITED = {  # by folders that come soon
     "common.data.boxes": "Mask R-CNN",
     "common.detection": "Mask R-CNN",
-    "common.data.pairs": "seq2seq and T5",
 }
 A_PART = (ROOT / "milestones.toml").read_text().startswith(branches.CUT)
 
@@ -368,6 +367,7 @@ IDEAS = {  # that have to be there, by the folder whose lines show them
     "alexnet": ["ReLU", "dropout"],
     "vgg": ["batch normalisation"],
     "googlenet": ["EMA"],
+    "seq2seq": ["sequence to sequence", "attention"],
     "resnet": ["residual connections", "augmentation"],
     "transformer": ["attention", "label smoothing"],
     "lenet": ["SGD", "momentum", "RMSprop", "Adam", "AdamW", "steps down", "cosine", "L1", "L2"],
