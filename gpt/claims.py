@@ -70,7 +70,7 @@ CLAIMS = {
 }  # fmt: skip
 SHARED = {
     "transfer": ["--data", "sst2", "--model", "gpt_tiny", "--epochs", "4", "--quiet"],
-    "shots": ["--model", "gpt_tiny", "--tokens", "chars", "--context", "32", "--steps", "3000",
+    "shots": ["--model", "gpt_tiny", "--tokens", "chars", "--context", "32", "--steps", "4000",
               "--every", "500", "--batch-size", "4096", "--lr", "2e-3", "--dropout", "0",
               "--weight-decay", "0.1", "--quiet"],
     "scaling": ["--data", "brown", "--model", "gpt_tiny", "--tokens", "bpe", "--vocab-size", "1024",
