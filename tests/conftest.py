@@ -142,7 +142,7 @@ def be_a_script(command, files, environment):
     for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
         for handler in getattr(logger, "handlers", ()):
             if isinstance(handler, logging.StreamHandler):
-                handler.setStream(sys.stderr)
+                handler.stream = sys.stderr  # setStream would flush what a test has closed
     os.environ.update(environment)
     is_module = command[0] == "-m"
     sys.argv = command[is_module:]
