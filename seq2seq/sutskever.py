@@ -83,13 +83,15 @@ SIZES = {  # Sec. 3.4, and ours for one machine
 # fmt: on
 
 
-def sutskever(vocab_size: int = 80_000, source_size: int | None = None, **settings) -> Sutskever:
+def sutskever(
+    vocab_size: int | None = None, source_size: int | None = None, **settings
+) -> Sutskever:
     """Sec. 3.4, with 160,000 source words: 384,000,000 weights, of which 64 million recurrent.
 
-    `source_size` is 160,000 where no vocabulary is given, else as large as the target's.
+    Without sizes the target has 80,000 words; with `vocab_size` alone both sides have so many.
     """
-    source_size = source_size or (160_000 if vocab_size == 80_000 else vocab_size)
-    return Sutskever(vocab_size, source_size=source_size, **SIZES["paper"] | settings)
+    source_size = source_size or vocab_size or 160_000
+    return Sutskever(vocab_size or 80_000, source_size=source_size, **SIZES["paper"] | settings)
 
 
 def sutskever_small(vocab_size: int = 6_000, **settings) -> Sutskever:

@@ -78,6 +78,8 @@ def test_parameters_are_the_papers():
         assert lstm == 64_000_000  # "of which 64M are pure recurrent connections"
         assert matrices(model) == lstm + (160_000 + 80_000 + 80_000) * 1000 == 384_000_000
         assert count(model) == 384_000_000 + 4 * 2 * 8000
+        joint = MODELS["sutskever"](80_000)  # one vocabulary for both sides, as with --paper
+        assert matrices(joint) == lstm + 3 * 80_000 * 1000
 
         model, n, k = MODELS["luong"](), 1000, 50_000
         base = lstm + 3 * k * n
