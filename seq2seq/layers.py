@@ -229,8 +229,8 @@ class Attention(nn.Module):
         `mask` (B, S) is False at the padding, which gets no weight.
         """
         scores = self.scores(query, keys).masked_fill(~mask[:, None], -math.inf)
-        weights = scores.softmax(2)                                      # sum to 1 over the source
-        return weights.to(memory.dtype) @ memory, weights
+        weights = scores.softmax(2)                                      # Bahdanau Eq. 6, Luong 7
+        return weights.to(memory.dtype) @ memory, weights                # Bahdanau Eq. 5
     # fmt: on
 
 
