@@ -78,8 +78,17 @@ def test_a_folder_of_files(refused):
     assert text_of(CORPORA["text"](flags("text:books"))) == f"one\n{END}two\n"
     Path("books/one.txt").rename("books/ptb.train.txt")
     Path("books/two.txt.gz").rename("books/ptb.valid.txt.gz")
-    parts = CORPORA["text"](flags("text:books")).parts
-    assert {name: str(text) for name, text in parts.items()} == {"train": "one\n", "test": "two\n"}
+    found = CORPORA["text"](flags("text:books"))
+    whole = {name: str(text) for name, text in found.parts.items()}
+    assert whole == {"train": "one\n", "test": "two\n"}
+    assert found.note == "there is no test part, so the validation part is it"
+    Path("books/ptb.train-2.txt").write_text("more\n")
+    Path("books/ptb.test.txt").write_text("last\n")
+    Path("books/notes.txt").write_text("notes\n")
+    found = CORPORA["text"](flags("text:books"))
+    whole = {name: str(text) for name, text in found.parts.items()}
+    assert whole == {"train": f"more\n{END}one\n", "val": "two\n", "test": "last\n"}
+    assert found.note == "1 file of no part left out"
 
 
 def test_corpora_of_the_data_folder(refused):
@@ -303,12 +312,16 @@ def test_windows_that_do_not_fit(refused):
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_token_is_told_once(size, world):
     text = "".join(chr(0x4E00 + i) for i in range(size))
-    told = []
+    told, lengths = [], set()
     for rank in range(world):
-        for tokens, following in part_of(text, dev=device(world, rank)).in_order(30, 10):
+        batches = part_of(text, dev=device(world, rank, accumulate=2)).in_order(80, 10)
+        lengths.add(len(batches))
+        for tokens, following in batches:
+            assert len(tokens) <= 80 // 10 // world // 2
             real = following != -100
             assert torch.equal(tokens[real] + 1, following[real])
             told += following[real].tolist()
+    assert len(lengths) == 1
     assert sorted(told) == list(range(2, size + 1))
 
 

@@ -240,8 +240,8 @@ def documents_of(*files: Path) -> list[str | Path]:
 def own(args: argparse.Namespace) -> Corpus:
     """The user's own: a text file, or all .txt files of a folder one after another.
 
-    If these are called train, test and perhaps val (ptb.valid.txt), they are the parts. A line
-    <|endoftext|> ends a document, and so does a file.
+    If some of these are called train and test or val (ptb.valid.txt), they are the parts, and the
+    others are left out. A line <|endoftext|> ends a document, and so does a file.
     """
     path = Path(args.data.partition(":")[2]).expanduser()
     if path.is_file():
@@ -253,11 +253,19 @@ def own(args: argparse.Namespace) -> Corpus:
     if not files:
         fail(f"--data {args.data}: the folder holds no text files (.txt)")
     words = {file: re.split(r"[._-]", file.name.lower()) for file in files}
-    named = {PART_NAMES[w]: file for file in files for w in words[file] if w in PART_NAMES}
+    named: dict[str, list[Path]] = {}
+    for file in files:
+        if part := next((PART_NAMES[word] for word in words[file] if word in PART_NAMES), None):
+            named.setdefault(part, []).append(file)
     if "train" in named and len(named) > 1:
-        named = {"test" if "test" not in named and part == "val" else part: file
-                 for part, file in named.items()}  # fmt: skip
-        return Corpus({part: Text(documents_of(file)) for part, file in named.items()})
+        notes, others = [], len(files) - sum(map(len, named.values()))
+        if others:
+            notes.append(f"{counted(others, 'file')} of no part left out")
+        if "test" not in named:
+            named["test"] = named.pop("val")
+            notes.append("there is no test part, so the validation part is it")
+        parts = {part: Text(documents_of(*some)) for part, some in named.items()}
+        return Corpus(parts, "; ".join(notes))
     return Corpus({"all": Text(documents_of(*files))}, counted(len(files), "file"))
 
 
@@ -589,15 +597,21 @@ class Windows:
 
 class InOrder:
     """A part in windows side by side, as `Windows` yields them, where -100 stands for what is not
-    to be counted. Every token but the first is told once, from those before it in its window."""
+    to be counted. Every token but the first is predicted once, from those before it in its window.
+
+    A batch is as large as a part of a training step, and every process gets as many: with sharded
+    parameters each waits for the others.
+    """
 
     def __init__(self, tokens: Tokens, batch_size: int, window: int):
         self.tokens, self.dev = tokens, tokens.dev
         self.window = max(1, min(window, len(tokens) - 1))
         begins = torch.arange(0, len(tokens) - 1, self.window)
         self.last = len(tokens) - 1 - self.window  # where the last whole window begins
-        mine = begins[self.dev.rank :: self.dev.world]
-        self.batches = mine.split(max(1, batch_size // self.window)) if len(mine) else []
+        idle = begins.new_full((-len(begins) % self.dev.world,), len(tokens) - 1)  # nothing counts
+        mine = torch.cat([begins, idle])[self.dev.rank :: self.dev.world]
+        part = batch_size // (self.dev.world * self.dev.accumulate)
+        self.batches = mine.split(max(1, part // self.window))
 
     def __len__(self) -> int:
         return len(self.batches)
