@@ -11,7 +11,8 @@ from common.data.sources import split
 
 
 def split_by(keys: Sequence[Hashable], share: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Two sorted index sets, the rest and a seeded `share`: what has one key is in one of them."""
+    """Two sorted index sets, the rest and a seeded `share` of the different `keys`: examples with
+    the same key are in the same set."""
     groups = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     held_out = split(len(groups), share, 0)[1]
     held = torch.isin(torch.tensor([groups[key] for key in keys]), held_out)
@@ -19,7 +20,7 @@ def split_by(keys: Sequence[Hashable], share: float = 0.2) -> tuple[Tensor, Tens
 
 
 def with_test(parts: dict, data: str, keys: Sequence[Hashable]) -> list[str]:
-    """Sees to it that there is a test part, in place; returns what to say of it.
+    """Gives `parts` a test part, in place, where there is none; returns what to say of it.
 
     It is the validation part where there is one, or else a seeded fifth of the training part;
     `keys` are those of `split_by`.
@@ -37,8 +38,8 @@ def with_test(parts: dict, data: str, keys: Sequence[Hashable]) -> list[str]:
 
 
 def classes_in(names: Iterable[str], known: Sequence[str] = ()) -> list[str]:
-    """The classes in order, whole numbers by their value; `known` ones of a network, if it
-    knows all."""
+    """The classes in order, whole numbers by their value; or the `known` ones of a network, where
+    all are among them."""
     names = sorted(set(names))
     if all(name.lstrip("-").isdecimal() for name in names):
         names.sort(key=int)

@@ -41,7 +41,8 @@ Pairs = list[tuple[str, str]]  # sentences and the names of their classes
 
 
 def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str]) -> Source:
-    """What was read of each part; a test part that lacks is cut off, equal sentences together.
+    """What was read of each part; where there is no test part, one is cut off, with equal sentences
+    on the same side.
 
     With the classes of a checkpoint, if it knows all of them.
     """
