@@ -8,10 +8,10 @@
 transfer (GPT-1, Table 5): SST-2 from a network that has read film reviews before, with and without
 the auxiliary loss, and from one that has read nothing, each at the better of two rates.
 shots (GPT-3, Fig. 1.2): each text is a list of examples of a hidden rule, drawn anew for it, that
-gives each of eight letters a digit; how often is the next digit told right, by how many examples
+gives each of eight letters a digit; how often is the next digit predicted, by how many examples
 stand before it and by the network's size?
 scaling (GPT-3, Fig. 3.1; GPT-4's report, Fig. 1): of five sizes, each at the best of two numbers of
-steps, a power law of the computation is fitted to the smaller four; it predicts the fifth's loss.
+steps, a power law of the computation is fitted to the smaller four, and predicts the fifth's loss.
 banded (GPT-3, Sec. 2.1): every second layer sees the nearest tokens alone, or all; loss, and time
 and memory of a training step by the length of the context.
 """
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import cli, seed_of
+from common import cli, fail, seed_of
 from common.checkpoint import read_checkpoint
 from common.claims import arm_folder, best_arms, finished, plus_minus, run_arms, write_summary
 from common.data.corpora import END, END_TOKEN, Vocabulary
@@ -120,7 +120,7 @@ def transfer(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, 
 
 
 def rule_text(draw: random.Random) -> tuple[str, list[bool]]:
-    """Examples of a rule, "c3a7c3…"; and which of the digits can be told from those before."""
+    """Examples of a rule, "c3a7c3…"; and which of its digits follow from those before."""
     rule = {letter: draw.choice(DIGITS) for letter in LETTERS}
     letters = [draw.choice(LETTERS) for _ in range(EXAMPLES)]
     known = [letter in letters[:place] for place, letter in enumerate(letters)]
@@ -140,8 +140,8 @@ def rule_file(seed: int) -> Path:
 
 @torch.inference_mode()
 def right_by_shots(folder: Path) -> tuple[list[float], list[float]]:
-    """How often the digit is told right, by how many examples stand before it, on new texts; and
-    how often the best answer there is would be."""
+    """How often the digit is predicted, by how many examples stand before it (0 to SHOTS - 1), on
+    new texts; and how often the best answer that there is would be right."""
     stored = read_checkpoint(folder / "last.pt")
     vocabulary = Vocabulary(stored["dataset"])
     model = build(stored["dataset"]["network"])
@@ -174,14 +174,16 @@ def shots(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, dic
 
 
 def compute_of(folder: Path) -> float:
-    """The computation of a run, 6 N floating-point operations a token (N parameters)."""
+    """The computation of a run: 6 N floating-point operations a token, N being the parameters
+    without the embeddings of places."""
     stored = read_checkpoint(folder / "last.pt")
     weights = sum(v.numel() for n, v in stored["model"].items() if n != "wpe.weight")
     return 6.0 * weights * stored["step"] * stored["config"]["flags"]["batch_size"]
 
 
 def power_law(compute: list[float], loss: list[float]) -> tuple[float, float, float]:
-    """a, b, c of L = a C^-b + c, by least squares of log(L - c); c is searched from zero up."""
+    """a, b, c of L = a C^-b + c: for each of 500 c from zero up, a and b are those of a straight
+    line through log(L - c); the c is taken whose L has the least squared error."""
     x, y = np.log(compute), np.array(loss)
     best = None
     for c in np.linspace(0, min(loss) * 0.98, 500):
@@ -240,8 +242,10 @@ def banded(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, di
             window = BAND if arm != "dense" else length
             child = context.Process(target=cost_of_step, args=(window, length, answer))
             child.start()
-            seconds, memory = answer.get()
             child.join()
+            if child.exitcode:  # of memory that ran out, say: no answer would ever come
+                fail(f"a step with windows of {length:,} tokens ended with {child.exitcode}")
+            seconds, memory = answer.get()
             for run in runs:
                 run |= {f"seconds_{length}_tokens": seconds, f"mib_{length}_tokens": memory}
     return results, commands, folders
@@ -264,7 +268,7 @@ def draw(claim: str, results: Results, path: Path) -> None:
         series["the best there is"] = {
             k: [100 * run[f"possible_{k}_shots"] for run in first] for k in range(SHOTS)
         }
-        spread(series, path, "examples before", "told right (%)")
+        spread(series, path, "examples before", "predicted right (%)")
     elif claim == "scaling":
         series = {"measured": {}, "fitted to all but the last": {}}
         for runs in results.values():

@@ -6,7 +6,8 @@ python gpt/finetune.py --data sst2 --data-dir PATH                     # from th
 python gpt/sample.py "a fine film" "a dull one"                        # what it says
 
 A sentence is read between two new tokens, <start> and <extract>; a linear layer on what the network
-makes of the last tells the class. Beside it the next token is still told, with a weight of a half.
+makes of the last predicts the class. The next token is still predicted, too, with a weight of a
+half.
 """
 
 import argparse
@@ -37,7 +38,7 @@ PAPER = dict(model="gpt1", data="sst2", epochs=3, val=500, batch_size=32, lr=6.2
              clip=1.0)  # Sec. 4.1
 # fmt: on
 DATA = [f"{name}:PATH" if name == "sentences" else name for name in SETS]
-FIXED = [*SIZES, "vocab_size"]
+FIXED = [*SIZES, "vocab_size", "weights"]  # by a checkpoint
 SPECIAL = 2  # <start> and <extract>, the last rows of the embedding
 
 
@@ -49,7 +50,8 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         nothing = {} if model.startswith("gpt3") else {"window": f"all layers of {model} see all"}
         return {}, nothing
     whose = "the weights have sizes and a vocabulary of their own"
-    own = {"model": model_of(weights), "lr": 6.25e-5 if model_of(weights) != "gpt2" else 1e-4}
+    name = model_of(weights)
+    own = {"model": name, "lr": 6.25e-5 if name in ("gpt1", "gpt3_small") else 1e-4}
     return own, dict.fromkeys([*SIZES, "vocab_size"], whose)
 
 
@@ -163,7 +165,9 @@ def make(args: argparse.Namespace, facts: dict, found: Found | None) -> Classifi
 def losses(
     answer: Tensor, logits: Tensor, tokens: Tensor, lengths: Tensor, classes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of the classes (L2), and of the next tokens of the texts (L1)."""
+    """Losses of the classes (L2) and of the next tokens of the texts (L1), from what `Classifier`
+    returns: `answer` (B, K) and `logits` (B, T, V), for tokens (B, T), lengths (B,), classes (B,).
+    """
     places = torch.arange(1, tokens.shape[1], device=tokens.device)
     following = tokens[:, 1:].masked_fill(places >= lengths[:, None], -100)
     told = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), following.flatten())
@@ -191,7 +195,7 @@ def classify(
 ) -> dict[str, str]:
     """Prints the likeliest classes of sentences; returns the first of each."""
     if empty := [number for number, text in enumerate(sentences, 1) if not text.strip()]:
-        fail(f"sentence {empty[0]} is empty: there is nothing to tell of it")
+        fail(f"sentence {empty[0]} is empty: it has no class")
     odds = model(*padded(encode(sentences, facts)[0], dev))[0].float().softmax(1).cpu()
     classes = facts["classes"]
     for text, row in zip(sentences, odds, strict=True):

@@ -1,7 +1,7 @@
 """GPT-1 (Radford, Narasimhan, Salimans, Sutskever 2018, "Improving language understanding by
 generative pre-training").
 
-A decoder of the Transformer alone is trained to tell the next token of books, and then, with one
+A decoder of the Transformer alone is trained to predict the next token of books, and then, with one
 new layer and hardly another change, to answer questions about sentences: what it has learned of
 language carries over. The norm comes after each sum, as in the Transformer of 2017.
 

@@ -1,8 +1,8 @@
 """GPT-2 (Radford, Wu, Child, Luan, Amodei, Sutskever 2019, "Language models are unsupervised
 multitask learners").
 
-The same as GPT-1, ten times as large, on text of the whole web: what it was fine-tuned for before,
-it now does when the text asks for it. The norm stands before each part of a block and once after
+The same as GPT-1, up to ten times as large, on text of the whole web: what GPT-1 was fine-tuned
+for, it does when the text asks for it. The norm stands before each part of a block and once after
 the last, so that the sum itself runs through unchanged; layers that add to it begin smaller, by the
 root of their number.
 

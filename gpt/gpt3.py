@@ -6,7 +6,8 @@ tokens alone ("alternating dense and locally banded sparse attention patterns", 
 
 Shapes: B batch, T tokens, D d_model, V vocabulary, w window.
 
-Open in the paper: the width of the bands (here 256 tokens, as GPT-Neo has it), and their kernel.
+Open in the paper: the width of the bands (here 256 tokens, as GPT-Neo has it), their kernel, and
+dropout (here none, unless asked for).
 Table 2.1 gives the 1.3-billion model 24 heads of 128, which would make it one of 1.5 billion: here
 it has 16, as 2,048 dimensions have room for. The 13-billion model has 5,140 dimensions and 40 heads
 of 128, as in the table. No weights were published; GPT-Neo's fit (see published.py).
@@ -31,7 +32,8 @@ SIZES = {  # Table 2.1
 
 
 class GPT3(GPT2):
-    """The language model; the layers 1, 3, … see `window` tokens (all, where it is None)."""
+    """The language model; every second layer, beginning with the second, sees `window` tokens
+    (all, where it is None)."""
 
     def __init__(
         self,

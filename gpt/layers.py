@@ -20,7 +20,11 @@ MOST_SCORES = 1 << 24  # of a layer that are held at once: 32 MiB
 
 # fmt: off
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention, written out; also returns the weights (B, H, T, S)."""
+    """Scaled dot-product attention, written out: heads (B, H, T, d) and weights (B, H, T, S).
+
+    `query` is (B, H, T, d), `key` and `value` (B, H, S, d); `mask` (T, S) is True where a token is
+    seen.
+    """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
     return weights @ value, weights
@@ -35,7 +39,10 @@ def attention_kernel(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The same in one kernel of torch's, which keeps no weights; `dropout` drops some of them."""
+    """The same in one kernel of torch's, which keeps no weights: to heads (B, H, T, d).
+
+    `causal` stands for the mask of what came before; `dropout` is the share of weights left out.
+    """
     if not query.is_cpu or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
     if causal and query.shape[:3].numel() * key.shape[2] <= MOST_SCORES:
@@ -47,7 +54,10 @@ def attention_kernel(
 
 
 def causal_products(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """The same as plain products of matrices: half of the kernel's time on a CPU, in bf16."""
+    """Causal attention (T is S) as plain products of matrices: to heads (B, H, T, d).
+
+    On a CPU in bf16 it takes half of the kernel's time.
+    """
     length, d = query.shape[2:]
     mask = query.new_full((length, length), -math.inf).triu(1)
     with torch.autocast("cpu", enabled=False):
@@ -91,7 +101,8 @@ def visible(new: int, so_far: int, window: int | None, device=None) -> Tensor:
 
 
 def banded(query: Tensor, key: Tensor, value: Tensor, window: int, dropout: float = 0.0) -> Tensor:
-    """Attention of each token to the nearest `window`, in time and memory T w and not T².
+    """Attention of each token to the nearest `window`, (B, H, T, d) to the same, in time and memory
+    T w and not T².
 
     The sequence is cut into blocks of w tokens; each block sees itself and the one before.
     """
@@ -99,8 +110,8 @@ def banded(query: Tensor, key: Tensor, value: Tensor, window: int, dropout: floa
     parts = (F.pad(x, (0, 0, 0, -length % window)) for x in (query, key, value))
     query, key, value = (x.unflatten(2, (-1, window)).transpose(1, 2) for x in parts)
     blocks = query.shape[1]  # (B, n, H, w, d)
-    before = ((0, 0, 0, 0, 0, 0, 1, 0), slice(None, -1))
-    key, value = (torch.cat([F.pad(x, before[0])[:, before[1]], x], 3) for x in (key, value))
+    before = (F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1] for x in (key, value))  # zeros, 1, 2, …
+    key, value = (torch.cat(both, 3) for both in zip(before, (key, value), strict=True))
     mask = visible(window, 2 * window, window, query.device).repeat(blocks, 1, 1)  # (n, w, 2w)
     mask[0, :, :window] = False  # nothing comes before the first block
     mask = mask.repeat(batch, 1, 1)[:, None]
@@ -149,7 +160,8 @@ class SelfAttention(nn.Module):
     # fmt: on
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """By the kernel, or written out where the weights are wanted."""
+        """Queries (B, H, T, d), keys and values (B, H, S, d) to heads (B, H, T, d): by the kernel,
+        or written out where the weights are wanted."""
         new, so_far, window = query.shape[2], key.shape[2], self.window
         if self.recording:
             mask = visible(new, so_far, window, query.device)

@@ -1,5 +1,5 @@
-"""The GPTs: a Transformer's decoder that tells the next token (Radford et al. 2018 and 2019, Brown
-et al. 2020).
+"""The GPTs: a Transformer's decoder that predicts the next token (Radford et al. 2018 and 2019,
+Brown et al. 2020).
 
 Trained on nothing but text, such a model comes to know what makes text likely: letters, words,
 grammar, facts, and in the end what a text asks for. This page lists them: what they share stands

@@ -28,9 +28,7 @@ PUBLISHED = {  # of the hub, and which of our models that is
     "gpt2-large": "gpt2_large",
     "gpt2-xl": "gpt2_xl",
 }
-OWNERS = {"openai-gpt": "openai-community", "gpt2": "openai-community",
-          "gpt2-medium": "openai-community", "gpt2-large": "openai-community",
-          "gpt2-xl": "openai-community"}  # fmt: skip
+OWNER = "openai-community"  # has them on the hub, where their names alone are old spellings
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 KINDS = {"openai-gpt": "gpt1", "gpt2": "gpt2", "gpt_neo": "gpt_neo"}  # model_type in config.json
 
@@ -91,12 +89,13 @@ def describe(model: LanguageModel, family: str) -> dict:
 @dataclasses.dataclass
 class Found:
     """Weights under our names, the `network` (as `describe` gives it) that they are of, and the
-    facts of their vocabulary, as `common.data.corpora` has them, or None."""
+    facts of their vocabulary, as `common.data.corpora` has them, or None where there is none."""
 
     source: str
     network: dict
     state: dict[str, Tensor]
     vocabulary: dict | None = None
+    model: str | None = None  # the name it has in MODELS, where that is known
 
     def build(self, dropout: float = 0.0) -> LanguageModel:
         """The network with these weights."""
@@ -219,7 +218,7 @@ def from_hub(name: str) -> dict[str, Path | None]:
     from huggingface_hub.utils import EntryNotFoundError, logging
 
     logging.set_verbosity_error()  # one line says it, below
-    repos = [name, *([f"{OWNERS[name]}/{name}"] if name in OWNERS else [])]
+    repos = [name, *([f"{OWNER}/{name}"] if name in PUBLISHED else [])]
     reason = ""  # that nothing can be downloaded
 
     def fetch(file: str, online: bool) -> Path | None:
@@ -312,10 +311,10 @@ def check_tokenizer(found: Found) -> None:
 
 def check_model(found: Found, model: str) -> None:
     """Ends in one line if the weights are of another network than the one that was asked for."""
-    theirs = PUBLISHED.get(found.source, found.network["family"])
-    fits = theirs == model if found.source in PUBLISHED else (model == "gpt1") == (theirs == "gpt1")
-    if not fits:
-        fail(f"--weights {found.source} are {theirs}'s, not {model}'s")
+    known = PUBLISHED.get(found.source, found.model)
+    theirs = known or found.network["family"]
+    if theirs != model if known else (model == "gpt1") != (theirs == "gpt1"):
+        fail(f"--weights {found.source} are {theirs}'s, not {model}'s: leave --model out")
 
 
 def from_run(name: str, content: dict) -> Found:
@@ -325,14 +324,18 @@ def from_run(name: str, content: dict) -> Found:
         fail(f"{name} is a checkpoint of {flags.get('milestone')}, not of gpt/train.py")
     facts = dict(content["dataset"])
     if "classes" in facts:
-        fail(f"{name} is of finetune.py, and tells classes: name one of gpt/train.py")
-    return Found(name, facts.pop("network"), content["model"], facts)
+        fail(f"{name} is of finetune.py, a classifier: name one of gpt/train.py")
+    return Found(name, facts.pop("network"), content["model"], facts, flags["model"])
 
 
 def model_of(weights: str) -> str:
-    """The name of our model that weights are for, as far as that is told without reading them."""
-    kind, config = PUBLISHED.get(weights), Path(weights, "config.json").expanduser()
+    """The name of our model that weights are for, as far as that is known without reading them:
+    by the config.json beside them, which is that of a run or a published one."""
+    kind, path = PUBLISHED.get(weights), Path(weights).expanduser()
+    config = (path.parent if path.is_file() else path) / "config.json"
     if not kind and config.is_file():
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            kind = KINDS.get(json.loads(config.read_text("utf-8")).get("model_type"))
+            content = json.loads(config.read_text("utf-8"))
+            name = content.get("flags", {}).get("model")
+            kind = name if name in MODELS else KINDS.get(content.get("model_type"))
     return {None: "gpt2", "gpt_neo": "gpt3_small"}.get(kind, kind)

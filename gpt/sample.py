@@ -53,8 +53,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--stop", metavar="TEXT", default="", help=r"end before this text; \n is a line's end")
     add("--seed", type=cli.integer(0), metavar="N", default=0, help="of what is drawn (default: 0)")
     args = parser.parse_args(argv)
-    if bool(args.prompt is not None) + bool(args.file) + args.interactive > 1:
-        fail("give --prompt, or --file, or --interactive: one of them")
+    given = args.prompt is not None, args.file is not None, args.interactive, bool(args.sentences)
+    if sum(given) > 1:
+        fail("give --prompt, or --file, or --interactive, or sentences to classify: one of them")
+    if args.out and (args.interactive or args.sentences):
+        what = "--interactive" if args.interactive else "classifying"
+        fail(f"{what} writes no files: leave --out out")
+    if args.temperature == 0 and (args.top_k or args.top_p):
+        fail("--temperature 0 takes the likeliest token: --top-k and --top-p need a larger one")
     if args.weights and args.checkpoint:
         fail("give --weights or --checkpoint, one of them")
     if args.interactive and not sys.stdin:
@@ -85,7 +91,7 @@ def open_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, Device,
         out = args.out or next(root / n for n in names if not (root / n).exists())
         refuse_overwriting(out)
         if args.sentences:
-            fail("--weights are of language models: name the text to go on from with --prompt")
+            fail("--weights are of language models: give the text to go on from with --prompt")
         return found.build().to(dev.device).eval(), found.vocabulary, dev, out
     with contextlib.redirect_stdout(io.StringIO()) as said:
         checkpoint, _, dev, out = open_run(args, "gpt", MODELS)
@@ -95,9 +101,9 @@ def open_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, Device,
         model = Classifier(model, len(facts["classes"]))
     model.load_state_dict(checkpoint["model"])
     if "classes" in facts and not args.sentences:
-        fail("the checkpoint's network tells classes of sentences: give some")
+        fail("the checkpoint is a classifier's: give sentences to classify")
     if args.sentences and "classes" not in facts:
-        fail("the checkpoint's network goes on from a text: name it with --prompt")
+        fail("the checkpoint is a language model's: give the text to go on from with --prompt")
     if not args.sentences:
         refuse_overwriting(out)
     print(said.getvalue(), end="", file=sys.stderr)  # on stdout a text is alone

@@ -1,12 +1,12 @@
-"""Trains GPTs: the next token of a text is told from those before it.
+"""Trains GPTs: the next token of a text is predicted from those before it.
 
-python gpt/train.py                                        # Python's documentation
+python gpt/train.py                                        # Python's documentation: 1.75 bits, 125 s
 python gpt/train.py --data shakespeare --data-dir PATH     # also tinystories, brown, wikitext2
 python gpt/train.py --data text:novel.txt                  # your own file, or a folder of .txt
 python gpt/train.py --weights gpt2 --data text:novel.txt   # goes on from published weights
 python gpt/train.py --paper --data text:webtext            # GPT-2's recipe
 
-`test_loss` is in nats a token, `test_bits` a character's (see the README for what to expect).
+`test_loss` is in nats a token, `test_bits` in bits a character. Measured on a Zen 5-class core.
 """
 
 import argparse
@@ -44,7 +44,7 @@ MINUTES = dict(context=64, steps=1600, every=400, lr=6e-3, dropout=0.0, weight_d
 TUNE = dict(steps=200, every=50, batch_size=4096, lr=5e-5, weight_decay=0.1)  # from --weights
 # fmt: on
 SIZES = ["num_layers", "d_model", "num_heads", "context", "window"]
-FIXED = [*SIZES, "tokens", "vocab_size", "every"]  # by a checkpoint
+FIXED = [*SIZES, "tokens", "vocab_size", "every", "weights"]  # by a checkpoint
 
 
 def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, dict]:
@@ -128,14 +128,14 @@ def step_size(steps: int, warmup: float, step: int) -> float:
 
 
 def cross_entropy(logits: Tensor, following: Tensor, reduction: str = "mean") -> Tensor:
-    """Nats a token; what is -100 isn't counted."""
+    """Nats a token, of logits (B, T, V) and what follows (B, T), where -100 isn't counted."""
     logits = logits.float().flatten(0, 1)
     return F.cross_entropy(logits, following.flatten(), reduction=reduction)
 
 
 @torch.no_grad()
 def evaluate(model: LanguageModel, part: Tokens, dev: Device, batch_size: int) -> dict[str, float]:
-    """Nats a token, and bits a character and a byte; each window tells from what is in it."""
+    """Nats a token (each from those before it in its window), and bits a character and a byte."""
     model.eval()
     sums = torch.zeros(2, device=dev.device)
     for tokens, following in part.in_order(batch_size, model.context):

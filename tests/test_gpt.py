@@ -708,6 +708,13 @@ def test_training_goes_on_from_weights(corpus, refused, capsys):
     again = train.main(["--weights", "tuned/last.pt", *how[2:], "--run-dir", "again"])
     assert again["test_loss"] == pytest.approx(found["test_loss"], rel=1e-3)
     assert "gpt2's, not gpt1's" in refused(train.main, [*how, "--model", "gpt1"])
+    other = ["--resume", "--run-dir", "again", "--weights", "theirs"]
+    assert "holds weights 'tuned/last.pt'" in refused(train.main, other)
+    run_small("own")
+    line = refused(train.main, ["--weights", "own/last.pt", "--model", "gpt2_xl", "--quiet"])
+    assert "are gpt_tiny's, not gpt2_xl's" in line
+    assert published.model_of("own/last.pt") == "gpt_tiny"
+    assert published.model_of("theirs") == "gpt2"
     assert "sizes and a vocabulary" in refused(train.main, [*how, "--d-model", "64"])
     Path("theirs/tokenizer.json").unlink()
     assert "no tokenizer.json" in refused(train.main, how)
@@ -753,6 +760,10 @@ def test_samples(corpus, capsys, refused):
     for flags, words in ((["--prompt", ""], "empty"), (["--top-p", "1.5"], "--top-p"),
                          (["--temperature", "-1"], "--temperature"), (["x"], "--prompt"),
                          (["--prompt", "a", "--file", "b"], "one of them"),
+                         (["--prompt", "a", "x"], "one of them"),
+                         (["x", "--out", "new"], "no files"),
+                         (["--interactive", "--out", "new"], "no files"),
+                         (["--temperature", "0", "--top-k", "3"], "--top-k"),
                          (["--weights", "no/where/at"], "no/where/at")):  # fmt: skip
         assert words in refused(sample.main, [*argv, *flags] if "--weights" not in flags else flags)
 
@@ -834,9 +845,9 @@ def test_fine_tuning_learns_and_answers(capsys, refused):
     answers = sample.main(["--checkpoint", "run/last.pt", "a good film of 9", "a bad film of 9"])
     assert list(answers.values()) == ["positive", "negative"]
     assert "a good film of 9: positive" in capsys.readouterr().out
-    assert "give some" in refused(sample.main, ["--checkpoint", "run/last.pt"])
+    assert "give sentences" in refused(sample.main, ["--checkpoint", "run/last.pt"])
     assert "use gpt/finetune.py" in refused(train.main, ["--evaluate", "run/last.pt"])
-    assert "tells classes" in refused(train.main, ["--weights", "run/last.pt"])
+    assert "a classifier" in refused(train.main, ["--weights", "run/last.pt"])
     again = finetune.main(["--evaluate", "run/last.pt", "--quiet"])
     assert again["test_accuracy"] == found["test_accuracy"]
 
@@ -921,6 +932,8 @@ def test_claims_run_and_are_skipped_when_done(monkeypatch, corpus):
 
 class Inline:
     """A process of multiprocessing that is none."""
+
+    exitcode = 0
 
     def __init__(self, target, args):
         self.start = lambda: target(*args)
