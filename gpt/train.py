@@ -1,6 +1,6 @@
 """Trains GPTs: the next token of a text is predicted from those before it.
 
-python gpt/train.py                                        # Python's documentation: 1.75 bits, 125 s
+python gpt/train.py                                        # pydocs: 1.75 bits a character, 125 s
 python gpt/train.py --data shakespeare --data-dir PATH     # also tinystories, brown, wikitext2
 python gpt/train.py --data text:novel.txt                  # your own file, or a folder of .txt
 python gpt/train.py --weights gpt2 --data text:novel.txt   # goes on from published weights
