@@ -110,6 +110,9 @@ def test_corpora_of_the_data_folder(refused):
     assert text_of(CORPORA["shakespeare"](flags("shakespeare"))) == "A:\nbe\n"
     stories = CORPORA["tinystories"](flags("tinystories")).parts["all"]
     assert [d.strip() for d in stories.documents] == ["one", "two", "three"]
+    Path("data/tinystories/v1.txt").rename("data/tinystories/V2-train.txt")
+    Path("data/tinystories/v2.txt").rename("data/tinystories/V2-valid.txt")
+    assert set(CORPORA["tinystories"](flags("tinystories")).parts) == {"train", "test"}
     assert text_of(CORPORA["brown"](flags("brown"))) == f"one.\ntwo.{END}three."
     articles = CORPORA["wikitext2"](flags("wikitext2")).parts
     assert list(articles) == ["train", "val", "test"]

@@ -191,12 +191,13 @@ def shakespeare(args: argparse.Namespace) -> Corpus:
 
 
 def tinystories(args: argparse.Namespace) -> Corpus:
-    """Stories in the words of small children, written by GPT-3.5 and GPT-4 (Eldan and Li 2023)."""
+    """Stories in the words of small children, written by GPT-3.5 and GPT-4 (Eldan and Li 2023):
+    all .txt files of the folder, perhaps with a validation part (see `in_parts`)."""
     root = Path(args.data_dir).expanduser() / "tinystories"
     names = text_files(root) if root.is_dir() else []
     if not names:
         place(args, "tinystories", "v2_train.txt")
-    return Corpus({"all": Text(documents_of(*names))})
+    return in_parts(names)
 
 
 def brown(args: argparse.Namespace) -> Corpus:
@@ -240,8 +241,7 @@ def documents_of(*files: Path) -> list[str | Path]:
 def own(args: argparse.Namespace) -> Corpus:
     """The user's own: a text file, or all .txt files of a folder one after another.
 
-    If some of these are called train and test or val (ptb.valid.txt), they are the parts, and the
-    others are left out. A line <|endoftext|> ends a document, and so does a file.
+    A line <|endoftext|> ends a document, and so does a file.
     """
     path = Path(args.data.partition(":")[2]).expanduser()
     if path.is_file():
@@ -252,6 +252,15 @@ def own(args: argparse.Namespace) -> Corpus:
     files = text_files(path)
     if not files:
         fail(f"--data {args.data}: the folder holds no text files (.txt)")
+    return in_parts(files)
+
+
+def in_parts(files: Sequence[Path]) -> Corpus:
+    """The text of several files, one after another.
+
+    If some of these are called train and test or val (ptb.valid.txt), they are the parts, and the
+    others are left out.
+    """
     words = {file: re.split(r"[._-]", file.name.lower()) for file in files}
     named: dict[str, list[Path]] = {}
     for file in files:
