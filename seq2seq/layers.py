@@ -25,7 +25,8 @@ warnings.filterwarnings("ignore", "RNN module weights are not part of single con
 
 
 def half_precision(x: Tensor) -> AbstractContextManager:
-    """Autocast as it is; but fp32 on a CPU that has no such numbers: oneDNN has no kernel there."""
+    """Leaves autocast on, but for a CPU without bf16 (or fp16) of its own: oneDNN's recurrent
+    layers have no kernel there."""
     if not x.is_cpu or not torch.is_autocast_enabled("cpu"):
         return nullcontext()
     kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}[torch.get_autocast_dtype("cpu")]
@@ -53,7 +54,7 @@ def turn(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 class Words(nn.Module):
-    """The embeddings of both sides, and the last layer, which tells the next word.
+    """The embeddings of both sides, and the last layer, which predicts the next word.
 
     `tied` is for small networks: one matrix for all three (Press and Wolf 2016), and a layer before
     the last one that brings `width` to D. Not in these papers.

@@ -1,10 +1,10 @@
 """Attention after the step (Luong, Pham, Manning 2015, "Effective approaches to attention-based
 neural machine translation", arXiv:1508.04025), the global kind.
 
-Two deep LSTMs as Sutskever's, and the decoder looks back at the source: its top state of now scores
-the encoder's, by a dot product if need be, and what it finds is joined to it before the next word
-is told. With input feeding, that joint vector is an input of the next step, so that the decoder
-knows where it has looked.
+Two deep LSTMs as Sutskever's, and the decoder looks back at the source: its new top state scores
+those of the encoder, in the simplest case by a dot product, and what it finds is joined to it
+before the next word is predicted. With input feeding, that joint vector is an input of the next
+step, so that the decoder knows where it has looked.
 
 Shapes: B batch, S source tokens, T target tokens, D embedding, H hidden units, L layers, V
 vocabulary.

@@ -5,7 +5,7 @@
 
 The other side is the same network as tutorials write it: nn.LSTM or nn.GRU reads packed sentences,
 and the decoder is a loop over the words in which each step embeds its word, calls the layer,
-attends and tells the next word. Sizes, embeddings, dropout, loss and optimiser are the same; the
+attends and predicts the next word. Sizes, embeddings, dropout, loss and optimiser are the same; the
 sides take turns in one process. `equal` is both in fp32; `default` is ours as the script runs
 (precision auto, fused Adam). Printed is the ratio of medians, theirs over ours; then how long
 it takes to translate 1,000 sentences with a beam of 4.
