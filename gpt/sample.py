@@ -63,6 +63,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         fail("--temperature 0 takes the likeliest token: --top-k and --top-p need a larger one")
     if args.weights and args.checkpoint:
         fail("give --weights or --checkpoint, one of them")
+    if args.weights and args.sentences:
+        fail("--weights are of language models: give the text to go on from with --prompt")
     if args.interactive and not sys.stdin:
         fail("--interactive reads the standard input, which is closed")
     if args.prompt == "":
@@ -90,8 +92,6 @@ def open_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, Device,
         root = Path("runs", "gpt", f"weights-{name.replace('/', '-')}")
         out = args.out or next(root / n for n in names if not (root / n).exists())
         refuse_overwriting(out)
-        if args.sentences:
-            fail("--weights are of language models: give the text to go on from with --prompt")
         return found.build().to(dev.device).eval(), found.vocabulary, dev, out
     with contextlib.redirect_stdout(io.StringIO()) as said:
         checkpoint, _, dev, out = open_run(args, "gpt", MODELS)
