@@ -61,6 +61,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         fail(f"{what} writes no files: leave --out out")
     if args.temperature == 0 and (args.top_k or args.top_p):
         fail("--temperature 0 takes the likeliest token: --top-k and --top-p need a larger one")
+    if args.data_dir:
+        fail("--data-dir has no meaning here: no data set is read")
     if args.weights and args.checkpoint:
         fail("give --weights or --checkpoint, one of them")
     if args.weights and args.sentences:

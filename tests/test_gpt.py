@@ -764,6 +764,7 @@ def test_samples(corpus, capsys, refused):
                          (["x", "--out", "new"], "no files"),
                          (["--interactive", "--out", "new"], "no files"),
                          (["--temperature", "0", "--top-k", "3"], "--top-k"),
+                         (["--data-dir", "data"], "no data set"),
                          (["--weights", "no/where/at"], "no/where/at")):  # fmt: skip
         assert words in refused(sample.main, [*argv, *flags] if "--weights" not in flags else flags)
 
