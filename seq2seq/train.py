@@ -1,8 +1,8 @@
 """Trains the first networks that translate: Sutskever 2014, Bahdanau 2015, Luong 2015.
 
 python seq2seq/train.py                                        # dates, attention: 100% exact, 50 s
-python seq2seq/train.py --model sutskever_small                # without: 84.6%, 66 s
-python seq2seq/train.py --data multi30k --data-dir PATH        # English to German
+python seq2seq/train.py --model sutskever_small                # without: 85 to 97%, 67 s
+python seq2seq/train.py --data multi30k --data-dir PATH        # English-German: 36.9 BLEU, 45 min
 python seq2seq/train.py --data pairs:train.en,train.de         # your own sentences
 python seq2seq/train.py --paper --data pairs:train.en,train.fr # Bahdanau's; or --model sutskever …
 
