@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from common.data import corpora
 from common.data.corpora import END, Vocabulary, make_vocabulary
-from gpt import claims, finetune, layers, published, sample, train
+from gpt import claims, finetune, layers, published, recipes, sample, train
 from gpt.layers import Dropout, SelfAttention, attention, banded, visible
 from gpt.model import GPT1, GPT2, GPT3, MODELS, Classifier, gpt_tiny
 from gpt.writing import Sample, write
@@ -742,6 +742,60 @@ def test_a_window_longer_than_the_text(capsys):
 
 def test_samples(corpus, capsys, refused):
     run_small("run")
+def flags(*argv):
+    return train.parse_args(list(argv))
+
+
+def test_shakespeare_has_an_hour_or_minutes():
+    """By itself the recipe of the lower bar; minutes where the small network was asked for."""
+    hour = flags("--data", "shakespeare")
+    assert (hour.model, hour.tokens, hour.context, hour.steps) == ("gpt_small", "chars", None, 4000)
+    again = flags("--data", "shakespeare", "--model", "gpt_small")
+    assert vars(again) | {"typed": 0, "chosen": 0} == vars(hour) | {"typed": 0, "chosen": 0}
+    minutes = flags("--data", "shakespeare", "--model", "gpt_tiny")
+    assert (minutes.model, minutes.context, minutes.steps) == ("gpt_tiny", 64, 1600)
+    assert flags("--data", "tinystories").model == "gpt_small"
+    assert flags().model == "gpt_tiny"
+
+
+def test_recipes_of_the_papers():
+    one = flags("--paper", "--model", "gpt1")
+    assert (one.lr, one.batch_size, one.weight_decay, one.beta2) == (2.5e-4, 64 * 512, 0.01, 0.999)
+    assert one.warmup * one.steps == pytest.approx(2000, rel=0.01)
+    assert one.steps * one.batch_size == pytest.approx(100 * 1.2e9, rel=0.03)
+    assert (one.vocab_size, one.dropout, one.floor) == (40_478, 0.1, 0)
+    short = flags("--paper", "--model", "gpt1", "--steps", "10000")
+    assert short.warmup * 10_000 == pytest.approx(2000)
+    rates = [6e-4, 3e-4, 2.5e-4, 2e-4, 1.6e-4, 1.2e-4, 1e-4, 0.6e-4]  # Table 2.1
+    millions = [0.5, 0.5, 0.5, 1, 1, 2, 2, 3.2]
+    for name, rate, tokens_of_step in zip(TABLE, rates, millions, strict=True):
+        args = flags("--paper", "--model", name)
+        assert args.lr == rate
+        assert args.batch_size == pytest.approx(1e6 * tokens_of_step, rel=0.05)
+        assert args.batch_size % (2048 * args.accumulate) == 0
+        seen = args.steps * args.batch_size
+        assert seen == pytest.approx(300e9, rel=1e-3)
+        assert args.warmup * seen == pytest.approx(375e6, rel=0.01)
+        assert args.fall * seen == pytest.approx(260e9, rel=1e-3)
+        assert (args.floor, args.beta2, args.weight_decay, args.clip) == (0.1, 0.95, 0.1, 1)
+        assert args.dropout == 0
+    two = flags("--paper")
+    assert (two.model, two.lr, two.batch_size, two.beta2) == ("gpt2", 6e-4, 524_288, 0.95)
+    assert recipes.papers_own("gpt2", {}) == {}
+
+
+def test_the_rate_rises_falls_and_stays(refused):
+    args = flags("--steps", "99", "--warmup", "0.1", "--fall", "0.8", "--floor", "0.1")
+    shares = [train.step_size(args, step) for step in range(99)]
+    assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    middle = 0.1 + 0.9 * (1 + math.cos(math.pi * 0.5)) / 2
+    assert shares[44] == pytest.approx(middle)
+    assert shares[79:] == pytest.approx([0.1] * 20)
+    assert train.step_size(flags("--steps", "99"), 98) == pytest.approx(0, abs=1e-3)
+    line = refused(train.parse_args, ["--warmup", "0.5", "--fall", "0.5"])
+    assert "--warmup 0.5 has to be less" in line
+
+
     capsys.readouterr()
     argv = ["--checkpoint", "run/last.pt", "--length", "20"]
     texts = sample.main([*argv, "--prompt", "the dog", "--count", "2", "--out", "out"])
