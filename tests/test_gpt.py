@@ -874,9 +874,11 @@ def test_losses_of_fine_tuning():
     some, lengths = torch.tensor([[1, 2, 3, 4, 5], [1, 6, 2, 0, 0]]), torch.tensor([5, 3])
     found = finetune.losses(answer, logits, some, lengths, torch.tensor([2, 0]))
     odds = logits.log_softmax(2)
-    places = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
-    told = [odds[row, t, some[row, t + 1]] for row, t in places]
-    torch.testing.assert_close(found[1], -torch.stack(told).mean())
+    told = [
+        [odds[row, t, some[row, t + 1]] for t in range(count)] for row, count in ((0, 4), (1, 2))
+    ]
+    means = torch.stack([torch.stack(text).mean() for text in told])
+    torch.testing.assert_close(found[1], -means.mean())
     torch.testing.assert_close(found[0], F.cross_entropy(answer, torch.tensor([2, 0])))
 
 
@@ -887,6 +889,20 @@ def test_the_class_is_read_at_the_last_token():
     assert logits.shape == (2, 9, 50)
     torch.testing.assert_close(model(some[1:, :5], lengths[1:])[0][0], both[1])
     changed = some.clone()
+def tune_small(folder, *more):
+    """A few steps on texts of very different lengths."""
+    argv = ["--data", "sentences:uneven.tsv", "--quiet", "--val", "0", "--batch-size", "8", *TINY]
+    argv += ["--vocab-size", "300", "--dropout", "0", "--precision", "fp32", "--max-steps", "4"]
+    return finetune.main([*argv, "--run-dir", folder, *more])
+
+
+def uneven():
+    """The table of them."""
+    rows = [f"{'so ' * (7 * i % 12)}{word}{i}\t{label}" for i in range(20)
+            for label, words in WORDS.items() for word in words[:2]]  # fmt: skip
+    Path("uneven.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+
+
     changed[1, 5:] = (changed[1, 5:] + 1) % 50
     torch.testing.assert_close(model(changed, lengths)[0], both)
 
@@ -899,6 +915,15 @@ def test_fine_tuning_learns_and_answers(capsys, refused):
     capsys.readouterr()
     answers = sample.main(["--checkpoint", "run/last.pt", "a good film of 9", "a bad film of 9"])
     assert list(answers.values()) == ["positive", "negative"]
+def test_accumulated_fine_tuning_is_the_large_batch():
+    """Though the parts have unequally many tokens."""
+    uneven()
+    tune_small("whole")
+    tune_small("parts", "--accumulate", "4")
+    for name, value in weights("whole").items():
+        torch.testing.assert_close(weights("parts")[name], value, rtol=1e-3, atol=1e-5)
+
+
     assert "a good film of 9: positive" in capsys.readouterr().out
     assert "give sentences" in refused(sample.main, ["--checkpoint", "run/last.pt"])
     assert "use gpt/finetune.py" in refused(train.main, ["--evaluate", "run/last.pt"])
