@@ -1,6 +1,6 @@
 """The GPTs: sizes, parity with transformers, the cache, bands, and that they learn.
 
-Usage: torchrun --nproc-per-node 2 tests/test_gpt.py FOLDER trains the same way there.
+Usage: torchrun --nproc-per-node 2 tests/test_gpt.py FOLDER [--fsdp] trains the same way there.
 """
 
 import io
@@ -631,6 +631,8 @@ SMALL = ["--num-layers", "2", "--d-model", "32", "--num-heads", "2", "--context"
          "12", "--every", "4", "--batch-size", "64", "--val", "200", "--quiet"]  # fmt: skip
 
 
+ALONE = ("--dropout", "0", "--precision", "fp32", "--val", "260")  # 13 windows to evaluate
+
 @pytest.fixture
 def corpus(monkeypatch):
     text = corpora.Text([TEXT, TEXT.upper()])
@@ -677,12 +679,23 @@ def test_accumulation_is_the_large_batch(corpus):
         torch.testing.assert_close(weights("parts")[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_two_processes_are_one(corpus):
-    run_small("one", "--dropout", "0")
-    done = torchrun(__file__, "two")
+@pytest.mark.parametrize("how", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+def test_two_processes_are_one(corpus, how):
+    uneven()
+    found = run_small("one", *ALONE)
+    tune_small("tuned-one")
+    done = torchrun(__file__, "two", *how)
     assert not done.returncode, done.stderr
-    for name, value in weights("one").items():
-        torch.testing.assert_close(weights("two")[name], value, rtol=1e-3, atol=1e-5)
+    for ours, wanted in (("two", "one"), ("tuned-two", "tuned-one")):
+        for name, value in weights(wanted).items():
+            torch.testing.assert_close(weights(ours)[name], value, rtol=1e-3, atol=1e-5)
+    again = train.main(["--evaluate", "two/last.pt", "--quiet"])
+    rows = [json.loads(line) for line in Path("two/metrics.jsonl").read_text().splitlines()]
+    for key in ("test_loss", "test_bits"):
+        assert rows[-1][key] == pytest.approx(found[key], rel=1e-3)
+        assert again[key] == pytest.approx(rows[-1][key], rel=1e-5)
+    _, val, _ = corpora.load_corpus(flags(*SMALL, "--vocab-size", "270", *ALONE), device())
+    assert -(-(len(val) - 1) // 16) % 4 == 1  # windows: one process has a batch more than the other
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -1056,4 +1069,5 @@ if __name__ == "__main__":
     corpora.CORPORA["pydocs"] = lambda args: corpora.Corpus(
         {"all": corpora.Text([TEXT, TEXT.upper()])}
     )
-    run_small(sys.argv[1], "--dropout", "0")
+    run_small(sys.argv[1], *ALONE, *sys.argv[2:])
+    tune_small(f"tuned-{sys.argv[1]}", *sys.argv[2:])
