@@ -945,6 +945,10 @@ def test_accumulated_fine_tuning_is_the_large_batch():
     assert again["test_accuracy"] == found["test_accuracy"]
 
 
+    for flag in ("--length 3", "--count 2", "--temperature 1", "--top-k 3", "--top-p 0.5",
+                 "--stop x", "--seed 1"):  # fmt: skip
+        line = refused(sample.main, ["--checkpoint", "run/last.pt", "a film", *flag.split()])
+        assert f"{flag.split()[0]} has no meaning here" in line
 def test_fine_tuning_resumes(capsys):
     argv = [*sentences(), *TINY, "--vocab-size", "300", "--epochs", "2"]
     whole = finetune.main([*argv, "--run-dir", "whole"])
