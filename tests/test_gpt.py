@@ -719,6 +719,11 @@ def test_training_goes_on_from_weights(corpus, refused, capsys):
     assert train.main(["--evaluate", "tuned/last.pt", "--quiet"])["test_loss"] == pytest.approx(
         found["test_loss"], rel=1e-5)  # fmt: skip
     again = train.main(["--weights", "tuned/last.pt", *how[2:], "--run-dir", "again"])
+    Path("empty").mkdir()
+    assert "no last.pt" in refused(train.main, ["--weights", "empty", *how[2:]])
+    folder = published.read_published("tuned")
+    assert torch.equal(folder.state["wpe.weight"], stored["model"]["wpe.weight"])
+    assert folder.vocabulary["tokenizer"] == stored["dataset"]["tokenizer"]
     assert again["test_loss"] == pytest.approx(found["test_loss"], rel=1e-3)
     assert "gpt2's, not gpt1's" in refused(train.main, [*how, "--model", "gpt1"])
     other = ["--resume", "--run-dir", "again", "--weights", "theirs"]
@@ -726,7 +731,7 @@ def test_training_goes_on_from_weights(corpus, refused, capsys):
     run_small("own")
     line = refused(train.main, ["--weights", "own/last.pt", "--model", "gpt2_xl", "--quiet"])
     assert "are gpt_tiny's, not gpt2_xl's" in line
-    assert published.model_of("own/last.pt") == "gpt_tiny"
+    assert published.model_of("own/last.pt") == published.model_of("own") == "gpt_tiny"
     assert published.model_of("theirs") == "gpt2"
     assert "sizes and a vocabulary" in refused(train.main, [*how, "--d-model", "64"])
     Path("theirs/tokenizer.json").unlink()
