@@ -22,6 +22,7 @@ from helpers import count, weights
 from huggingface_hub.utils import EntryNotFoundError
 from safetensors.torch import load_file
 
+from common import plot
 from common.data import corpora
 from common.data.corpora import END, Vocabulary, make_vocabulary
 from gpt import claims, finetune, layers, published, recipes, sample, train
@@ -1058,6 +1059,10 @@ def test_claims_on_files(claim, monkeypatch):
     monkeypatch.setattr(claims, "LENGTHS", (8, 96))
     less = ["100" if word == "100000" else word for word in claims.SHARED["scaling"]]  # --val
     monkeypatch.setitem(claims.SHARED, "scaling", less)
+    drawn, save = [], plot.save
+    monkeypatch.setattr(
+        plot, "save", lambda figure, path: save(figure, path) or drawn.append(figure)
+    )
     argv = [claim, "--seeds", "0", "--max-steps", "1", "--out", "out", "--data-dir", "data"]
     summary = claims.main(argv)
     assert len(summary) == len(claims.CLAIMS[claim])
@@ -1066,12 +1071,29 @@ def test_claims_on_files(claim, monkeypatch):
     }
     assert all(arm["test_loss"]["mean"] > 0 for arm in summary.values())
     commands = [arm["command"] for arm in summary.values()]
+    parts = [text.split(" && ") for text in commands]
     script = "finetune" if claim == "transfer" else "train"
-    assert all(text.startswith(f"python gpt/{script}.py") for text in commands)
-    if claim == "transfer":
-        assert ["--weights" in text for text in commands] == [True, True, False]
+    assert all(some[-1].startswith(f"python gpt/{script}.py") for some in parts)
+    if claim == "transfer":  # each command can be repeated: what begins with weights makes them
+        assert [len(some) for some in parts] == [2, 2, 1]
+        for before, after in parts[:2]:
+            assert before.startswith("python gpt/train.py")
+            assert "--data text:PATH/movie_reviews" in before
+            folder = before.split("--run-dir ")[1]
+            assert f"--weights {folder}/last.pt" in after
+        assert "--weights" not in commands[2]
+    if claim == "scaling":
+        for arm in summary.values():
+            a, b, c = (arm[f"fitted_{letter}"]["mean"] for letter in "abc")
+            wanted = a * arm["compute"]["mean"] ** -b + c
+            assert arm["fitted_loss"]["mean"] == pytest.approx(wanted)
     if claim == "banded":
         assert all(arm["seconds_96_tokens"]["mean"] > 0 for arm in summary.values())
+        (figure,) = drawn
+        assert [axis.get_ylabel().split(" of ")[0] for axis in figure.axes] == [
+            "test loss (nats a token)", "seconds", "peak MiB"]  # fmt: skip
+        memory = [line.get_ydata()[-1] for line in figure.axes[2].lines]
+        assert memory == [arm["mib_96_tokens"]["mean"] for arm in summary.values()]
 
 
 if __name__ == "__main__":
