@@ -631,8 +631,8 @@ def test_tokens_that_are_none_are_not_written():
 SMALL = ["--num-layers", "2", "--d-model", "32", "--num-heads", "2", "--context", "16", "--steps",
          "12", "--every", "4", "--batch-size", "64", "--val", "200", "--quiet"]  # fmt: skip
 
-
 ALONE = ("--dropout", "0", "--precision", "fp32", "--val", "260")  # 13 windows to evaluate
+
 
 @pytest.fixture
 def corpus(monkeypatch):
@@ -719,12 +719,12 @@ def test_training_goes_on_from_weights(corpus, refused, capsys):
     torch.testing.assert_close(model(some[:, :-1]), wanted, rtol=1e-3, atol=1e-3)
     assert train.main(["--evaluate", "tuned/last.pt", "--quiet"])["test_loss"] == pytest.approx(
         found["test_loss"], rel=1e-5)  # fmt: skip
-    again = train.main(["--weights", "tuned/last.pt", *how[2:], "--run-dir", "again"])
     Path("empty").mkdir()
     assert "no last.pt" in refused(train.main, ["--weights", "empty", *how[2:]])
     folder = published.read_published("tuned")
     assert torch.equal(folder.state["wpe.weight"], stored["model"]["wpe.weight"])
     assert folder.vocabulary["tokenizer"] == stored["dataset"]["tokenizer"]
+    again = train.main(["--weights", "tuned/last.pt", *how[2:], "--run-dir", "again"])
     assert again["test_loss"] == pytest.approx(found["test_loss"], rel=1e-3)
     assert "gpt2's, not gpt1's" in refused(train.main, [*how, "--model", "gpt1"])
     other = ["--resume", "--run-dir", "again", "--weights", "theirs"]
@@ -742,25 +742,6 @@ def test_training_goes_on_from_weights(corpus, refused, capsys):
     published.check_model(medium, "gpt2_medium")
 
 
-def test_bad_flags(corpus, refused):
-    assert "3 heads can't share 128" in refused(train.main, ["--num-heads", "3", "--quiet"])
-    Path("tiny.txt").write_text("a")
-    assert "take more text" in refused(train.main, ["--data", "text:tiny.txt", "--quiet"])
-    line = refused(train.main, ["--tokens", "chars", "--vocab-size", "500"])
-    assert "as many characters as the text has" in line
-    line = refused(train.main, ["--accumulate", "3", "--quiet", "--batch-size", "1024"])
-    assert "can't share" in line
-
-
-def test_a_window_longer_than_the_text(capsys):
-    Path("short.txt").write_text(TEXT[:400])
-    argv = ["--data", "text:short.txt", "--tokens", "chars", "--max-steps", "1", "--val", "0"]
-    assert math.isfinite(train.main([*argv, "--context", "1000"])["test_loss"])
-    assert "note: windows have 359 tokens, the context 1,000" in capsys.readouterr().out
-
-
-def test_samples(corpus, capsys, refused):
-    run_small("run")
 def flags(*argv):
     return train.parse_args(list(argv))
 
@@ -815,6 +796,25 @@ def test_the_rate_rises_falls_and_stays(refused):
     assert "--warmup 0.5 has to be less" in line
 
 
+def test_bad_flags(corpus, refused):
+    assert "3 heads can't share 128" in refused(train.main, ["--num-heads", "3", "--quiet"])
+    Path("tiny.txt").write_text("a")
+    assert "take more text" in refused(train.main, ["--data", "text:tiny.txt", "--quiet"])
+    line = refused(train.main, ["--tokens", "chars", "--vocab-size", "500"])
+    assert "as many characters as the text has" in line
+    line = refused(train.main, ["--accumulate", "3", "--quiet", "--batch-size", "1024"])
+    assert "can't share" in line
+
+
+def test_a_window_longer_than_the_text(capsys):
+    Path("short.txt").write_text(TEXT[:400])
+    argv = ["--data", "text:short.txt", "--tokens", "chars", "--max-steps", "1", "--val", "0"]
+    assert math.isfinite(train.main([*argv, "--context", "1000"])["test_loss"])
+    assert "note: windows have 359 tokens, the context 1,000" in capsys.readouterr().out
+
+
+def test_samples(corpus, capsys, refused):
+    run_small("run")
     capsys.readouterr()
     argv = ["--checkpoint", "run/last.pt", "--length", "20"]
     texts = sample.main([*argv, "--prompt", "the dog", "--count", "2", "--out", "out"])
@@ -887,27 +887,6 @@ def sentences(path="films.tsv", count=120):
 TINY = ["--num-layers", "1", "--d-model", "32", "--num-heads", "2", "--context", "16"]
 
 
-def test_losses_of_fine_tuning():
-    """The classes' cross-entropy, and that of each next token of a text, none of the padding."""
-    answer, logits = torch.randn(2, 3), torch.randn(2, 5, 7)
-    some, lengths = torch.tensor([[1, 2, 3, 4, 5], [1, 6, 2, 0, 0]]), torch.tensor([5, 3])
-    found = finetune.losses(answer, logits, some, lengths, torch.tensor([2, 0]))
-    odds = logits.log_softmax(2)
-    told = [
-        [odds[row, t, some[row, t + 1]] for t in range(count)] for row, count in ((0, 4), (1, 2))
-    ]
-    means = torch.stack([torch.stack(text).mean() for text in told])
-    torch.testing.assert_close(found[1], -means.mean())
-    torch.testing.assert_close(found[0], F.cross_entropy(answer, torch.tensor([2, 0])))
-
-
-def test_the_class_is_read_at_the_last_token():
-    model = Classifier(tiny(), 3, 0.0).double().eval()
-    some, lengths = tokens(2, 9), torch.tensor([9, 5])
-    both, logits = model(some, lengths)
-    assert logits.shape == (2, 9, 50)
-    torch.testing.assert_close(model(some[1:, :5], lengths[1:])[0][0], both[1])
-    changed = some.clone()
 def tune_small(folder, *more):
     """A few steps on texts of very different lengths."""
     argv = ["--data", "sentences:uneven.tsv", "--quiet", "--val", "0", "--batch-size", "8", *TINY]
@@ -922,6 +901,36 @@ def uneven():
     Path("uneven.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
 
 
+def test_losses_of_fine_tuning():
+    """The classes' cross-entropy, and that of each next token of a text, none of the padding."""
+    answer, logits = torch.randn(2, 3), torch.randn(2, 5, 7)
+    some, lengths = torch.tensor([[1, 2, 3, 4, 5], [1, 6, 2, 0, 0]]), torch.tensor([5, 3])
+    found = finetune.losses(answer, logits, some, lengths, torch.tensor([2, 0]))
+    odds = logits.log_softmax(2)
+    told = [
+        [odds[row, t, some[row, t + 1]] for t in range(count)] for row, count in ((0, 4), (1, 2))
+    ]
+    means = torch.stack([torch.stack(text).mean() for text in told])
+    torch.testing.assert_close(found[1], -means.mean())
+    torch.testing.assert_close(found[0], F.cross_entropy(answer, torch.tensor([2, 0])))
+
+
+def test_accumulated_fine_tuning_is_the_large_batch():
+    """Though the parts have unequally many tokens."""
+    uneven()
+    tune_small("whole")
+    tune_small("parts", "--accumulate", "4")
+    for name, value in weights("whole").items():
+        torch.testing.assert_close(weights("parts")[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_class_is_read_at_the_last_token():
+    model = Classifier(tiny(), 3, 0.0).double().eval()
+    some, lengths = tokens(2, 9), torch.tensor([9, 5])
+    both, logits = model(some, lengths)
+    assert logits.shape == (2, 9, 50)
+    torch.testing.assert_close(model(some[1:, :5], lengths[1:])[0][0], both[1])
+    changed = some.clone()
     changed[1, 5:] = (changed[1, 5:] + 1) % 50
     torch.testing.assert_close(model(changed, lengths)[0], both)
 
@@ -934,27 +943,18 @@ def test_fine_tuning_learns_and_answers(capsys, refused):
     capsys.readouterr()
     answers = sample.main(["--checkpoint", "run/last.pt", "a good film of 9", "a bad film of 9"])
     assert list(answers.values()) == ["positive", "negative"]
-def test_accumulated_fine_tuning_is_the_large_batch():
-    """Though the parts have unequally many tokens."""
-    uneven()
-    tune_small("whole")
-    tune_small("parts", "--accumulate", "4")
-    for name, value in weights("whole").items():
-        torch.testing.assert_close(weights("parts")[name], value, rtol=1e-3, atol=1e-5)
-
-
     assert "a good film of 9: positive" in capsys.readouterr().out
     assert "give sentences" in refused(sample.main, ["--checkpoint", "run/last.pt"])
+    for flag in ("--length 3", "--count 2", "--temperature 1", "--top-k 3", "--top-p 0.5",
+                 "--stop x", "--seed 1"):  # fmt: skip
+        line = refused(sample.main, ["--checkpoint", "run/last.pt", "a film", *flag.split()])
+        assert f"{flag.split()[0]} has no meaning here" in line
     assert "use gpt/finetune.py" in refused(train.main, ["--evaluate", "run/last.pt"])
     assert "a classifier" in refused(train.main, ["--weights", "run/last.pt"])
     again = finetune.main(["--evaluate", "run/last.pt", "--quiet"])
     assert again["test_accuracy"] == found["test_accuracy"]
 
 
-    for flag in ("--length 3", "--count 2", "--temperature 1", "--top-k 3", "--top-p 0.5",
-                 "--stop x", "--seed 1"):  # fmt: skip
-        line = refused(sample.main, ["--checkpoint", "run/last.pt", "a film", *flag.split()])
-        assert f"{flag.split()[0]} has no meaning here" in line
 def test_fine_tuning_resumes(capsys):
     argv = [*sentences(), *TINY, "--vocab-size", "300", "--epochs", "2"]
     whole = finetune.main([*argv, "--run-dir", "whole"])
