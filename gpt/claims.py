@@ -171,6 +171,7 @@ def shots(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, dic
             right, best = right_by_shots(folder)
             run |= {f"right_{k}_shots": value for k, value in enumerate(right)}
             run |= {f"possible_{k}_shots": value for k, value in enumerate(best)}
+    commands = {arm: f"{text}  # the claim writes that file" for arm, text in commands.items()}
     return results, commands, folders
 
 
@@ -321,6 +322,8 @@ def draw_banded(results: Results, path: Path) -> None:
     for axis, what in zip(costs, ("seconds", "peak MiB"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="tokens of a window",
                  ylabel=f"{what} of a step of two windows")  # fmt: skip
+        axis.set_xticks(LENGTHS, LENGTHS)
+        axis.set_xticks([], minor=True)
         axis.legend()
     for axis in (losses, *costs):
         axis.grid(alpha=0.3, which="both")

@@ -1024,6 +1024,8 @@ def test_claims_run_and_are_skipped_when_done(monkeypatch, corpus):
     summary = claims.main(argv)
     assert set(summary) == set(claims.CLAIMS["shots"])
     one = summary["1 layer"]
+    assert "rules-0.txt" in one["command"]
+    assert one["command"].endswith("# the claim writes that file")
     assert one["possible_0_shots"]["mean"] == 1 / 8
     wanted = 1 - (7 / 8) ** 15 * 7 / 8
     assert one["possible_15_shots"]["mean"] == pytest.approx(wanted, abs=0.07)
