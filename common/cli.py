@@ -115,7 +115,8 @@ class Parser(OneLineParser):
     `recipe(model, data, paper, **given)` returns two dictionaries: defaults for this model and
     data on top of the recipe's, and the flags that mean nothing here (`"batch_size"`) with the
     reason. `data` is None where nobody chose it; `given` holds all other flags that were typed or
-    stored. Flags that mean nothing are left out of --help, and refused if they are typed.
+    stored, and as `model_chosen` whether the model was. Flags that mean nothing are left out of
+    --help, and refused if they are typed.
 
     What a checkpoint settles for good is `fixed`: to type another value beside --resume or
     --evaluate is refused. `script` is named where a run can be gone on with.
@@ -267,7 +268,11 @@ class Parser(OneLineParser):
         defaults = {**self.defaults, **(self.paper if paper else self.quick), "paper": paper}
         model, data = given.get("model", defaults["model"]), given.get("data")
         rest = {k: v for k, v in given.items() if k not in ("model", "data", "paper")}
-        own, self.nothing = self.recipe(model, data, paper, **rest) if self.recipe else ({}, {})
+        if self.recipe:
+            chosen = "model" in given
+            own, self.nothing = self.recipe(model, data, paper, model_chosen=chosen, **rest)
+        else:
+            own, self.nothing = {}, {}
         defaults |= own
         for recipe in self.recipes:
             own, nothing = recipe(model, data or defaults["data"], paper, **rest)

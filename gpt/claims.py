@@ -112,7 +112,11 @@ def transfer(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, 
     choices = {arm: [[*flags, "--lr", rate] for rate in RATES] for arm, flags in arms.items()}
     how = [*SHARED["transfer"], *more]
     results, commands, folders = best_arms("gpt", finetune, choices, how, args)
-    commands = {arm: text.replace("train.py", "finetune.py") for arm, text in commands.items()}
+    before = " ".join(["python gpt/train.py", *argv, "--run-dir", str(folder)])
+    for arm, text in commands.items():
+        text = text.replace("train.py", "finetune.py") + " --data-dir PATH"
+        text = f"{before} && {text}" if "--weights" in text else text
+        commands[arm] = text.replace(f"text:{args.data_dir}/", "text:PATH/")
     return results, commands, folders
 
 
@@ -167,6 +171,7 @@ def shots(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, dic
             right, best = right_by_shots(folder)
             run |= {f"right_{k}_shots": value for k, value in enumerate(right)}
             run |= {f"possible_{k}_shots": value for k, value in enumerate(best)}
+    commands = {arm: f"{text}  # the claim writes that file" for arm, text in commands.items()}
     return results, commands, folders
 
 
@@ -206,6 +211,7 @@ def scaling(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict, d
     for flops, runs in zip(compute, results.values(), strict=True):
         for run in runs:
             run |= {"compute": flops, "fitted_loss": a * flops**-b + c}
+            run |= {"fitted_a": a, "fitted_b": b, "fitted_c": c}
     told, measured = a * compute[-1] ** -b + c, loss[-1]
     print(f"L = {a:.4g} C^-{b:.3f} + {c:.3f}; of the largest predicted {told:.3f}, measured "
           f"{measured:.3f}: error {told / measured - 1:+.1%}")  # fmt: skip
@@ -277,9 +283,7 @@ def draw(claim: str, results: Results, path: Path) -> None:
             series["fitted to all but the last"][flops] = [runs[0]["fitted_loss"]]
         draw_scaling(series, path)
     else:
-        series = {arm: {n: [run[f"seconds_{n}_tokens"] for run in runs[:1]] for n in LENGTHS}
-                  for arm, runs in results.items()}  # fmt: skip
-        spread(series, path, "tokens of a window", "seconds a step of two windows", log=True)
+        draw_banded(results, path)
 
 
 def draw_scaling(series: dict[str, dict[float, list[float]]], path: Path) -> None:
@@ -297,6 +301,32 @@ def draw_scaling(series: dict[str, dict[float, list[float]]], path: Path) -> Non
              ylabel="test loss (nats a token)")  # fmt: skip
     axis.grid(alpha=0.3, which="both")
     axis.legend()
+    save(figure, path)
+
+
+def draw_banded(results: Results, path: Path) -> None:
+    """Loss of each seed; seconds and memory of a step by the length of its windows."""
+    from matplotlib.figure import Figure
+
+    from common.plot import save
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    losses, *costs = figure.subplots(1, 3)
+    for arm, runs in results.items():
+        losses.plot([arm] * len(runs), [run["test_loss"] for run in runs], "o")
+        for axis, kind in zip(costs, ("seconds", "mib"), strict=True):
+            values = [runs[0][f"{kind}_{n}_tokens"] for n in LENGTHS]  # the same for all seeds
+            axis.plot(LENGTHS, values, "o-", label=arm)
+    losses.set(ylabel="test loss (nats a token)")
+    losses.margins(x=0.5)
+    for axis, what in zip(costs, ("seconds", "peak MiB"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="tokens of a window",
+                 ylabel=f"{what} of a step of two windows")  # fmt: skip
+        axis.set_xticks(LENGTHS, LENGTHS)
+        axis.set_xticks([], minor=True)
+        axis.legend()
+    for axis in (losses, *costs):
+        axis.grid(alpha=0.3, which="both")
     save(figure, path)
 
 

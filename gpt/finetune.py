@@ -1,6 +1,6 @@
 """Fine-tunes a GPT on sentences with classes, as GPT-1's paper does (Sec. 3.2, Eq. 5).
 
-python gpt/finetune.py --weights runs/gpt/RUN/last.pt --data sst2 --data-dir PATH
+python gpt/finetune.py --weights runs/gpt/RUN --data sst2 --data-dir PATH
 python gpt/finetune.py --weights openai-gpt --data sentences:PATH      # your own texts with labels
 python gpt/finetune.py --data sst2 --data-dir PATH                     # from the beginning
 python gpt/sample.py "a fine film" "a dull one"                        # what it says
@@ -29,7 +29,8 @@ from common.device import Device
 from common.run import Run
 from gpt.model import MODELS, Classifier
 from gpt.published import Found, build, describe, model_of
-from gpt.train import SIZES, start
+from gpt.recipes import SIZES
+from gpt.train import start
 
 # fmt: off
 QUICK = dict(model="gpt_tiny", data="sst2", epochs=4, val=500, batch_size=32, lr=1e-3, dropout=0.1,
@@ -59,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
     parser = cli.Parser("gpt", __doc__, QUICK, PAPER, MODELS, DATA, recipe, FIXED, "finetune.py")
     add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
-    text = "start from published weights, a folder, a file or a checkpoint of train.py"
+    text = "start from published weights, a folder, a file, or a run of train.py"
     add("--weights", metavar="NAME|PATH", none="no", group="training", help=text)
     text = "without --weights: pieces of bytes made of the training part, at most so many"
     add("--vocab-size", **count, group="data", default=1024, help=text)
@@ -167,10 +168,15 @@ def losses(
 ) -> tuple[Tensor, Tensor]:
     """Losses of the classes (L2) and of the next tokens of the texts (L1), from what `Classifier`
     returns: `answer` (B, K) and `logits` (B, T, V), for tokens (B, T), lengths (B,), classes (B,).
+
+    L1 is each text's mean over its tokens, as in the released code: all texts weigh the same, and
+    equal parts of a batch too.
     """
     places = torch.arange(1, tokens.shape[1], device=tokens.device)
     following = tokens[:, 1:].masked_fill(places >= lengths[:, None], -100)
-    told = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), following.flatten())
+    logits = logits[:, :-1].float().transpose(1, 2)  # (B, V, T - 1)
+    nats = F.cross_entropy(logits, following, reduction="none")  # (B, T - 1), 0 in the padding
+    told = (nats.sum(1) / (lengths - 1)).mean()
     return F.cross_entropy(answer.float(), classes), told
 
 

@@ -1,6 +1,6 @@
 """Published weights: GPT-1's, GPT-2's and GPT-Neo's, from the Hugging Face hub, a folder or a file.
 
-found = read_published("gpt2", dev.say)   # or a folder, a file of weights, a checkpoint of train.py
+found = read_published("gpt2", dev.say)   # or a folder, a file of weights, a run of train.py
 model = found.build()                     # with these weights
 
 `transformers` and the released files store the matrices of most linear layers the other way round
@@ -258,16 +258,18 @@ def files_of(name: str) -> dict[str, Path | None]:
             fail(f"--weights {name}: there is no such file or folder")
         return from_hub(name)
     folder = path if path.is_dir() else path.parent
+    known = (*WEIGHTS, "last.pt")  # this of a run
     weights = path if path.is_file() else next(
-        (path / file for file in WEIGHTS if (path / file).is_file()), None)  # fmt: skip
+        (path / file for file in known if (path / file).is_file()), None)  # fmt: skip
     if not weights:
-        fail(f"--weights {name}: the folder holds no {' and no '.join(WEIGHTS)}")
+        fail(f"--weights {name}: the folder holds no {' and no '.join(known)}")
     names = ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
     return {"weights": weights, **{n: folder / n for n in names if (folder / n).is_file()}}
 
 
 def read_published(name: str, say: Callable = print) -> Found:
-    """Published weights, or those of a checkpoint of train.py, with what is known of them.
+    """Published weights, or those of a run of train.py (its folder, or a checkpoint), with what is
+    known of them.
 
     Whatever is missing, damaged or doesn't fit ends in one line.
     """

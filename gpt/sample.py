@@ -29,6 +29,7 @@ from gpt.writing import write
 
 SHOWN, MOST_HEADS = 24, 64  # tokens that are drawn; heads that get a picture with their names
 MADE = ("text.txt", "next.png", "attention.png")
+WRITING = dict(length=200, count=1, temperature=0.7, top_k=None, top_p=None, stop="", seed=0)
 ESCAPES = {"\\n": "\n", "\\t": "\t"}
 
 
@@ -42,16 +43,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--prompt", help="the text to go on from (default: a document's beginning)")
     add("--file", type=Path, help="a text file that is the prompt")
     add("--interactive", action="store_true", help="go on from each line that is typed")
-    add("--length", **count, default=200, help="tokens to write, at most (default: 200)")
-    add("--count", **count, default=1, help="texts to write, side by side (default: 1)")
-    add("--temperature", type=cli.not_negative, metavar="T", default=0.7,
+    add("--length", **count, help="tokens to write, at most (default: 200)")
+    add("--count", **count, help="texts to write, side by side (default: 1)")
+    add("--temperature", type=cli.not_negative, metavar="T",
         help="below 1 likelier, 0 the likeliest, above 1 bolder (default: 0.7)")  # fmt: skip
     add("--top-k", **count, help="draw from the K likeliest tokens alone (default: all)")
     share = cli.number(lambda x: 0 < x <= 1, "a number above 0, at most 1")
     add("--top-p", type=share, metavar="P",
         help="draw from the likeliest tokens that make up P (default: all)")  # fmt: skip
-    add("--stop", metavar="TEXT", default="", help=r"end before this text; \n is a line's end")
-    add("--seed", type=cli.integer(0), metavar="N", default=0, help="of what is drawn (default: 0)")
+    add("--stop", metavar="TEXT", help=r"end before this text; \n is a line's end")
+    add("--seed", type=cli.integer(0), metavar="N", help="of what is drawn (default: 0)")
     args = parser.parse_args(argv)
     given = args.prompt is not None, args.file is not None, args.interactive, bool(args.sentences)
     if sum(given) > 1:
@@ -59,6 +60,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.out and (args.interactive or args.sentences):
         what = "--interactive" if args.interactive else "classifying"
         fail(f"{what} writes no files: leave --out out")
+    args.typed = [name for name in WRITING if getattr(args, name) is not None]
+    vars(args).update({name: value for name, value in WRITING.items() if name not in args.typed})
     if args.temperature == 0 and (args.top_k or args.top_p):
         fail("--temperature 0 takes the likeliest token: --top-k and --top-p need a larger one")
     if args.data_dir:
@@ -104,6 +107,9 @@ def open_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, Device,
     model.load_state_dict(checkpoint["model"])
     if "classes" in facts and not args.sentences:
         fail("the checkpoint is a classifier's: give sentences to classify")
+    if "classes" in facts and args.typed:
+        flag = f"--{args.typed[0].replace('_', '-')}"
+        fail(f"{flag} has no meaning here: sentences are classified, and nothing is written")
     if args.sentences and "classes" not in facts:
         fail("the checkpoint is a language model's: give the text to go on from with --prompt")
     if not args.sentences:

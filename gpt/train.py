@@ -1,10 +1,12 @@
 """Trains GPTs: the next token of a text is predicted from those before it.
 
 python gpt/train.py                                        # pydocs: 1.75 bits a character, 125 s
-python gpt/train.py --data shakespeare --data-dir PATH     # also tinystories, brown, wikitext2
+python gpt/train.py --data shakespeare --data-dir PATH     # gpt_small, up to an hour; in minutes
+                                                           # with --model gpt_tiny
+python gpt/train.py --data tinystories --data-dir PATH     # also brown, wikitext2
 python gpt/train.py --data text:novel.txt                  # your own file, or a folder of .txt
 python gpt/train.py --weights gpt2 --data text:novel.txt   # goes on from published weights
-python gpt/train.py --paper --data text:webtext            # GPT-2's recipe
+python gpt/train.py --paper --data text:webtext            # GPT-2's; --model gpt1, gpt3_small …
 
 `test_loss` is in nats a token, `test_bits` in bits a character. Measured on a Zen 5-class core.
 """
@@ -19,12 +21,12 @@ from torch import Tensor
 
 from common import cli, fail
 from common.data.corpora import CORPUS_SETS, Tokens, load_corpus
-from common.data.sentences import SETS as SENTENCES
 from common.device import Device
 from common.run import Run
-from common.schedule import warmup_and_cosine
+from common.schedule import cosine
 from gpt.model import MODELS, LanguageModel
-from gpt.published import Found, build, check_model, describe, model_of, read_published
+from gpt.published import Found, build, check_model, describe, read_published
+from gpt.recipes import SIZES, recipe
 
 # fmt: off
 QUICK = dict(model="gpt_tiny", data="pydocs", tokens="bpe", vocab_size=2048, steps=2600, every=650,
@@ -32,38 +34,8 @@ QUICK = dict(model="gpt_tiny", data="pydocs", tokens="bpe", vocab_size=2048, ste
 PAPER = dict(model="gpt2", data="text:data/webtext", tokens="bpe", vocab_size=50_257,
              steps=100_000, every=1000, val=500_000, batch_size=524_288, accumulate=64, lr=6e-4,
              dropout=0.1, weight_decay=0.1, clip=1.0)
-HOUR = dict(model="gpt_small", vocab_size=4096, steps=1600, every=200, lr=2e-3, batch_size=4096,
-            dropout=0.2, weight_decay=1.0)
-SETS = {  # beside QUICK
-    "shakespeare": HOUR | dict(tokens="chars", steps=4000, every=500),
-    "tinystories": HOUR,
-    "brown": HOUR | dict(steps=2500, every=250, val=100_000),
-    "wikitext2": HOUR | dict(steps=4000, every=500),  # its own validation part
-}
-MINUTES = dict(context=64, steps=1600, every=400, lr=6e-3, dropout=0.0, weight_decay=0.1)
-TUNE = dict(steps=200, every=50, batch_size=4096, lr=5e-5, weight_decay=0.1)  # from --weights
 # fmt: on
-SIZES = ["num_layers", "d_model", "num_heads", "context", "window"]
 FIXED = [*SIZES, "tokens", "vocab_size", "every", "weights"]  # by a checkpoint
-
-
-def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, dict]:
-    """The data's recipe, and the flags that mean nothing."""
-    if (data or "").partition(":")[0] in SENTENCES:
-        fail(f"{data} are sentences with classes: use gpt/finetune.py")
-    own, nothing = {} if paper else dict(SETS.get(data, {})), {}
-    if data == "shakespeare" and model == "gpt_tiny" and not paper:
-        own |= MINUTES | {"model": model}
-    tokens = given.get("tokens", own.get("tokens", (PAPER if paper else QUICK)["tokens"]))
-    if weights := given.get("weights"):
-        own = own if paper else TUNE | {"model": model_of(weights)}
-        whose = "the weights have sizes and a vocabulary of their own"
-        nothing |= dict.fromkeys([*SIZES, "tokens", "vocab_size"], whose)
-    elif tokens == "chars":
-        nothing["vocab_size"] = "there are as many characters as the text has (add --tokens bpe)"
-    if not model.startswith("gpt3"):
-        nothing["window"] = f"all layers of {model} see all tokens before"
-    return own, nothing
 
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
@@ -74,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--tokens", choices=["bpe", "chars"], group="data", default="bpe", help=text)
     add("--vocab-size", **count, group="data", default=1024, help="at most so many tokens")
     add("--every", **count, group="training", default=250, help="steps between validations")
-    text = "start from published weights (gpt2, gpt2-medium …), a folder, a file or a checkpoint"
+    text = "start from published weights (gpt2, gpt2-medium …), a folder, a file or a run"
     add("--weights", metavar="NAME|PATH", none="no", group="training", help=text)
     for name, text in (("layers", "blocks"), ("heads", "heads that share d_model")):
         add(f"--num-{name}", **count, none="the model's", help=text)
@@ -85,10 +57,16 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     text = "what matrices shrink by in a step, times the rate"
     add("--weight-decay", type=cli.not_negative, metavar="L", default=0.1, help=text)
     kind = cli.number(lambda x: 0 < x < 1, "a number between 0 and 1")
-    add(
-        "--warmup", type=kind, metavar="S", default=0.05, help="share of the steps, before a cosine"
-    )
+    text = "share of the steps in which the rate rises, before a cosine"
+    add("--warmup", type=kind, metavar="S", default=0.05, help=text)
+    kind = cli.number(lambda x: 0 < x <= 1, "a number above 0, at most 1")
+    add("--fall", type=kind, metavar="S", default=1.0, help="share after which the cosine is over")
+    add("--floor", type=cli.share, metavar="S", default=0.0, help="of the peak rate, left then")
+    text = "Adam's: how slowly its mean of squares moves"
+    add("--beta2", type=cli.share, metavar="B", default=0.95, help=text)
     args = parser.parse_args(argv)
+    if args.warmup >= args.fall:
+        fail(f"--warmup {args.warmup:g} has to be less than --fall {args.fall:g}")
     if "weights" in args.typed and args.paper:
         fail("--paper trains from the beginning: leave --weights out")
     return args
@@ -122,9 +100,11 @@ def make(args: argparse.Namespace, facts: dict, found: Found | None) -> Language
     return model
 
 
-def step_size(steps: int, warmup: float, step: int) -> float:
-    """Share of the peak rate: up in a straight line, down half a cosine."""
-    return warmup_and_cosine(min(1.0, (step + 1) / (steps + 1)), warmup)
+def step_size(args: argparse.Namespace, step: int) -> float:
+    """Share of the peak rate: up in a straight line, down half a cosine, and constant."""
+    done = min(1.0, (step + 1) / (args.steps + 1))
+    fallen = cosine(min(1.0, done / args.fall), args.warmup / args.fall)
+    return min(done / args.warmup, args.floor + (1 - args.floor) * fallen)
 
 
 def cross_entropy(logits: Tensor, following: Tensor, reduction: str = "mean") -> Tensor:
@@ -162,9 +142,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() < 2]
     groups = [dict(params=matrices, weight_decay=args.weight_decay), dict(params=others)]
-    how = dict(betas=(0.9, 0.95), weight_decay=0.0, fused=not args.fsdp)
+    how = dict(betas=(0.9, args.beta2), weight_decay=0.0, fused=not args.fsdp)
     optimizer = torch.optim.AdamW(groups, args.lr, **how)
-    share = partial(step_size, args.steps, args.warmup)
+    share = partial(step_size, args)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     parts = dict(model=model, optimizer=optimizer, schedule=schedule)
     run = Run(args, dev, ("val_loss", min), **parts, dataset=facts)

@@ -10,6 +10,7 @@ training part; it travels in the checkpoint. All is read in lower case.
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common import cli, counted, fail
 from common.data.classes import check_classes, known_classes
-from common.data.sentences import SETS
+from common.data.sentences import SETS as SENTENCES
 from common.data.sources import named, open_source, say_parts
 from common.data.text import as_text, read_tokenizer
 from common.device import Device
@@ -26,6 +27,8 @@ from rnn.batches import Sequences
 
 __all__ = ["FIXED", "PAD", "SETS", "UNKNOWN", "add_flags", "encode", "load"]
 
+PYDOCS = "pydocs, which needs no files"  # what to take where files are missing
+SETS = {name: partial(read, instead=PYDOCS) for name, read in SENTENCES.items()}
 SPECIAL = ["<pad>", "<unk>"]
 PAD, UNKNOWN = range(2)
 # A word; the ends of contractions ("did n't") are words of their own, as in the Penn Treebank.

@@ -1,6 +1,6 @@
 """The GPTs: sizes, parity with transformers, the cache, bands, and that they learn.
 
-Usage: torchrun --nproc-per-node 2 tests/test_gpt.py FOLDER trains the same way there.
+Usage: torchrun --nproc-per-node 2 tests/test_gpt.py FOLDER [--fsdp] trains the same way there.
 """
 
 import io
@@ -22,9 +22,10 @@ from helpers import count, weights
 from huggingface_hub.utils import EntryNotFoundError
 from safetensors.torch import load_file
 
+from common import plot
 from common.data import corpora
 from common.data.corpora import END, Vocabulary, make_vocabulary
-from gpt import claims, finetune, layers, published, sample, train
+from gpt import claims, finetune, layers, published, recipes, sample, train
 from gpt.layers import Dropout, SelfAttention, attention, banded, visible
 from gpt.model import GPT1, GPT2, GPT3, MODELS, Classifier, gpt_tiny
 from gpt.writing import Sample, write
@@ -630,6 +631,8 @@ def test_tokens_that_are_none_are_not_written():
 SMALL = ["--num-layers", "2", "--d-model", "32", "--num-heads", "2", "--context", "16", "--steps",
          "12", "--every", "4", "--batch-size", "64", "--val", "200", "--quiet"]  # fmt: skip
 
+ALONE = ("--dropout", "0", "--precision", "fp32", "--val", "260")  # 13 windows to evaluate
+
 
 @pytest.fixture
 def corpus(monkeypatch):
@@ -677,12 +680,23 @@ def test_accumulation_is_the_large_batch(corpus):
         torch.testing.assert_close(weights("parts")[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_two_processes_are_one(corpus):
-    run_small("one", "--dropout", "0")
-    done = torchrun(__file__, "two")
+@pytest.mark.parametrize("how", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+def test_two_processes_are_one(corpus, how):
+    uneven()
+    found = run_small("one", *ALONE)
+    tune_small("tuned-one")
+    done = torchrun(__file__, "two", *how)
     assert not done.returncode, done.stderr
-    for name, value in weights("one").items():
-        torch.testing.assert_close(weights("two")[name], value, rtol=1e-3, atol=1e-5)
+    for ours, wanted in (("two", "one"), ("tuned-two", "tuned-one")):
+        for name, value in weights(wanted).items():
+            torch.testing.assert_close(weights(ours)[name], value, rtol=1e-3, atol=1e-5)
+    again = train.main(["--evaluate", "two/last.pt", "--quiet"])
+    rows = [json.loads(line) for line in Path("two/metrics.jsonl").read_text().splitlines()]
+    for key in ("test_loss", "test_bits"):
+        assert rows[-1][key] == pytest.approx(found[key], rel=1e-3)
+        assert again[key] == pytest.approx(rows[-1][key], rel=1e-5)
+    _, val, _ = corpora.load_corpus(flags(*SMALL, "--vocab-size", "270", *ALONE), device())
+    assert -(-(len(val) - 1) // 16) % 4 == 1  # windows: one process has a batch more than the other
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -705,6 +719,11 @@ def test_training_goes_on_from_weights(corpus, refused, capsys):
     torch.testing.assert_close(model(some[:, :-1]), wanted, rtol=1e-3, atol=1e-3)
     assert train.main(["--evaluate", "tuned/last.pt", "--quiet"])["test_loss"] == pytest.approx(
         found["test_loss"], rel=1e-5)  # fmt: skip
+    Path("empty").mkdir()
+    assert "no last.pt" in refused(train.main, ["--weights", "empty", *how[2:]])
+    folder = published.read_published("tuned")
+    assert torch.equal(folder.state["wpe.weight"], stored["model"]["wpe.weight"])
+    assert folder.vocabulary["tokenizer"] == stored["dataset"]["tokenizer"]
     again = train.main(["--weights", "tuned/last.pt", *how[2:], "--run-dir", "again"])
     assert again["test_loss"] == pytest.approx(found["test_loss"], rel=1e-3)
     assert "gpt2's, not gpt1's" in refused(train.main, [*how, "--model", "gpt1"])
@@ -713,7 +732,7 @@ def test_training_goes_on_from_weights(corpus, refused, capsys):
     run_small("own")
     line = refused(train.main, ["--weights", "own/last.pt", "--model", "gpt2_xl", "--quiet"])
     assert "are gpt_tiny's, not gpt2_xl's" in line
-    assert published.model_of("own/last.pt") == "gpt_tiny"
+    assert published.model_of("own/last.pt") == published.model_of("own") == "gpt_tiny"
     assert published.model_of("theirs") == "gpt2"
     assert "sizes and a vocabulary" in refused(train.main, [*how, "--d-model", "64"])
     Path("theirs/tokenizer.json").unlink()
@@ -721,6 +740,60 @@ def test_training_goes_on_from_weights(corpus, refused, capsys):
     medium = published.Found("gpt2-medium", {"family": "gpt2"}, {})
     assert "are gpt2_medium's, not gpt2's" in refused(published.check_model, medium, "gpt2")
     published.check_model(medium, "gpt2_medium")
+
+
+def flags(*argv):
+    return train.parse_args(list(argv))
+
+
+def test_shakespeare_has_an_hour_or_minutes():
+    """By itself the recipe of the lower bar; minutes where the small network was asked for."""
+    hour = flags("--data", "shakespeare")
+    assert (hour.model, hour.tokens, hour.context, hour.steps) == ("gpt_small", "chars", None, 4000)
+    again = flags("--data", "shakespeare", "--model", "gpt_small")
+    assert vars(again) | {"typed": 0, "chosen": 0} == vars(hour) | {"typed": 0, "chosen": 0}
+    minutes = flags("--data", "shakespeare", "--model", "gpt_tiny")
+    assert (minutes.model, minutes.context, minutes.steps) == ("gpt_tiny", 64, 1600)
+    assert flags("--data", "tinystories").model == "gpt_small"
+    assert flags().model == "gpt_tiny"
+
+
+def test_recipes_of_the_papers():
+    one = flags("--paper", "--model", "gpt1")
+    assert (one.lr, one.batch_size, one.weight_decay, one.beta2) == (2.5e-4, 64 * 512, 0.01, 0.999)
+    assert one.warmup * one.steps == pytest.approx(2000, rel=0.01)
+    assert one.steps * one.batch_size == pytest.approx(100 * 1.2e9, rel=0.03)
+    assert (one.vocab_size, one.dropout, one.floor) == (40_478, 0.1, 0)
+    short = flags("--paper", "--model", "gpt1", "--steps", "10000")
+    assert short.warmup * 10_000 == pytest.approx(2000)
+    rates = [6e-4, 3e-4, 2.5e-4, 2e-4, 1.6e-4, 1.2e-4, 1e-4, 0.6e-4]  # Table 2.1
+    millions = [0.5, 0.5, 0.5, 1, 1, 2, 2, 3.2]
+    for name, rate, tokens_of_step in zip(TABLE, rates, millions, strict=True):
+        args = flags("--paper", "--model", name)
+        assert args.lr == rate
+        assert args.batch_size == pytest.approx(1e6 * tokens_of_step, rel=0.05)
+        assert args.batch_size % (2048 * args.accumulate) == 0
+        seen = args.steps * args.batch_size
+        assert seen == pytest.approx(300e9, rel=1e-3)
+        assert args.warmup * seen == pytest.approx(375e6, rel=0.01)
+        assert args.fall * seen == pytest.approx(260e9, rel=1e-3)
+        assert (args.floor, args.beta2, args.weight_decay, args.clip) == (0.1, 0.95, 0.1, 1)
+        assert args.dropout == 0
+    two = flags("--paper")
+    assert (two.model, two.lr, two.batch_size, two.beta2) == ("gpt2", 6e-4, 524_288, 0.95)
+    assert recipes.papers_own("gpt2", {}) == {}
+
+
+def test_the_rate_rises_falls_and_stays(refused):
+    args = flags("--steps", "99", "--warmup", "0.1", "--fall", "0.8", "--floor", "0.1")
+    shares = [train.step_size(args, step) for step in range(99)]
+    assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    middle = 0.1 + 0.9 * (1 + math.cos(math.pi * 0.5)) / 2
+    assert shares[44] == pytest.approx(middle)
+    assert shares[79:] == pytest.approx([0.1] * 20)
+    assert train.step_size(flags("--steps", "99"), 98) == pytest.approx(0, abs=1e-3)
+    line = refused(train.parse_args, ["--warmup", "0.5", "--fall", "0.5"])
+    assert "--warmup 0.5 has to be less" in line
 
 
 def test_bad_flags(corpus, refused):
@@ -814,16 +887,41 @@ def sentences(path="films.tsv", count=120):
 TINY = ["--num-layers", "1", "--d-model", "32", "--num-heads", "2", "--context", "16"]
 
 
+def tune_small(folder, *more):
+    """A few steps on texts of very different lengths."""
+    argv = ["--data", "sentences:uneven.tsv", "--quiet", "--val", "0", "--batch-size", "8", *TINY]
+    argv += ["--vocab-size", "300", "--dropout", "0", "--precision", "fp32", "--max-steps", "4"]
+    return finetune.main([*argv, "--run-dir", folder, *more])
+
+
+def uneven():
+    """The table of them."""
+    rows = [f"{'so ' * (7 * i % 12)}{word}{i}\t{label}" for i in range(20)
+            for label, words in WORDS.items() for word in words[:2]]  # fmt: skip
+    Path("uneven.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+
+
 def test_losses_of_fine_tuning():
     """The classes' cross-entropy, and that of each next token of a text, none of the padding."""
     answer, logits = torch.randn(2, 3), torch.randn(2, 5, 7)
     some, lengths = torch.tensor([[1, 2, 3, 4, 5], [1, 6, 2, 0, 0]]), torch.tensor([5, 3])
     found = finetune.losses(answer, logits, some, lengths, torch.tensor([2, 0]))
     odds = logits.log_softmax(2)
-    places = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
-    told = [odds[row, t, some[row, t + 1]] for row, t in places]
-    torch.testing.assert_close(found[1], -torch.stack(told).mean())
+    told = [
+        [odds[row, t, some[row, t + 1]] for t in range(count)] for row, count in ((0, 4), (1, 2))
+    ]
+    means = torch.stack([torch.stack(text).mean() for text in told])
+    torch.testing.assert_close(found[1], -means.mean())
     torch.testing.assert_close(found[0], F.cross_entropy(answer, torch.tensor([2, 0])))
+
+
+def test_accumulated_fine_tuning_is_the_large_batch():
+    """Though the parts have unequally many tokens."""
+    uneven()
+    tune_small("whole")
+    tune_small("parts", "--accumulate", "4")
+    for name, value in weights("whole").items():
+        torch.testing.assert_close(weights("parts")[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_the_class_is_read_at_the_last_token():
@@ -847,6 +945,10 @@ def test_fine_tuning_learns_and_answers(capsys, refused):
     assert list(answers.values()) == ["positive", "negative"]
     assert "a good film of 9: positive" in capsys.readouterr().out
     assert "give sentences" in refused(sample.main, ["--checkpoint", "run/last.pt"])
+    for flag in ("--length 3", "--count 2", "--temperature 1", "--top-k 3", "--top-p 0.5",
+                 "--stop x", "--seed 1"):  # fmt: skip
+        line = refused(sample.main, ["--checkpoint", "run/last.pt", "a film", *flag.split()])
+        assert f"{flag.split()[0]} has no meaning here" in line
     assert "use gpt/finetune.py" in refused(train.main, ["--evaluate", "run/last.pt"])
     assert "a classifier" in refused(train.main, ["--weights", "run/last.pt"])
     again = finetune.main(["--evaluate", "run/last.pt", "--quiet"])
@@ -922,6 +1024,8 @@ def test_claims_run_and_are_skipped_when_done(monkeypatch, corpus):
     summary = claims.main(argv)
     assert set(summary) == set(claims.CLAIMS["shots"])
     one = summary["1 layer"]
+    assert "rules-0.txt" in one["command"]
+    assert one["command"].endswith("# the claim writes that file")
     assert one["possible_0_shots"]["mean"] == 1 / 8
     wanted = 1 - (7 / 8) ** 15 * 7 / 8
     assert one["possible_15_shots"]["mean"] == pytest.approx(wanted, abs=0.07)
@@ -957,6 +1061,10 @@ def test_claims_on_files(claim, monkeypatch):
     monkeypatch.setattr(claims, "LENGTHS", (8, 96))
     less = ["100" if word == "100000" else word for word in claims.SHARED["scaling"]]  # --val
     monkeypatch.setitem(claims.SHARED, "scaling", less)
+    drawn, save = [], plot.save
+    monkeypatch.setattr(
+        plot, "save", lambda figure, path: save(figure, path) or drawn.append(figure)
+    )
     argv = [claim, "--seeds", "0", "--max-steps", "1", "--out", "out", "--data-dir", "data"]
     summary = claims.main(argv)
     assert len(summary) == len(claims.CLAIMS[claim])
@@ -965,16 +1073,34 @@ def test_claims_on_files(claim, monkeypatch):
     }
     assert all(arm["test_loss"]["mean"] > 0 for arm in summary.values())
     commands = [arm["command"] for arm in summary.values()]
+    parts = [text.split(" && ") for text in commands]
     script = "finetune" if claim == "transfer" else "train"
-    assert all(text.startswith(f"python gpt/{script}.py") for text in commands)
-    if claim == "transfer":
-        assert ["--weights" in text for text in commands] == [True, True, False]
+    assert all(some[-1].startswith(f"python gpt/{script}.py") for some in parts)
+    if claim == "transfer":  # each command can be repeated: what begins with weights makes them
+        assert [len(some) for some in parts] == [2, 2, 1]
+        for before, after in parts[:2]:
+            assert before.startswith("python gpt/train.py")
+            assert "--data text:PATH/movie_reviews" in before
+            folder = before.split("--run-dir ")[1]
+            assert f"--weights {folder}/last.pt" in after
+        assert "--weights" not in commands[2]
+    if claim == "scaling":
+        for arm in summary.values():
+            a, b, c = (arm[f"fitted_{letter}"]["mean"] for letter in "abc")
+            wanted = a * arm["compute"]["mean"] ** -b + c
+            assert arm["fitted_loss"]["mean"] == pytest.approx(wanted)
     if claim == "banded":
         assert all(arm["seconds_96_tokens"]["mean"] > 0 for arm in summary.values())
+        figure = drawn[-1]
+        assert [axis.get_ylabel().split(" of ")[0] for axis in figure.axes] == [
+            "test loss (nats a token)", "seconds", "peak MiB"]  # fmt: skip
+        memory = [line.get_ydata()[-1] for line in figure.axes[2].lines]
+        assert memory == [arm["mib_96_tokens"]["mean"] for arm in summary.values()]
 
 
 if __name__ == "__main__":
     corpora.CORPORA["pydocs"] = lambda args: corpora.Corpus(
         {"all": corpora.Text([TEXT, TEXT.upper()])}
     )
-    run_small(sys.argv[1], "--dropout", "0")
+    run_small(sys.argv[1], *ALONE, *sys.argv[2:])
+    tune_small(f"tuned-{sys.argv[1]}", *sys.argv[2:])

@@ -1,4 +1,7 @@
-"""Labelled sentences as they are found: the sets of `SETS`, and the user's tables and folders."""
+"""Labelled sentences as they are found: the sets of `SETS`, and the user's tables and folders.
+
+Where files are missing the one line says what to take `instead`.
+"""
 
 import argparse
 import dataclasses
@@ -19,6 +22,7 @@ from common.data.text import find_text, read_lines
 TEXTS = ["text", "sentence", "message", "review", "content", "comment", "document", "question",
          "tweet", "utterance", "body", "headline", "title", "name"]  # fmt: skip
 LABELS = ["label", "class", "category", "sentiment", "target", "polarity", "intent", "topic", "y"]
+OWN = "sentences:PATH, a table of your own"  # what to take where the files of a set are missing
 TABLES = (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 
 
@@ -71,30 +75,28 @@ def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str
 # ---------------------------------------------------------------------- sets
 
 
-def place(args: argparse.Namespace, folder: str, *files: str) -> Path:
+def place(args: argparse.Namespace, folder: str, *files: str, instead: str) -> Path:
     """The folder of a set, which may be --data-dir itself; it has to hold the `files`."""
     root = Path(args.data_dir).expanduser()
     root = root / folder if (root / folder).is_dir() else root
     for name in files:
         if not find_text(root / name):
-            own = "sentences:PATH, a table of your own"  # of a script that reads no plain text
-            other = "pydocs, which needs no files" if "units" in args else own
             fail(
                 f"{name} is not in {Path(args.data_dir, folder)}: name the folder that holds "
-                f"{folder} with --data-dir, or take --data {other}"
+                f"{folder} with --data-dir, or take --data {instead}"
             )
     return root
 
 
-def names(args: argparse.Namespace) -> Source:
+def names(args: argparse.Namespace, instead: str = OWN) -> Source:
     """First names, a file a class (Kantrowitz 1991: 5,001 female, 2,943 male)."""
-    root = place(args, "names", "female.txt", "male.txt")
+    root = place(args, "names", "female.txt", "male.txt", instead=instead)
     return as_source(args, {"train": a_file_a_class([root / "female.txt", root / "male.txt"])}, [])
 
 
-def sst2(args: argparse.Namespace) -> Source:
+def sst2(args: argparse.Namespace, instead: str = OWN) -> Source:
     """Sentences of film reviews (Socher et al. 2013): 6,920 + 872 + 1,821, official parts."""
-    root = place(args, "SST2", "train.tsv", "dev.tsv", "test.tsv")
+    root = place(args, "SST2", "train.tsv", "dev.tsv", "test.tsv", instead=instead)
     words, found = {"0": "negative", "1": "positive"}, {}
     for part, file in (("train", "train"), ("val", "dev"), ("test", "test")):
         pairs, _ = labelled(read_table(find_text(root / f"{file}.tsv")), "", "")
@@ -102,9 +104,9 @@ def sst2(args: argparse.Namespace) -> Source:
     return as_source(args, found, [])
 
 
-def ag_news(args: argparse.Namespace) -> Source:
+def ag_news(args: argparse.Namespace, instead: str = OWN) -> Source:
     """News of four classes (Zhang et al. 2015), title and description."""
-    root = place(args, "ag_news", "test.csv")
+    root = place(args, "ag_news", "test.csv", instead=instead)
     there = find_text(root / "train.csv")
     found = {}
     for part in ("train", "test") if there else ("test",):
@@ -128,12 +130,12 @@ def tidy_news(text: str) -> str:
     return re.sub(r"<[^<>]*>", " ", html.unescape(text))
 
 
-def sms_spam(args: argparse.Namespace) -> Source:
+def sms_spam(args: argparse.Namespace, instead: str = OWN) -> Source:
     """Text messages, ham or spam (Almeida et al. 2011): 5,574, of which 5,171 differ."""
-    root = place(args, "sms_spam")
+    root = place(args, "sms_spam", instead=instead)
     names = ["SMSSpamCollection.tsv", "SMSSpamCollection"]
     path = next((root / name for name in names if (root / name).is_file()), None)
-    path = path or place(args, "sms_spam", names[0]) / names[0]
+    path = path or place(args, "sms_spam", names[0], instead=instead) / names[0]
     rows = [line.partition("\t") for line in read_lines(path)]
     bad = next((n for n, row in enumerate(rows, 1) if row[0] not in ("ham", "spam")), None)
     if bad:
@@ -142,7 +144,7 @@ def sms_spam(args: argparse.Namespace) -> Source:
     return as_source(args, {"train": pairs}, ["equal messages are in one part"])
 
 
-def own(args: argparse.Namespace) -> Source:
+def own(args: argparse.Namespace, instead: str = OWN) -> Source:
     """The user's own: a table with texts and labels, or a folder. In this may lie
 
     train.tsv, dev.tsv, test.tsv (or .csv); a folder a class of text files, perhaps below train/,
@@ -154,7 +156,7 @@ def own(args: argparse.Namespace) -> Source:
         pairs, notes = labelled(read_table(path), *columns)
         return as_source(args, {"train": pairs}, notes)
     if not path.is_dir():
-        other = ", or take --data pydocs, which needs no files" if "units" in args else ""
+        other = f", or take --data {instead}" if instead != OWN else ""
         fail(f"--data {args.data}: there is no such file or folder; name a table of texts and "
              f"labels, or a folder{other}")  # fmt: skip
     tables = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(TABLES)]
