@@ -22,7 +22,7 @@ from torch import Tensor
 from common import cli, fail
 from common.data.corpora import END, Vocabulary, read_text
 from common.device import Device
-from common.folder import make_folder, open_run
+from common.folder import make_folder, new_samples, open_run
 from gpt.model import MODELS, Classifier, LanguageModel
 from gpt.published import build, read_published
 from gpt.writing import write
@@ -93,9 +93,8 @@ def open_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, Device,
         alone = dict(device=args.device, quiet=True, fsdp=False, compile=False, accumulate=1)
         dev = Device(cli.Flags(**alone, clip=None, seed=args.seed, precision="fp32"))
         name = Path(args.weights).resolve().stem if Path(args.weights).exists() else args.weights
-        names = (f"samples-{n}" for n in itertools.count(1))
         root = Path("runs", "gpt", f"weights-{name.replace('/', '-')}")
-        out = args.out or next(root / n for n in names if not (root / n).exists())
+        out = args.out or new_samples(root)
         refuse_overwriting(out)
         return found.build().to(dev.device).eval(), found.vocabulary, dev, out
     with contextlib.redirect_stdout(io.StringIO()) as said:

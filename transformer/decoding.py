@@ -94,10 +94,11 @@ def beam_search(
     )
 
 
+@torch.no_grad()
 def write(
     model: Transformer, source: Tensor, beam: int, alpha: float, most: int
 ) -> list[list[int]]:
     """By beam search, or with a beam of one the likeliest token at each step."""
-    if beam == 1:
-        return generate(model, source, most=most)
-    return beam_search(model, source, beam, alpha, most=most)
+    model.eval()
+    state, start = Decoding(model, source), torch.full_like(source[:, :1], START)
+    return decode.write(step, state, start, longest(model, source, 50, most), END, beam, alpha)

@@ -9,7 +9,7 @@ python transformer/sample.py                                 # sentences of the 
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,16 @@ from torch import Tensor
 
 from common import cli, fail
 from common.data.pairs import load_pairs
-from common.data.text import START, as_text, decode, encode, losses, pad, read_lines, read_tokenizer
+from common.data.text import (
+    START,
+    decode,
+    encode,
+    interact,
+    losses,
+    pad,
+    read_sentences,
+    read_tokenizer,
+)
 from common.device import Device
 from common.folder import make_folder, open_run
 from transformer.decoding import generate, write
@@ -139,37 +148,11 @@ def attention_grid(maps: Tensor, rows: Sequence[str], columns: Sequence[str], pa
     save(figure, path)
 
 
-def interact(answer: Callable[[str], str]) -> None:
-    """Answers each line that is typed, until the end of the input."""
-    print("type a sentence; Ctrl-D ends", file=sys.stderr)
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        try:
-            print(answer(as_text(line, f"line {number}")), flush=True)
-        except ValueError as error:  # not UTF-8
-            print(f"note: {error}", file=sys.stderr)
-
-
-def read_inputs(args: argparse.Namespace) -> list[str]:
-    """The sentences that are given, or of the file; none where there are neither."""
-    if args.file:
-        return read_lines(args.file)
-    try:
-        lines = [
-            as_text(sentence.encode("utf-8", "surrogateescape"), f"sentence {number}")
-            for number, sentence in enumerate(args.sentences, 1)
-        ]
-    except ValueError as error:
-        fail(str(error))
-    if lines and not any(lines):
-        fail("the sentences are empty: there is nothing to translate")
-    return lines
-
-
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
     """Translates; returns the inputs with their translations."""
     args = parse_args(argv)
-    lines, wanted = read_inputs(args), []
+    lines, wanted = read_sentences(args.sentences, args.file), []
     with contextlib.redirect_stdout(sys.stderr):  # nothing but translations goes to stdout
         checkpoint, flags, dev, out = open_run(args, "transformer", MODELS)
     facts = checkpoint["dataset"]

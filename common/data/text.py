@@ -7,6 +7,7 @@ as a string of JSON, so that whoever has a checkpoint can read and write text wi
 import collections
 import gzip
 import itertools
+import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,32 @@ def as_text(line: bytes, name: str, ends: str | None = None) -> str:
         byte = f"byte {code:#04x}" + (f", {chr(code)} in Latin-1" if code >= 0xA0 else "")
         raise ValueError(f"{name} is not UTF-8 text ({byte}): convert it") from None
     return unicodedata.normalize("NFC", text).strip(ends)
+
+
+def read_sentences(sentences: Sequence[str], file: Path | None) -> list[str]:
+    """The lines of a file, or sentences from the command line; none where there are neither."""
+    if file:
+        return read_lines(file)
+    try:
+        lines = [
+            as_text(sentence.encode("utf-8", "surrogateescape"), f"sentence {number}")
+            for number, sentence in enumerate(sentences, 1)
+        ]
+    except ValueError as error:
+        fail(str(error))
+    if lines and not any(lines):
+        fail("the sentences are empty: there is nothing to translate")
+    return lines
+
+
+def interact(answer: Callable[[str], str]) -> None:
+    """Answers each sentence that is typed, until the end of the input."""
+    print("type a sentence; Ctrl-D ends", file=sys.stderr)
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            print(answer(as_text(line, f"line {number}")), flush=True)
+        except ValueError as error:  # not UTF-8
+            print(f"note: {error}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------- vocabulary
