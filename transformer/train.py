@@ -113,7 +113,8 @@ def evaluate(
     model.eval()
     sums, found = torch.zeros(2, device=dev.device), []
     most = pairs.facts["longest"] * 5 // 4  # an untrained network would go on and on
-    for source, target, count, indices in pairs.batches(4 * args.batch_size // beam, shuffle=False):
+    size = args.batch_size // max(beam // 4, 1)  # a wide beam multiplies sentences
+    for source, target, count, indices in pairs.batches(size, shuffle=False):
         with dev.autocast():
             loss = cross_entropy(model(source, target[:, :-1]), target[:, 1:])
         sums += torch.stack([loss, torch.full_like(loss, count)])
