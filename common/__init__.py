@@ -3,12 +3,27 @@
 Scripts call this package; it never calls back, and it knows no model of any milestone.
 """
 
+import argparse
 import difflib
 import hashlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
+
+
+class Flags(argparse.Namespace):
+    """The flags of a command, which can't be changed; `but` makes a copy with other values."""
+
+    def __init__(self, **values: Any):
+        vars(self).update(values)
+
+    def __setattr__(self, name: str, value: Any):
+        raise AttributeError(f"flags don't change after parsing: {name}")
+
+    def but(self, **values: Any) -> "Flags":
+        """A copy in which some flags have other values."""
+        return Flags(**vars(self) | values)
 
 
 def fail(message: str, any_rank: bool = False) -> NoReturn:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from common import fail, unknown
+from common import Flags, fail, unknown
 from common.checkpoint import read_checkpoint
 from common.device import DTYPES
 from common.folder import as_spelt_now, find_run, holds_run, read_flags
@@ -62,20 +62,6 @@ positive = number(lambda value: 0 < value < 3e38, "a number above zero")  # that
 multiplier = number(lambda value: 0 < value <= 10, "a number above zero, at most 10")
 not_negative = number(lambda value: 0 <= value < 3e38, "zero or a number above it")
 share = number(lambda value: 0 <= value < 1, "a number from 0 to below 1")
-
-
-class Flags(argparse.Namespace):
-    """The flags of a command, which can't be changed; `but` makes a copy with other values."""
-
-    def __init__(self, **values: Any):
-        vars(self).update(values)
-
-    def __setattr__(self, name: str, value: Any):
-        raise AttributeError(f"flags don't change after parsing: {name}")
-
-    def but(self, **values: Any) -> "Flags":
-        """A copy in which some flags have other values."""
-        return Flags(**vars(self) | values)
 
 
 class Lines(argparse.RawDescriptionHelpFormatter):

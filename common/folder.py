@@ -14,16 +14,13 @@ import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from common import fail
+from common import Flags, fail
 from common.checkpoint import read_checkpoint
-
-if TYPE_CHECKING:
-    from common.cli import Flags
-    from common.device import Device
+from common.device import Device
 
 ONCE_WORDS = ("augment", "regularise", "skips", "balance", "ramp", "flip", "binarise", "decay")
 
@@ -91,16 +88,13 @@ def new_samples(folder: Path) -> Path:
 
 def open_run(
     args: argparse.Namespace, milestone: str, models: Iterable[str]
-) -> tuple[dict, "Flags", "Device", Path]:
+) -> tuple[dict, Flags, Device, Path]:
     """What a sample.py is to use: a checkpoint, the flags of its training, a device, a folder.
 
     The checkpoint is `args.checkpoint`, or the newest run's (its best one, if it was trained with
     --patience, as that is what it was tested with); the folder for what is made is
     `args.out`, or a new name beside the checkpoint (not made yet).
     """
-    from common.cli import Flags
-    from common.device import Device
-
     newest = find_run(milestone, ["last.pt"])
     if not args.checkpoint and not newest:
         fail(f"no run is in runs/{milestone}: train one, python {milestone}/train.py")
@@ -145,7 +139,7 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def config(args: argparse.Namespace, dev: "Device") -> dict[str, Any]:
+def config(args: argparse.Namespace, dev: Device) -> dict[str, Any]:
     """What made a run: every flag, versions, commit, device."""
     flags = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     flags.pop("stored", None)
