@@ -25,11 +25,7 @@ TARGET = 0.25  # training error
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("alexnet", __doc__, ["relu"])
-    parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
-    parser.add_argument(
-        "--epochs", type=cli.integer(1), default=20, help="of each run (default: 20)"
-    )
+    parser = cli.claims_parser("alexnet", __doc__, ["relu"], data="cifar10", epochs=20)
     return parser.parse_args(argv)
 
 

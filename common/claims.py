@@ -89,6 +89,12 @@ def history(folder: Path, metric: str) -> dict[int, float]:
     return {row["epoch"]: row[metric] for row in rows}
 
 
+def error_curve(folders: Sequence[Path], metric: str) -> dict[int, list[float]]:
+    """The error (%) by epoch of an arm's runs, of each a value, from the accuracy `metric`."""
+    runs = [history(folder, metric) for folder in folders]
+    return {epoch: [100 * (1 - run[epoch]) for run in runs] for epoch in runs[0]}
+
+
 def arm_folder(milestone: str, arm: str, argv: list[str]) -> Path:
     """Where one arm with these flags runs: the same flags, the same folder."""
     return Path("runs", f"{milestone}-claims", f"{arm}-{seed_of(*argv) % 16**6:06x}")
@@ -121,3 +127,9 @@ def plus_minus(
     """Mean and deviation over seeds as a README has them, "97.7% ± 0.3"; of one seed the value."""
     mean = f"{statistics.mean(values) * scale:.{digits}f}{unit}"
     return f"{mean} ± {statistics.stdev(values) * scale:.{digits}f}" if len(values) > 1 else mean
+
+
+def error_of(metrics: dict, part: str) -> str:
+    """Mean and deviation of an arm's error on the part "train" or "test", "2.34% ± 0.10"; `metrics`
+    are its entry in what `write_summary` returns."""
+    return plus_minus([1 - value for value in metrics[f"{part}_accuracy"]["values"]], digits=2)

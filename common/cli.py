@@ -320,8 +320,16 @@ def sample_parser(milestone: str, doc: str) -> OneLineParser:
     return parser
 
 
-def claims_parser(milestone: str, doc: str, claims: Iterable[str]) -> OneLineParser:
-    """The flags that every claims.py has."""
+def claims_parser(
+    milestone: str,
+    doc: str,
+    claims: Iterable[str],
+    data: str | None = None,
+    epochs: int | None = None,
+    size: int | None = None,
+) -> OneLineParser:
+    """The flags that every claims.py has; where a default is given for them, also `--data`,
+    `--epochs` and `--size`."""
     parser = OneLineParser(f"python {milestone}/claims.py", doc)
     add, text = parser.add_argument, "one run each (default: 0 1 2)"
     add("claim", choices=list(claims), help="which claim to put to the test")
@@ -333,6 +341,13 @@ def claims_parser(milestone: str, doc: str, claims: Iterable[str]) -> OneLinePar
     return parser
 
 
+    if data:
+        add("--data", default=data, help=f"which data (default: {data})")
+    if epochs:
+        text = f"of each run (default: {epochs})"
+        add("--epochs", type=integer(1), default=epochs, metavar="N", help=text)
+    if size:
+        add("--size", type=integer(8), default=size, help=f"pixels (default: {size})")
 class Output:
     """A stream that goes on when nobody reads it any more: a run ends with its checkpoint.
 

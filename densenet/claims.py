@@ -23,7 +23,7 @@ from torch import Tensor
 
 from common import cli, fail
 from common.checkpoint import read_checkpoint
-from common.claims import finished, plus_minus, run_arms, write_summary
+from common.claims import error_of, finished, plus_minus, run_arms, write_summary
 from common.folder import make_folder
 from densenet.train import main as train
 
@@ -38,12 +38,8 @@ SHARED = ["--batch-size", "64", "--lr", "0.1", "--val", "0"]
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("densenet", __doc__, ["parameters", "reuse"])
-    parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
-    parser.add_argument(
-        "--epochs", type=cli.integer(1), default=15, help="of each run (default: 15)"
-    )
-    parser.add_argument("--size", type=cli.integer(8), default=16, help="pixels (default: 16)")
+    own = dict(data="cifar10", epochs=15, size=16)
+    parser = cli.claims_parser("densenet", __doc__, ["parameters", "reuse"], **own)
     text = "end each run after N steps, to see how it works"
     parser.add_argument("--max-steps", type=cli.integer(1), metavar="N", help=text)
     return parser.parse_args(argv)
@@ -85,10 +81,7 @@ def compare_parameters(args: argparse.Namespace, shared: list[str]) -> dict:
                 run["parameters"] = counted
     summary = write_summary(args.out / "claim_parameters.json", results, commands)
     for arm, metrics in summary.items():
-        test, training = (
-            plus_minus([1 - v for v in metrics[f"{part}_accuracy"]["values"]], digits=2)
-            for part in ("test", "train")
-        )
+        test, training = error_of(metrics, "test"), error_of(metrics, "train")
         print(f"{arm:>26}: {metrics['parameters']['mean']:>9,} parameters, test error {test}, "
               f"training error {training}")  # fmt: skip
 
@@ -170,9 +163,7 @@ def draw(maps: list[Tensor], path: Path) -> None:
 
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     for number, (axis, means) in enumerate(zip(figure.subplots(1, 3), maps, strict=True), 1):
-        largest = means.nan_to_num().amax(
-            0
-        )  # the classifier's are of another size than the layers'
+        largest = means.nan_to_num().amax(0)  # by reader, as the classifier's are another size
         image = axis.imshow((means / largest).numpy(), cmap="viridis_r", vmin=0, vmax=1)
         n = len(means) - 1
         places = sorted({0, *range(1, n, 2), n})

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import classify, cli
-from common.claims import history, multiply_adds, plus_minus, run_arms, write_summary
+from common.claims import error_curve, error_of, multiply_adds, run_arms, write_summary
 from common.folder import make_folder
 from efficientnet.model import MODELS, compound, efficientnet_small
 from efficientnet.train import build
@@ -34,8 +34,7 @@ EPOCHS = {"scaling": 6, "excitation": 8}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("efficientnet", __doc__, list(EPOCHS))
-    parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
+    parser = cli.claims_parser("efficientnet", __doc__, list(EPOCHS), data="cifar10")
     parser.add_argument("--epochs", type=cli.integer(1), help="of each run (default: 6, 8)")
     text = "of scaling: 2**PHI times the multiply-adds (default: 2)"
     parser.add_argument("--phi", type=cli.multiplier, nargs="+", default=[2.0], help=text)
@@ -155,21 +154,16 @@ def compare_excitation(args: argparse.Namespace, shared: list[str]) -> dict:
 
     results, commands, folders = run_arms("efficientnet", train, EXCITATION, shared, args)
     summary = write_summary(args.out / "claim_excitation.json", results, commands)
-    curves = {}
-    for arm, metrics in summary.items():
-        runs = [history(folder, "train_accuracy") for folder in folders[arm]]
-        curves[arm] = {epoch: [100 * (1 - run[epoch]) for run in runs] for epoch in runs[0]}
-        show(arm, metrics)
+    curves = {arm: error_curve(folders[arm], "train_accuracy") for arm in EXCITATION}
     spread(curves, args.out / "claim_excitation.png", x="epoch", y="training error (%)")
+    for arm, metrics in summary.items():
+        show(arm, metrics)
     return summary
 
 
 def show(arm: str, metrics: dict, more: str = "") -> None:
     """Prints an arm's errors."""
-    test, training = (
-        plus_minus([1 - v for v in metrics[f"{part}_accuracy"]["values"]], digits=2)
-        for part in ("test", "train")
-    )
+    test, training = error_of(metrics, "test"), error_of(metrics, "train")
     print(f"{arm:>18}: {more}test error {test}, training error {training}")
 
 

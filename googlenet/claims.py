@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from common import cli
-from common.claims import history, plus_minus, run_arms, write_summary
+from common.claims import error_curve, error_of, run_arms, write_summary
 from common.folder import make_folder
 from googlenet.inception_v3 import MODULES, inception_v3
 from googlenet.train import main as train
@@ -50,10 +50,8 @@ def savings() -> dict[str, dict[str, int]]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("googlenet", __doc__, ["aux", "factors"])
-    parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
-    parser.add_argument("--epochs", type=cli.integer(1), default=6, help="of each run (default: 6)")
-    return parser.parse_args(argv)
+    own = dict(data="cifar10", epochs=6)
+    return cli.claims_parser("googlenet", __doc__, ["aux", "factors"], **own).parse_args(argv)
 
 
 def factors(out: Path) -> dict:
@@ -94,17 +92,11 @@ def main(argv: list[str] | None = None) -> dict:
 
     from common.plot import spread
 
-    curves = {}
-    for arm in ARMS:
-        runs = [history(folder, "train_accuracy") for folder in folders[arm]]
-        curves[arm] = {epoch: [100 * (1 - run[epoch]) for run in runs] for epoch in runs[0]}
+    curves = {arm: error_curve(folders[arm], "train_accuracy") for arm in ARMS}
     spread(curves, args.out / "claim_aux.png", x="epoch", y="training error (%)")
     for arm, metrics in summary.items():
-        errors = [
-            plus_minus([1 - v for v in metrics[f"{part}_accuracy"]["values"]], digits=2)
-            for part in ("train", "test")
-        ]
-        print(f"{arm:>28}: training error {errors[0]}, test error {errors[1]}")
+        training, test = error_of(metrics, "train"), error_of(metrics, "test")
+        print(f"{arm:>28}: training error {training}, test error {test}")
     print(f"wrote {args.out / 'claim_aux.json'} and {args.out / 'claim_aux.png'}")
     return summary
 

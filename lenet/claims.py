@@ -10,7 +10,7 @@ a quarter of the training images to half to all of them, and again with distorte
 import argparse
 
 from common import cli
-from common.claims import plus_minus, run_arms, write_summary
+from common.claims import error_of, run_arms, write_summary
 from common.data.images import IMAGE_SETS
 from common.folder import make_folder
 from lenet.train import main as train
@@ -51,9 +51,8 @@ def main(argv: list[str] | None = None) -> dict:
     distorted = {most: errors[f"{most}-distorted"]}
     axes = {"x": "training images", "y": "test error (%)", "log": True}
     spread({"as they are": plain, "distorted": distorted}, args.out / "claim_data.png", **axes)
-    for arm, values in summary.items():
-        error = plus_minus([1 - value for value in values["test_accuracy"]["values"]], digits=2)
-        print(f"{arm:>16} images: test error {error}")
+    for arm, metrics in summary.items():
+        print(f"{arm:>16} images: test error {error_of(metrics, 'test')}")
     print(f"wrote {args.out / 'claim_data.json'} and {args.out / 'claim_data.png'}")
     return summary
 

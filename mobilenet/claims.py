@@ -17,7 +17,7 @@ import argparse
 import torch
 
 from common import cli
-from common.claims import history, multiply_adds, plus_minus, run_arms, write_summary
+from common.claims import error_curve, error_of, multiply_adds, run_arms, write_summary
 from common.folder import make_folder
 from mobilenet.train import build
 from mobilenet.train import main as train
@@ -39,11 +39,9 @@ SHARED = ["--batch-size", "64", "--lr", "0.03", "--val", "1000"]
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("mobilenet", __doc__, CLAIMS)
-    parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
+    parser = cli.claims_parser("mobilenet", __doc__, CLAIMS, data="cifar10", size=16)
     text = f"of each run (default: {', '.join(f'{n} for {c}' for c, n in EPOCHS.items())})"
     parser.add_argument("--epochs", type=cli.integer(1), help=text)
-    parser.add_argument("--size", type=cli.integer(8), default=16, help="pixels (default: 16)")
     text = "end each run after N steps, to see how it works"
     parser.add_argument("--max-steps", type=cli.integer(1), metavar="N", help=text)
     return parser.parse_args(argv)
@@ -74,10 +72,8 @@ def main(argv: list[str] | None = None) -> dict:
     from common.plot import spread
 
     if args.claim == "bottleneck":  # as in Fig. 6: over the training
-        curves, x, y = {}, "epoch", "validation error (%)"
-        for arm in arms:
-            runs = [history(folder, "val_accuracy") for folder in folders[arm]]
-            curves[arm] = {epoch: [100 * (1 - run[epoch]) for run in runs] for epoch in runs[0]}
+        curves = {arm: error_curve(folders[arm], "val_accuracy") for arm in arms}
+        x, y = "epoch", "validation error (%)"
     else:
         points = {
             arm: {costs[arm][1] / 1e6: [100 * (1 - r["test_accuracy"]) for r in results[arm]]}
@@ -90,10 +86,7 @@ def main(argv: list[str] | None = None) -> dict:
                 curves["MobileNet"] |= point
     spread(curves, stem.with_suffix(".png"), x=x, y=y)
     for arm, metrics in summary.items():
-        test, training = (
-            plus_minus([1 - v for v in metrics[f"{part}_accuracy"]["values"]], digits=2)
-            for part in ("test", "train")
-        )
+        test, training = error_of(metrics, "test"), error_of(metrics, "train")
         print(f"{arm}: {costs[arm][0]:,} parameters, {costs[arm][1] / 1e6:.1f} million "
               f"multiply-adds, test error {test}, training error {training}")  # fmt: skip
     print(f"wrote {stem.with_suffix('.json')} and {stem.with_suffix('.png')}")

@@ -11,7 +11,7 @@ its widths, and images of 16 pixels, not augmented: the same for all arms.
 import argparse
 
 from common import cli
-from common.claims import history, plus_minus, run_arms, write_summary
+from common.claims import error_curve, error_of, run_arms, write_summary
 from common.folder import make_folder
 from resnet.train import main as train
 
@@ -21,13 +21,8 @@ ARMS = ["plain20", "plain56", "resnet20", "resnet56"]
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("resnet", __doc__, ["depth"])
-    parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
-    parser.add_argument(
-        "--epochs", type=cli.integer(1), default=25, help="of each run (default: 25)"
-    )
-    parser.add_argument("--size", type=cli.integer(8), default=16, help="pixels (default: 16)")
-    return parser.parse_args(argv)
+    own = dict(data="cifar10", epochs=25, size=16)
+    return cli.claims_parser("resnet", __doc__, ["depth"], **own).parse_args(argv)
 
 
 @cli.command
@@ -42,17 +37,11 @@ def main(argv: list[str] | None = None) -> dict:
 
     from common.plot import spread
 
-    curves = {}  # of the training error, as in Fig. 6
-    for arm in ARMS:
-        runs = [history(folder, "train_accuracy") for folder in folders[arm]]
-        curves[arm] = {epoch: [100 * (1 - run[epoch]) for run in runs] for epoch in runs[0]}
+    curves = {arm: error_curve(folders[arm], "train_accuracy") for arm in ARMS}  # as in Fig. 6
     spread(curves, args.out / "claim_depth.png", x="epoch", y="training error (%)")
-    for arm in ARMS:
-        train_error, test_error = (
-            plus_minus([1 - v for v in summary[arm][f"{part}_accuracy"]["values"]], digits=2)
-            for part in ("train", "test")
-        )
-        print(f"{arm:>9}: training error {train_error}, test error {test_error}")
+    for arm, metrics in summary.items():
+        training, test = error_of(metrics, "train"), error_of(metrics, "test")
+        print(f"{arm:>9}: training error {training}, test error {test}")
     print(f"wrote {args.out / 'claim_depth.json'} and {args.out / 'claim_depth.png'}")
     return summary
 

@@ -1,5 +1,6 @@
 """Plots are written as PNG, off-screen, whatever the labels hold."""
 
+import json
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from common import plot
-from common.claims import arm_folder, finished, write_summary
+from common.claims import arm_folder, error_curve, error_of, finished, write_summary
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,6 +79,19 @@ def test_spread_and_summary(tmp_path):
     summary = write_summary(tmp_path / "out" / "claim.json", results, {"a": "python x"})
     assert summary["a"]["test_accuracy"]["mean"] == pytest.approx(0.6)
     assert summary["a"]["test_accuracy"]["std"] == pytest.approx(0.1414, abs=1e-4)
+    assert error_of(summary["a"], "test") == "40.00% ± 14.14"
+
+
+def test_error_curve(tmp_path):
+    """A value a run in each epoch; the row of the whole run is none."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder, right in zip(folders, (0.25, 0.75), strict=True):
+        folder.mkdir()
+        rows = [{"epoch": e, "train_accuracy": right * e} for e in (1, 1.25)]
+        rows.append({"epoch": 2, "train_accuracy": 0.0, "final": True})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = error_curve(folders, "train_accuracy")
+    assert found == {1: [75.0, 25.0], 1.25: [68.75, 6.25]}
 
 
 def test_an_arm_is_finished_only_with_its_final_row(tmp_path):

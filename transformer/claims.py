@@ -45,10 +45,8 @@ RATE = {"warmup": 2e-3}  # else 1e-3
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("transformer", __doc__, CLAIMS)
-    parser.add_argument("--data", default="multi30k", help="which data (default: multi30k)")
-    parser.add_argument("--epochs", type=cli.integer(1), default=4, help="of each run (default: 4)")
-    return parser.parse_args(argv)
+    own = dict(data="multi30k", epochs=4)
+    return cli.claims_parser("transformer", __doc__, CLAIMS, **own).parse_args(argv)
 
 
 @cli.command

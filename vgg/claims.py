@@ -10,7 +10,7 @@ depth: the deeper the network, the lower the error (Sec. 4.1, Table 3): A, B and
 import argparse
 
 from common import cli
-from common.claims import plus_minus, run_arms, write_summary
+from common.claims import error_of, run_arms, write_summary
 from common.folder import make_folder
 from vgg.train import main as train
 
@@ -19,11 +19,7 @@ DEPTHS = {"vgg11_bn_small": 11, "vgg13_bn_small": 13, "vgg16_bn_small": 16}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("vgg", __doc__, ["depth"])
-    parser.add_argument("--data", default="cifar10", help="which data (default: cifar10)")
-    parser.add_argument(
-        "--epochs", type=cli.integer(1), default=20, help="of each run (default: 20)"
-    )
+    parser = cli.claims_parser("vgg", __doc__, ["depth"], data="cifar10", epochs=20)
     return parser.parse_args(argv)
 
 
@@ -48,11 +44,8 @@ def main(argv: list[str] | None = None) -> dict:
     }
     axes = {"x": "layers with weights", "y": "error (%)"}
     spread(errors, args.out / "claim_depth.png", **axes)
-    for arm in DEPTHS:
-        test, training = (
-            plus_minus([1 - v for v in summary[arm][f"{part}_accuracy"]["values"]], digits=2)
-            for part in ("test", "train")
-        )
+    for arm, metrics in summary.items():
+        test, training = error_of(metrics, "test"), error_of(metrics, "train")
         print(f"{arm}: test error {test}, training error {training}")
     print(f"wrote {args.out / 'claim_depth.json'} and {args.out / 'claim_depth.png'}")
     return summary
