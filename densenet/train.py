@@ -16,12 +16,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from common import cli, fail
 from common.classify import Tally, check_images
-from common.data.augment import random_colour, random_crop, random_flip, scaled_window
-from common.data.batches import Draw
+from common.data.augment import crop_and_flip, random_colour, scaled_window
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, colour_covariance, load_images
 from common.device import Device
 from common.run import Run
@@ -72,11 +70,6 @@ def build(args: argparse.Namespace, num_classes: int) -> DenseNet:
     """The network that the flags ask for."""
     options = dict(drop_rate=args.dropout, checkpoint=args.recompute)
     return MODELS[args.model](num_classes=num_classes, **options)
-
-
-def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
-    """4 of 32 pixels padded on each side, a random crop, half of them mirrored (Sec. 4.1)."""
-    return random_flip(random_crop(images, draw, padding=images.shape[3] // 8), draw)
 
 
 def drops(model: str) -> tuple[float, ...]:
@@ -131,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.evaluate:
         return run.finish(**evaluate(model, test, dev, run.folder / "confusion.png"))
 
-    augment = crop_and_flip
+    augment = crop_and_flip  # Sec. 4.1
     if args.data.startswith("folder:"):  # windows are mirrored already; colours as in [8, 11, 12]
         augment = partial(random_colour, covariance=colour_covariance(train))
     augment = augment if args.augment else None

@@ -22,13 +22,12 @@ from torch import nn
 
 from common import cli, fail
 from common.classify import Tally, check_images
-from common.data.augment import resized_window
+from common.data.augment import crop_and_flip, resized_window
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_images
 from common.device import Device
 from common.run import Run, start_average
 from common.schedule import warmup_and_cosine
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
-from googlenet.augment import crop_and_flip
 from googlenet.model import MODELS
 
 # fmt: off

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from common import cli, fail
 from common.classify import Tally, check_images
-from common.data.augment import random_crop, random_flip, scaled_window
-from common.data.batches import Draw
+from common.data.augment import crop_and_flip, scaled_window
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_images
 from common.device import DTYPES, Device
 from common.run import Run, start_average
@@ -112,11 +111,6 @@ def step_size(args: argparse.Namespace, per_epoch: int, step: int) -> float:
         return warmup_and_cosine((step + 1) / (args.epochs * per_epoch + 1))
     factor, epochs = (0.99, 3) if args.model.startswith("mobilenet_v3") else (0.98, 1)
     return factor ** (step // (epochs * per_epoch))
-
-
-def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
-    """4 of 32 pixels padded on each side, a random crop, half of them mirrored."""
-    return random_flip(random_crop(images, draw, padding=images.shape[3] // 8), draw)
 
 
 def for_inference(model: nn.Module, dev: Device, ema: dict[str, Tensor]) -> nn.Module:

@@ -15,12 +15,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from common import cli
 from common.classify import Tally, check_images
-from common.data.augment import random_colour, random_crop, random_flip, scaled_window
-from common.data.batches import Draw
+from common.data.augment import crop_and_flip, random_colour, scaled_window
 from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, colour_covariance, load_images
 from common.device import Device
 from common.run import Run
@@ -71,11 +69,6 @@ def build(args: argparse.Namespace, num_classes: int) -> ResNet:
     return MODELS[args.model](num_classes=num_classes, **width)
 
 
-def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
-    """4 of 32 pixels padded on each side, a random crop, half of them mirrored (Sec. 4.2)."""
-    return random_flip(random_crop(images, draw, padding=images.shape[3] // 8), draw)
-
-
 def step_size(steps: int, warmup: int, step: int) -> float:
     """Share of the rate: a tenth after 1/2, a hundredth after 3/4 (32k and 48k of 64k steps)."""
     if step < warmup:
@@ -122,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.evaluate:
         return run.finish(**evaluate(model, test, dev, run.folder / "confusion.png"))
 
-    augment = crop_and_flip
+    augment = crop_and_flip  # Sec. 4.2
     if args.data.startswith("folder:"):  # windows are mirrored already; the colours of Sec. 3.4
         augment = partial(random_colour, covariance=colour_covariance(train))
     augment = augment if args.augment else None

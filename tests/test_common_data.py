@@ -468,6 +468,36 @@ def test_random_flip_mirrors_about_half():
     assert 0.4 < flipped < 0.6
 
 
+def test_crops_and_flips():
+    draw = Draw([("a", 0)], 40, slice(None), torch.device("cpu"))
+    plain = torch.arange(1, 33.0).repeat(40, 3, 32, 1)  # each column has its number
+    images = augment.crop_and_flip(plain, draw)
+    assert images.shape == plain.shape
+    firsts = images[:, 0, 16, 0]  # 0 is padding
+    assert ((firsts <= 5) | (firsts >= 28)).all()  # shifted by up to four, or mirrored
+    assert len(firsts.unique()) > 5
+
+
+def test_resized_windows_are_inceptions():
+    numbers = torch.rand(4000, 5, generator=torch.Generator().manual_seed(0))
+    height, width = torch.full((4000,), 120), torch.full((4000,), 160)
+    left, top, across, down, mirrored = augment.resized_window(numbers, height, width).T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (left + across <= 160.001).all()
+    assert (top + down <= 120.001).all()
+    share, ratio = across * down / (120 * 160), across / down
+    assert share.min() >= 0.079
+    assert share.max() <= 1.0001
+    inside = (across < 159.9) & (down < 119.9)
+    assert ratio[inside].min() >= 0.75 - 1e-4
+    assert ratio[inside].max() <= 4 / 3 + 1e-4
+    assert ratio[inside & (share < 0.5)].log().mean().abs() < 0.02  # as many wide as tall
+    assert share[inside & (share < 0.5)].mean().item() == pytest.approx(0.29, abs=0.02)
+    assert set(mirrored.tolist()) == {0.0, 1.0}
+    assert mirrored.mean().item() == pytest.approx(0.5, abs=0.03)
+
+
 # ---------------------------------------------------------------------- other people's folders
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 from common.claims import multiply_adds
-from common.data.augment import resized_window
 from common.data.batches import Draw
 from efficientnet import augment, claims, sample, train
 from efficientnet.depthwise import Depthwise
@@ -431,25 +430,6 @@ def test_quick_gradients_are_taken_where_they_are_wanted(monkeypatch):
 
 def draw_of(size, rows=slice(None)):
     return Draw([("step", 0, 0, 0)], size, rows, torch.device("cpu"))
-
-
-def test_windows_are_inceptions():
-    torch.manual_seed(0)
-    height, width = torch.full((5000,), 100.0), torch.full((5000,), 160.0)
-    windows = resized_window(torch.rand(5000, 5), height, width)
-    left, top, across, down, mirrored = windows.unbind(1)
-    assert (left >= 0).all()
-    assert (top >= 0).all()
-    assert (left + across <= 160.001).all()
-    assert (top + down <= 100.001).all()
-    area = across * down / 16000
-    assert 0.08 <= area.min() < 0.09
-    assert area.max() > 0.8
-    free = (down < 99.9) & (across < 159.9)
-    aspect = (across / down)[free]
-    assert 0.749 < aspect.min() < 0.8
-    assert 1.25 < aspect.max() < 1.334
-    assert mirrored.mean().item() == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize("policy", ["imagenet", "cifar10"])

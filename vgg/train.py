@@ -18,8 +18,7 @@ from torch import Tensor
 
 from common import cli, fail
 from common.classify import Tally, check_images
-from common.data.augment import random_colour, random_crop, random_flip, scaled_window
-from common.data.batches import Draw
+from common.data.augment import crop_and_flip, random_colour, scaled_window
 from common.data.files import ImageFiles
 from common.data.images import (
     IMAGE_SETS,
@@ -83,11 +82,6 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     if args.dense and args.fsdp:
         fail("--dense needs whole parameters: leave --fsdp away")
     return args
-
-
-def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
-    """An eighth padded on each side, a random crop, half of them mirrored: for small images."""
-    return random_flip(random_crop(images, draw, padding=images.shape[3] // 8), draw)
 
 
 def step_size(done: float) -> float:

@@ -1,9 +1,10 @@
 """Augmentation of a whole batch at once, each example with its own randomness.
 
-Functions named `random_...` take images (B, C, H, W) and a `Draw`: crops and flips of any range,
-colours of pixels from 0 to 255. Those named `..._window` say which part of an image is trained on:
-from `numbers` (B, 5), uniform in [0, 1), and the images' heights and widths (B,) they make windows
-(B, 5), which hold left, top, width and height in pixels, and 1 where the window is mirrored.
+Functions named `random_...`, and `crop_and_flip`, take images (B, C, H, W) and a `Draw`: crops and
+flips of any range, colours of pixels from 0 to 255. Those named `..._window` say which part of an
+image is trained on: from `numbers` (B, 5), uniform in [0, 1), and the images' heights and widths
+(B,) they make windows (B, 5), which hold left, top, width and height in pixels, and 1 where the
+window is mirrored.
 """
 
 import math
@@ -27,6 +28,11 @@ def random_crop(images: Tensor, draw: Draw, padding: int) -> Tensor:
 def random_flip(images: Tensor, draw: Draw) -> Tensor:
     """Mirrors half of the images left to right."""
     return torch.where(draw.uniform(0, 1, 1, 1, 1) < 0.5, images.flip(3), images)
+
+
+def crop_and_flip(images: Tensor, draw: Draw) -> Tensor:
+    """An eighth padded on each side (4 of 32 pixels), a random crop, half of them mirrored."""
+    return random_flip(random_crop(images, draw, padding=images.shape[3] // 8), draw)
 
 
 def random_colour(images: Tensor, draw: Draw, covariance: Tensor, spread: float = 0.1) -> Tensor:

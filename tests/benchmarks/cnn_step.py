@@ -39,11 +39,12 @@ from timing import interleave, ratio
 from torch import nn
 
 from alexnet.model import MODELS as ALEXNET
+from common.data.augment import crop_and_flip
 from common.data.images import load_images
 from common.device import DTYPES, Device, peak_memory
 from googlenet.model import MODELS as GOOGLENET
 from resnet.model import MODELS as RESNET
-from resnet.train import crop_and_flip, parse_args
+from resnet.train import parse_args
 from vgg.model import MODELS as VGG
 
 SAME = {  # torchvision's name: our factory
