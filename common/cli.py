@@ -286,6 +286,9 @@ class Parser(OneLineParser):
         parts = "" if "accumulate" in self.nothing else ", or raise --accumulate"
         return f"lower --batch-size{parts}" if "batch_size" not in self.nothing else (
             "take a smaller --model or data set")  # fmt: skip
+        if "batch_size" in self.nothing:
+            return "take a smaller --model or data set"
+        size = " or --size" if "size" in self.defaults.keys() - self.nothing.keys() else ""
 
     def print_values(self, values: dict) -> None:
         """Prints the flags that mean something here, with the values that would run, and exits."""

@@ -331,6 +331,7 @@ def test_the_users_files_are_classified(capsys):
 def test_files_that_cannot_be_classified(refused):
     Path("empty").mkdir()
     assert "empty holds no images" in refused(classify.find_images, [Path("empty")])
+    assert "a b.png: there is no such file" in refused(classify.find_images, [Path("a b.png")])
     Path("text.png").write_text("no picture")
     facts = {"classes": ["a"], "mean": [0.0] * 3, "std": [1.0] * 3, "side": 8}
     call = (classify.classify, [Path("text.png")], nn.Identity(), facts, 8, device(), Path("out"))

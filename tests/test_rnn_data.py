@@ -117,7 +117,7 @@ def test_batch_sizes_that_do_not_fit(refused):
     dev = Device(device_args(accumulate=4))
     lengths = torch.ones(9, dtype=torch.long)
     line = refused(LikeLengths, lengths, 6, dev, True, None)
-    assert "--batch-size 6 can't be cut into 1 processes x 4 micro-batches" in line
+    assert "--batch-size 6 can't be cut into 1 process x 4 micro-batches" in line
     assert len(LikeLengths(lengths, 400, dev, True, None)) == 1
 
 

@@ -34,10 +34,9 @@ class Batches:
             fail(f"{have} can't be shared by {self.pieces} processes and micro-batches: start "
                  "fewer, or take more data")  # fmt: skip
         if shuffle and batch_size % self.pieces:
-            fail(
-                f"--batch-size {batch_size} can't be cut into {dev.world} processes x "
-                f"{dev.accumulate} micro-batches: choose a multiple of {self.pieces}"
-            )
+            processes = counted(dev.world, "process", "processes")
+            fail(f"--batch-size {batch_size} can't be cut into {processes} x {dev.accumulate} "
+                 f"micro-batches: choose a multiple of {self.pieces}")  # fmt: skip
         self.batch_size = min(batch_size, size - size % self.pieces)
 
     def __len__(self) -> int:

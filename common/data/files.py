@@ -82,6 +82,8 @@ def find_images(inputs: Iterable[Path]) -> list[Path]:
     """The files named, and those in the folders named, linked ones too; hidden ones are left."""
     files = []
     for path in inputs:
+        if not path.exists():
+            fail(f"{path}: there is no such file")
         inside = images_below(path) if path.is_dir() else [path]
         if not inside:
             fail(f"{path} holds no images")
