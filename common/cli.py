@@ -283,12 +283,11 @@ class Parser(OneLineParser):
 
     @property
     def when_full(self) -> str:
-        parts = "" if "accumulate" in self.nothing else ", or raise --accumulate"
-        return f"lower --batch-size{parts}" if "batch_size" not in self.nothing else (
-            "take a smaller --model or data set")  # fmt: skip
         if "batch_size" in self.nothing:
             return "take a smaller --model or data set"
         size = " or --size" if "size" in self.defaults.keys() - self.nothing.keys() else ""
+        parts = "" if "accumulate" in self.nothing else ", or raise --accumulate"
+        return f"lower --batch-size{size}{parts}"
 
     def print_values(self, values: dict) -> None:
         """Prints the flags that mean something here, with the values that would run, and exits."""
@@ -341,9 +340,6 @@ def claims_parser(
     add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
     out, text = Path(milestone, "samples"), "folder for JSON and picture (default: samples)"
     add("--out", type=Path, default=out, metavar="DIR", help=text)
-    return parser
-
-
     if data:
         add("--data", default=data, help=f"which data (default: {data})")
     if epochs:
@@ -351,6 +347,9 @@ def claims_parser(
         add("--epochs", type=integer(1), default=epochs, metavar="N", help=text)
     if size:
         add("--size", type=integer(8), default=size, help=f"pixels (default: {size})")
+    return parser
+
+
 class Output:
     """A stream that goes on when nobody reads it any more: a run ends with its checkpoint.
 
