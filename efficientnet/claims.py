@@ -6,8 +6,8 @@
 
 scaling: four times the multiply-adds are spent on width, depth and resolution together, by the
 paper's ratios, or on one of them alone (Fig. 3, Table 7). The network that is scaled is tiny: 0.3
-of B0's width and half of its depth, for 16 pixels. The picture's second half shows what
-parts of an image speak for its class (Fig. 7).
+of B0's width and half of its depth, for 16 pixels. claim_scaling_maps.png shows what parts of an
+image speak for its class (Fig. 7).
 excitation: `efficientnet_small` with and without squeeze-and-excitation.
 All arms of a claim are trained alike.
 """
@@ -35,7 +35,8 @@ EPOCHS = {"scaling": 6, "excitation": 8}
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("efficientnet", __doc__, list(EPOCHS), data="cifar10")
-    parser.add_argument("--epochs", type=cli.integer(1), help="of each run (default: 6, 8)")
+    text = f"of each run (default: {', '.join(f'{n} for {c}' for c, n in EPOCHS.items())})"
+    parser.add_argument("--epochs", type=cli.integer(1), metavar="N", help=text)
     text = "of scaling: 2**PHI times the multiply-adds (default: 2)"
     parser.add_argument("--phi", type=cli.multiplier, nargs="+", default=[2.0], help=text)
     text = "end each run after N steps, to see how it works"
@@ -47,7 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @cache
 def costs(width: float, depth: float, size: int) -> tuple[int, int]:
-    """Multiply-adds for an image, and parameters, of `efficientnet_small` at this scale."""
+    """Multiply-adds for an image, and parameters, of `efficientnet_small` at this scale, with ten
+    classes."""
     with torch.device("meta"):
         model = efficientnet_small(width=width, depth=depth)
         image = torch.empty(1, 3, size, size)

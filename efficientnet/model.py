@@ -76,7 +76,8 @@ class Convolution(nn.Conv2d):
         super().__init__(*sizes, stride, pad, groups=groups, bias=False)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """(B, C_in, H, W) to (B, C_out, H/s, W/s), rounded up; each channel times `scale`."""
+        """(B, C_in, H, W) to (B, C_out, H/s, W/s), rounded up; each channel times `scale` (C_out,),
+        plus `bias` (C_out,), where these are given."""
         if self.same:
             size, stride = self.kernel_size[0], self.stride[0]
             missing = [max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[:1:-1]]
@@ -179,8 +180,9 @@ class EfficientNet(nn.Module):
     """A stem, seven stages of inverted bottlenecks, a 1x1 convolution, a linear layer (Table 1).
 
     `width` and `depth` multiply the channels and blocks of B0; `strides` are of the stem and the
-    stages. The share of left-out blocks rises from 0 in the first to nearly `drop_path`.
-    `excitation=False` is without squeeze-and-excitation; `padding` is "symmetric" or "same".
+    stages. `dropout` is of what the linear layer reads; the share of left-out blocks rises from 0
+    in the first to nearly `drop_path`. `excitation=False` is without squeeze-and-excitation;
+    `padding` is "symmetric" or "same". `eps` (not with "same") and `momentum` are batch norm's.
     """
 
     def __init__(
@@ -231,7 +233,9 @@ class EfficientNet(nn.Module):
     # fmt: on
 
 
-PARTS = {  # of a block in timm's files; in the first stage, which isn't widened, one place earlier
+# Names in timm's files, and what stands for them here: of the parts of a block, of those in the
+# first stage, which aren't widened, and of what comes before and after the blocks.
+PARTS = {
     "conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "se.conv_reduce": "2.fc1",
     "se.conv_expand": "2.fc2", "conv_pwl": "3.0", "bn3": "3.1",
 }  # fmt: skip
@@ -265,7 +269,7 @@ def rename(model: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
 
 
 def efficientnet(name: str, num_classes: int = 1000, **options) -> EfficientNet:
-    """A size of the paper. `options` are EfficientNet's, as dropout or padding.
+    """The size of the paper called `name`. `options` are EfficientNet's, as dropout or padding.
 
     B0 to B7 have 5,288,548, 7,794,184, 9,109,994, 12,233,232, 19,341,616, 30,389,784, 43,040,704
     and 66,347,960 parameters.
@@ -286,7 +290,21 @@ def efficientnet_small(
     return EfficientNet(width, depth, num_classes, **own | options)
 
 
-MODELS = {"efficientnet_small": efficientnet_small}
-MODELS |= {name: partial(efficientnet, name) for name in SIZES}
-efficientnet_b0, efficientnet_b1, efficientnet_b2, efficientnet_b3 = list(MODELS.values())[1:5]
-efficientnet_b4, efficientnet_b5, efficientnet_b6, efficientnet_b7 = list(MODELS.values())[5:]
+efficientnet_b0, efficientnet_b1, efficientnet_b2, efficientnet_b3 = (
+    partial(efficientnet, f"efficientnet_b{n}") for n in range(4)
+)
+efficientnet_b4, efficientnet_b5, efficientnet_b6, efficientnet_b7 = (
+    partial(efficientnet, f"efficientnet_b{n}") for n in range(4, 8)
+)
+
+MODELS = {
+    "efficientnet_small": efficientnet_small,
+    "efficientnet_b0": efficientnet_b0,
+    "efficientnet_b1": efficientnet_b1,
+    "efficientnet_b2": efficientnet_b2,
+    "efficientnet_b3": efficientnet_b3,
+    "efficientnet_b4": efficientnet_b4,
+    "efficientnet_b5": efficientnet_b5,
+    "efficientnet_b6": efficientnet_b6,
+    "efficientnet_b7": efficientnet_b7,
+}

@@ -134,11 +134,13 @@ class BasicConv2d(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H', W')."""
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
 class Mixed(nn.Module):
-    """Branches side by side, their outputs stacked as channels; each is read from a table.
+    """Branches side by side, their outputs stacked as channels (`out_channels`); each branch is
+    read from a table, and `width` scales its layers.
 
     Layers of stride 2 don't pad, so that 35 pixels become 17, and 17 become 8.
     """
@@ -160,11 +162,12 @@ class Mixed(nn.Module):
                     channels = sum(int(layer[1] * width) for layer in layers)
             self.out_channels += channels
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) to (B, out_channels, H/s, W/s)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, out_channels, H, W), or with stride 2 about half of H and W."""
         return torch.cat([self.follow(branch, x) for branch in self.branches], 1)
 
     def follow(self, branch: Branch, x: Tensor) -> Tensor:
-        """The steps of a branch in turn."""
+        """The steps of a branch in turn: from (B, C_in, H, W) to the branch's share of channels."""
         for step in branch:
             if step == "average":
                 x = F.avg_pool2d(x, 3, stride=1, padding=1)
@@ -187,6 +190,7 @@ class InceptionAux(nn.Module):
         self.fc = nn.Linear(int(768 * width), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to logits (B, K)."""
         # fmt: off
         whole = x.shape[2:] == (17, 17)                                             # 299 pixels
         x = F.avg_pool2d(x, 5, 3) if whole else F.adaptive_avg_pool2d(x, 5)         # (B, 768, 5, 5)
@@ -198,9 +202,10 @@ class InceptionAux(nn.Module):
 class Inception3(nn.Module):
     """Table 1: a stem, eleven modules, average pooling, one linear layer.
 
-    `width` scales all layers. `small_images` is for 32 pixels: the stem has stride 1 and one
-    pooling, and of the modules for a size of maps, 16, 7 and 3 pixels here, only the first is left.
-    `factorised=False` has 5x5 and 7x7 filters where the paper splits them.
+    `width` scales all layers, `dropout` is of what the linear layer reads. `small_images` is for 32
+    pixels: the stem has stride 1 and one pooling, and of the modules for a size of maps, 16, 7 and
+    3 pixels here, only the first is left. `factorised=False` has 5x5 and 7x7 filters where the
+    paper splits them.
     """
 
     def __init__(

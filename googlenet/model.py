@@ -48,7 +48,8 @@ class ResponseNorm(nn.Module):
     The sum is a 1x1 convolution with a band of ones: on a CPU 2 to 13 times as fast as torch's.
     """
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), and so is what returns
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), and so is what returns."""
         place = torch.arange(x.shape[1], device=x.device)
         band = ((place[:, None] - place).abs() <= 2).to(x.dtype)  # (C, C)
         d = 2 + 1e-4 * F.conv2d(x.square(), band[:, :, None, None])
@@ -67,6 +68,7 @@ class BasicConv2d(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001) if bn else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H/stride, W/stride)."""
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
@@ -89,7 +91,8 @@ class Inception(nn.Module):
             nn.MaxPool2d(3, stride=1, padding=1), BasicConv2d(in_channels, pooled, 1, bn=bn)
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) to (B, out_channels, H, W)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, out_channels, H, W)."""
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
 
 
@@ -105,6 +108,7 @@ class AuxiliaryHead(nn.Module):
         self.fc2 = nn.Linear(int(1024 * width), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to logits (B, K)."""
         # fmt: off
         if x.shape[2:] == (14, 14) and not self.adaptive:
             x = F.avg_pool2d(x, 5, stride=3)                 # (B, C, 4, 4), windows overlap

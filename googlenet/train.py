@@ -58,12 +58,11 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add_image_flags(parser)
     add_weight_flags(parser)
     add, switch = parser.add_argument, parser.add_switch
-    switch("--aux", default=True, help="train the two auxiliary heads, too")
+    switch("--aux", default=True, help="train the auxiliary heads, too")
     switch("--whole-filters", help="5x5 and 7x7 filters in one piece, as before Inception-v3")
     switch("--augment", default=True, help="train on changed images")
-    add(
-        "--schedule", choices=["cosine", "stairs"], help="of lr; stairs: the paper's, down by steps"
-    )
+    text = "of lr; stairs: the paper's, down by steps"
+    add("--schedule", choices=["cosine", "stairs"], help=text)
     add("--optimizer", choices=["sgd", "rmsprop"], default="sgd", help="rmsprop: Inception-v3's")
     text = "share of the labels spread over all classes"
     add("--smoothing", type=cli.share, metavar="EPS", default=0.0, help=text)
@@ -72,6 +71,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--size", type=cli.integer(8), metavar="S", help="pixels the network sees")
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
+    if args.average and args.fsdp:
+        fail("--average needs whole parameters: leave --fsdp away")
     return args
 
 
@@ -124,8 +125,6 @@ def evaluate(
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
-    if args.average and args.fsdp:
-        fail("--average needs whole parameters: leave --fsdp away")
     dev = Device(args)
     # Of folders any 8 to 100% of an image, 3:4 to 4:3, half of them mirrored (Sec. 6).
     window = resized_window if args.augment else None

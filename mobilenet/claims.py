@@ -17,6 +17,7 @@ import argparse
 import torch
 
 from common import cli
+from common.checkpoint import read_checkpoint
 from common.claims import error_curve, error_of, multiply_adds, run_arms, write_summary
 from common.folder import make_folder
 from mobilenet.train import build
@@ -41,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("mobilenet", __doc__, CLAIMS, data="cifar10", size=16)
     text = f"of each run (default: {', '.join(f'{n} for {c}' for c, n in EPOCHS.items())})"
-    parser.add_argument("--epochs", type=cli.integer(1), help=text)
+    parser.add_argument("--epochs", type=cli.integer(1), metavar="N", help=text)
     text = "end each run after N steps, to see how it works"
     parser.add_argument("--max-steps", type=cli.integer(1), metavar="N", help=text)
     return parser.parse_args(argv)
@@ -60,8 +61,9 @@ def main(argv: list[str] | None = None) -> dict:
     results, commands, folders = run_arms("mobilenet", train, arms, shared, args)
     costs = {}  # parameters and multiply-adds, as in Tables 4 and 6
     for arm, flags in arms.items():
+        facts = read_checkpoint(folders[arm][0] / "last.pt")["dataset"]
         with torch.device("meta"):
-            model = build(parse_training(flags), 10)
+            model = build(parse_training(flags), len(facts["classes"]))
             image = torch.empty(1, 3, args.size, args.size)
         costs[arm] = sum(p.numel() for p in model.parameters()), multiply_adds(model, image)
         for run in results[arm]:

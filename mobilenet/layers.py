@@ -48,7 +48,8 @@ def gradients(
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Of a stride in low precision: zeros between the gradients, and a convolution of stride 1."""
+    """(B, C, H, W); of a stride in low precision by zeros between the gradients, and a convolution
+    of stride 1."""
     size = weight.shape[2]
     if stride == 1 or x.dtype.itemsize >= 4:
         return gradients(grad, x, weight, stride, size // 2, [True, False])[0]
@@ -58,7 +59,7 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tens
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Of 5x5 filters in four parts of 3x3, which overlap in a cross."""
+    """(C, 1, K, K); of 5x5 filters in four parts of 3x3, which overlap in a cross."""
     size = weight.shape[2]
     if size != 5 and min(x.shape[2:]) >= size:
         return gradients(grad, x, weight, stride, size // 2, [False, True])[1]
@@ -83,7 +84,7 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(channels, channels, size, stride, size // 2, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H / stride, W / stride)."""
+        """(B, C, H, W) to (B, C, H / stride, W / stride), rounded up."""
         size, stride, kind = self.kernel_size[0], self.stride[0], x.device.type
         if kind != "cpu" or self.bias is not None or not torch.is_grad_enabled():
             return super().forward(x)
@@ -94,14 +95,18 @@ class DepthwiseConv2d(nn.Conv2d):
         return Depthwise.apply(x.to(dtype), self.weight.to(dtype), stride)
 
 
-def divisible(channels: float, low: float = 0.9, by: int = 8) -> int:
+def divisible(channels: float) -> int:
     """The nearest multiple of 8, at least 8, but never less than 90% of `channels`."""
-    nearest = max(by, int(channels + by / 2) // by * by)
-    return nearest if nearest >= low * channels else nearest + by
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution, its batch norm, and an activation if there is one."""
+    """A convolution, its batch norm, and an activation if there is one.
+
+    A `depthwise` one has as many channels before as after it: `in_channels` has no meaning there.
+    `norm` are batch norm's eps and momentum.
+    """
 
     def __init__(
         self,
@@ -123,7 +128,7 @@ class ConvNorm(nn.Sequential):
 
 
 def initialise(model: nn.Module) -> None:
-    """The authors' initial weights: normal of deviation 0.09; norms 1, biases 0."""
+    """The authors' initial weights: normal of deviation 0.09, cut at twice that; biases 0."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.trunc_normal_(module.weight, std=0.09, a=-0.18, b=0.18)

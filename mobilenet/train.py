@@ -126,7 +126,10 @@ def for_inference(model: nn.Module, dev: Device, ema: dict[str, Tensor]) -> nn.M
 def evaluate(
     model: nn.Module, images: ImageSet, dev: Device, ema: dict, picture: Path | None = None
 ) -> dict[str, float]:
-    """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix."""
+    """Mean loss and accuracy over a part of the data; `picture` is for the confusion matrix.
+
+    `ema` holds the averaged weights to measure, or nothing.
+    """
     net, tally = for_inference(model, dev, ema), Tally(images, dev)
     for x, labels in images.batches(250):
         with dev.autocast():

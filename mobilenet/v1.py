@@ -18,13 +18,8 @@ from torch import Tensor, nn
 
 from mobilenet.layers import DepthwiseConv2d, divisible, initialise
 
-STAGES = (
-    (64, 1, 1),
-    (128, 2, 2),
-    (256, 2, 2),
-    (512, 6, 2),
-    (1024, 2, 2),
-)  # channels, layers, stride
+# Table 1: output channels, layers, stride of the first
+STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
 
 
 class SeparableConv(nn.Module):
@@ -62,7 +57,7 @@ class MobileNetV1(nn.Module):
     """Table 1: a full convolution, 13 separable ones, average pooling, and a linear layer.
 
     `width` is the multiplier alpha. Without `separable` all convolutions are full (Table 4). Of
-    `small_images` the first two strides are 1.
+    `small_images` the first two strides are 1. `dropout` is of what the linear layer reads.
     """
 
     def __init__(
@@ -75,16 +70,14 @@ class MobileNetV1(nn.Module):
     ):
         super().__init__()
         layer = SeparableConv if separable else FullConv
-        channels = divisible(32 * width)
-        stride = 1 if small_images else 2
-        self.conv_stem = nn.Conv2d(3, channels, 3, stride, padding=1, bias=False)
+        channels, first = divisible(32 * width), 1 if small_images else 2
+        self.conv_stem = nn.Conv2d(3, channels, 3, first, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         stages = []
         for number, (out_channels, num_layers, stride) in enumerate(STAGES):
             stride = 1 if small_images and number == 1 else stride
-            layers = []
+            wide, layers = divisible(out_channels * width), []
             for i in range(num_layers):
-                wide = divisible(out_channels * width)
                 layers.append(layer(channels, wide, stride if i == 0 else 1))
                 channels = wide
             stages.append(nn.Sequential(*layers))
@@ -112,5 +105,7 @@ def mobilenet_v1(num_classes: int = 1000, width: float = 1.0, **options) -> Mobi
 
 
 def mobilenet_v1_cifar(num_classes: int = 10, width: float = 0.5, **options) -> MobileNetV1:
-    """For 32 pixels, not in the paper: the first two strides are 1, half of the widths."""
+    """For 32 pixels, not in the paper: the first two strides are 1, half of the widths; 823,722
+    parameters for ten classes. `options` are as above.
+    """
     return MobileNetV1(num_classes, width, small_images=True, **options)

@@ -54,7 +54,8 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Table 2: a full convolution, 17 inverted residuals, a 1x1 convolution, a linear layer.
 
-    `width` is the multiplier. Of `small_images` the first two strides are 1.
+    `width` is the multiplier, `dropout` of what the linear layer reads; `linear` is that of
+    InvertedResidual. Of `small_images` the first two strides are 1.
     """
 
     def __init__(
@@ -96,5 +97,7 @@ def mobilenet_v2(num_classes: int = 1000, width: float = 1.0, **options) -> Mobi
 
 
 def mobilenet_v2_cifar(num_classes: int = 10, width: float = 0.35, **options) -> MobileNetV2:
-    """For 32 pixels, not in the paper: the first two strides are 1, a third of the widths."""
+    """For 32 pixels, not in the paper: the first two strides are 1, a third of the widths; 408,938
+    parameters for ten classes. `options` are as above.
+    """
     return MobileNetV2(num_classes, width, small_images=True, **options)

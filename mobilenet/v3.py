@@ -59,13 +59,18 @@ class SqueezeExcitation(nn.Module):
         self.fc1, self.fc2 = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
         self.relu, self.gate = nn.ReLU(inplace=True), nn.Hardsigmoid()
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), returned so
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, H, W), each channel times a number from 0 to 1."""
         weight = self.relu(self.fc1(x.mean((2, 3), keepdim=True)))  # (B, C/4, 1, 1)
         return x * self.gate(self.fc2(weight))  # gate: (B, C, 1, 1)
 
 
 class Block(nn.Module):
-    """An inverted residual with squeeze-and-excitation (Fig. 4)."""
+    """An inverted residual, with squeeze-and-excitation or without (Fig. 4).
+
+    `wide` counts the channels inside, `size` is of the depthwise filters; `excite` and `swish` are
+    the columns SE and NL of the tables, `norm` batch norm's settings.
+    """
 
     def __init__(
         self,
@@ -93,10 +98,11 @@ class Block(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """Tables 1 and 2: a full convolution, the `table`'s blocks, a 1x1 convolution, two layers.
+    """Tables 1 and 2: a full convolution, blocks, a 1x1 convolution, two linear layers.
 
-    `last` counts the channels between the two. `width` multiplies all but these; of `small_images`
-    the first two strides are 1, and norms forget as fast as elsewhere.
+    `table` has a row for each block. `last` counts the channels between the two linear layers, of
+    which training drops a share `dropout`; `width` multiplies all but these. Of `small_images` the
+    first two strides are 1, and norms have torch's own eps and momentum.
     """
 
     def __init__(
@@ -148,6 +154,8 @@ def mobilenet_v3_small(num_classes: int = 1000, width: float = 1.0, **options) -
 
 
 def mobilenet_v3_cifar(num_classes: int = 10, width: float = 1.0, **options) -> MobileNetV3:
-    """For 32 pixels, not in the paper: the small one, its first two strides 1, 256 in the end."""
+    """For 32 pixels, not in the paper: the small one, its first two strides 1, with 256 channels
+    between the last two layers; 1,077,290 parameters for ten classes. `options` are as above.
+    """
     options = dict(small_images=True, **options)
     return MobileNetV3(SMALL, 256, num_classes, width, **options)
