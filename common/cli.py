@@ -332,21 +332,23 @@ def claims_parser(
 ) -> OneLineParser:
     """The flags that every claims.py has; where a default is given for them, also `--data`,
     `--epochs` and `--size`."""
-    parser = OneLineParser(f"python {milestone}/claims.py", doc)
+    parser = OneLineParser(f"python {milestone}/claims.py CLAIM", doc)
     add, text = parser.add_argument, "one run each (default: 0 1 2)"
     add("claim", choices=list(claims), help="which claim to put to the test")
     add("--seeds", type=integer(0), nargs="+", default=[0, 1, 2], metavar="N", help=text)
     add("--data-dir", metavar="DIR", default="data", help="where data sets lie (default: data)")
     add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
-    out, text = Path(milestone, "samples"), "folder for JSON and picture (default: samples)"
+    out = Path(milestone, "samples")
+    text = f"folder for JSON and picture (default: {out})"
     add("--out", type=Path, default=out, metavar="DIR", help=text)
     if data:
-        add("--data", default=data, help=f"which data (default: {data})")
+        add("--data", default=data, metavar="NAME", help=f"which data (default: {data})")
     if epochs:
         text = f"of each run (default: {epochs})"
         add("--epochs", type=integer(1), default=epochs, metavar="N", help=text)
     if size:
-        add("--size", type=integer(8), default=size, help=f"pixels (default: {size})")
+        text = f"pixels the networks see (default: {size})"
+        add("--size", type=integer(8), default=size, metavar="S", help=text)
     return parser
 
 
