@@ -207,6 +207,8 @@ class Parser(OneLineParser):
         wanted = typed.pop("help", False)
         if strange:
             fail(unknown("flag", strange[0], [f"--{d.replace('_', '-')}" for d in self.defaults]))
+        if empty := next((flag for flag, value in typed.items() if value == ""), None):
+            fail(f"--{empty.replace('_', '-')} is empty: give it a value, or leave it out")
         source, stored, flags = self.find(typed)
         milestone = flags.get("milestone", self.milestone)
         if milestone != self.milestone:
@@ -245,8 +247,9 @@ class Parser(OneLineParser):
         for key in self.fixed:
             changed = key in typed and typed[key] != flags.get(key, typed[key])
             if changed and not (key == "data" and "evaluate" in typed):
-                name = flags[key]
-                fail(f"{source} holds {key} {name!r}, not {typed[key]!r}: start a new run for that")
+                known, flag = flags[key], key.replace("_", "-")
+                held = f"holds {key} {known!r}" if known is not None else f"began without --{flag}"
+                fail(f"{source} {held}, not {typed[key]!r}: start a new run for that")
 
     def ask(self, given: dict) -> dict:
         """The defaults for the model and data that are `given`; notes what means nothing there."""

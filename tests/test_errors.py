@@ -36,6 +36,7 @@ def main(request):
         (["--epochs", "0"], "--epochs"),
         (["--epochs", "-1"], "--epochs"),
         (["--epochs", "two"], "'two'"),
+        (["--run-dir", "", "--resume"], "--run-dir is empty"),
         (["--lr", "0"], "--lr"),
         (["--lr", "nan"], "--lr"),
         (["--lr", "1e300"], "--lr"),
