@@ -62,6 +62,7 @@ class Descent(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
+        """Moves all parameters that have a gradient; there is no use for a `closure`."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:

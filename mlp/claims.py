@@ -40,8 +40,8 @@ KINDS = {
     "ReLU": ["--activation", "relu"],
     "ReLU, normalised": ["--activation", "relu", "--norm"],
 }
-FEW = ["--limit", "1000", "--batch-size", "50", "--epochs", "60"]
-FEW += ["--optimizer", "adam"]  # AdamW would make the weights of every arm smaller
+FEW_IMAGES = ["--limit", "1000", "--batch-size", "50", "--epochs", "60"]
+FEW_IMAGES += ["--optimizer", "adam"]  # AdamW would make the weights of every arm smaller
 STRENGTHS = {
     "none": [[]],
     "L1": [["--l1", s] for s in ("1e-6", "1e-5", "1e-4", "1e-3")],
@@ -55,7 +55,7 @@ GRIDS = {
     "adagrad": ("0.003", "0.01", "0.03", "0.1", "0.3"),
     **dict.fromkeys(("rmsprop", "adam", "adamw"), ("0.0003", "0.001", "0.003", "0.01", "0.03")),
 }
-TABLES = {  # files below PATH/tabular, and flags
+FILES = {  # files below PATH/tabular, and flags
     "adult": ["adult_train.csv,adult_test.csv"],
     "wine_quality": ["wine_quality.csv"],
     "california_housing": ["california_housing.csv", "--target", "median_house_value"],
@@ -207,12 +207,11 @@ def depth(args: argparse.Namespace) -> dict:
     left.set_yscale("log")
     left.set_xlabel("layer, from the pixels (17: the output)")
     left.set_ylabel("norm of the gradient, before training")
-    for axis in (right,):
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xticks(DEPTHS, [str(number) for number in DEPTHS])
-        axis.set_xlabel("hidden layers of 100 units")
-        axis.set_ylabel("test error (%)")
+    right.set_xscale("log", base=2)
+    right.set_yscale("log")
+    right.set_xticks(DEPTHS, [str(number) for number in DEPTHS])
+    right.set_xlabel("hidden layers of 100 units")
+    right.set_ylabel("test error (%)")
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
@@ -235,7 +234,7 @@ def report(name: str, results: dict, commands: dict, args: argparse.Namespace) -
 
 def regularisation(args: argparse.Namespace) -> dict:
     """Ways to generalise from 1,000 images."""
-    shared = ["--model", "mlp", "--data", args.data, "--quiet", *FEW]
+    shared = ["--model", "mlp", "--data", args.data, "--quiet", *FEW_IMAGES]
     shared += ["--epochs", str(args.epochs)] if args.epochs else []
     results, commands, _ = best_arms("mlp", train, STRENGTHS, shared, args)
     return report("regularisation", results, commands, args)
@@ -308,11 +307,11 @@ def tables(args: argparse.Namespace) -> dict:
     from common.plot import bars
 
     root = Path(args.data_dir, "tabular")
-    missing = [name for files, *_ in TABLES.values() for name in files.split(",")]
+    missing = [name for files, *_ in FILES.values() for name in files.split(",")]
     if lacking := [name for name in missing if not (root / name).is_file()]:
         fail(f"{lacking[0]} is not in {root}: --data-dir names the folder that has tabular/")
     results, commands, panels = {}, {}, {}
-    for name, (files, *flags) in TABLES.items():
+    for name, (files, *flags) in FILES.items():
         data = "csv:" + ",".join(str(root / file) for file in files.split(","))
         own = ["--data", data, *flags]
         shared = ["--quiet", *(epochs(args, 1) if args.epochs else [])]

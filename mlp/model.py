@@ -52,7 +52,8 @@ class Layer(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.3, 0.3)
 
-    def forward(self, y: Tensor) -> Tensor:  # (B, N)
+    def forward(self, y: Tensor) -> Tensor:
+        """Activities (B, N) of the layer below to total inputs (B, units)."""
         parts = y.split(self.sizes, 1)
         return torch.cat([g(part) for g, part in zip(self.groups, parts, strict=True)], 1)  # Eq. 1
 
@@ -90,7 +91,8 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, y: Tensor) -> Tensor:  # of any shape
+    def forward(self, y: Tensor) -> Tensor:
+        """Any shape to the same."""
         if not self.training:
             return y
         return y * (torch.rand(y.shape, device=y.device) >= self.p) / (1 - self.p)

@@ -28,9 +28,9 @@ ROWS = {  # beside QUICK and PAPER
     "mlp_dropout": RELU | dict(hidden=[1024] * 3, dropout=0.5, input_dropout=0.2, max_norm=1.0),
     "mlp_table": RELU | dict(hidden=[256, 128], dropout=0.1),
 }
-BATCHES = ((2000, 16, 0.03), (20_000, 64, 1e-3), (math.inf, 256, 0.0))  # of tables, up to so
-# many rows: the batch, and L2. Under FEW a tenth of them chooses nothing: none is kept back.
-FEW = 1000
+# Of tables up to so many rows: the batch, and L2.
+BATCHES = ((2000, 16, 0.03), (20_000, 64, 1e-3), (math.inf, 256, 0.0))
+FEW_ROWS = 1000  # of fewer a tenth is too little to choose by: none is kept back
 ONE_BATCH = "the paper adds up the gradient of all cases before it changes a weight"
 PAPERS_NET = "the network is the paper's"
 
@@ -67,7 +67,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     elif kind == "table":
         rows = rows_of(data or "iris")
         size, l2 = next(row[1:] for row in BATCHES if rows <= row[0])
-        val = given.get("val", 0 if rows < FEW else 5000)
+        val = given.get("val", 0 if rows < FEW_ROWS else 5000)
         own |= dict(data=data or "iris", epochs=60, val=val, patience=20 if val else None)
         own |= dict(optimizer="adamw", batch_size=size, lr=3e-3, l2=l2)
     else:

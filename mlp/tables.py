@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 SKLEARN = ("iris", "wine", "breast-cancer", "diabetes")
 TABLES = [*SKLEARN, "csv:PATH"]
 MOST = 1000  # categories of a column, and classes
-FEW = 10  # so many different whole numbers are classes, more are a quantity
+FEW_VALUES = 10  # so many different whole numbers are classes, more are a quantity
 SHOWN = 6  # names in a line
 
 
@@ -97,7 +97,7 @@ def learn(table: "pd.DataFrame", notes: list[str]) -> list[dict]:
             if (share := numbers.notna().mean()) >= 0.5:
                 notes.append(f"{name} is taken for categories: {share:.0%} of it are {what}, but "
                              f"{example}")  # fmt: skip
-            elif number > FEW and present.str.contains(r"\d").mean() >= 0.5:
+            elif number > FEW_VALUES and present.str.contains(r"\d").mean() >= 0.5:
                 notes.append(f"{name} is taken for {number:,} categories: {example}, no number")
         holes[name] = int(values.isna().sum())
         columns.append({"name": name, **column})
@@ -249,12 +249,12 @@ def choose_task(values: "pd.Series", task: str, name: str, separator: str) -> tu
     line = f"line {odd.index[0]} has {odd.iloc[0]!r}" if len(odd) else ""
     how = ""
     if task == "auto":
-        if len(odd) and len(odd) <= len(values) / 2 and numbers.nunique() > FEW:
+        if len(odd) and len(odd) <= len(values) / 2 and numbers.nunique() > FEW_VALUES:
             fail(f"{name!r} is numbers, but {line}: mend or empty the cell, or take --task "
                  "classification")  # fmt: skip
-        task = "classification" if len(odd) or (whole and distinct <= FEW) else "regression"
+        task = "classification" if len(odd) or (whole and distinct <= FEW_VALUES) else "regression"
         what = "text" if len(odd) else "whole numbers" if whole else "numbers"
-        what += f" ({line})" if len(odd) and distinct > FEW else ""
+        what += f" ({line})" if len(odd) and distinct > FEW_VALUES else ""
         how = f"{name} has {distinct:,} different values, {what}: {task}"
     if task == "regression" and len(odd):
         fail(f"--task regression: {name!r} is {odd.iloc[0]!r} in line {odd.index[0]}, no number")
@@ -443,7 +443,8 @@ def read_source(args: cli.Flags) -> tuple[Source, str]:
         separator = tables[0].attrs["separator"]
         notes += note_header(tables[0])
         silent = [notes, []]  # of the second file nothing is said twice
-        tables = [drop_columns(t, args.drop or [], target, n) for t, n in zip(tables, silent)]  # noqa: B905
+        pairs = zip(tables, silent, strict=False)
+        tables = [drop_columns(t, args.drop or [], target, said) for t, said in pairs]
     tables = [with_target(table, target, notes) for table in tables]
     rows = sum(map(len, tables))
     if rows < 2 or not all(map(len, tables)):

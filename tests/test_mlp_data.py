@@ -740,7 +740,7 @@ def test_the_claim_on_tables_compares_three_methods(monkeypatch, refused):
     for name in ("one", "two"):
         write(f"d/tabular/{name}.csv", table)
     arms = {"one": ["one.csv"], "two": ["two.csv", "--target", "weight"]}
-    monkeypatch.setattr(claims, "TABLES", arms)
+    monkeypatch.setattr(claims, "FILES", arms)
     argv = ["tables", "--seeds", "0", "1", "--data-dir", "d", "--out", "out", "--epochs", "2"]
     summary = claims.main(argv)
     assert {arm: list(values)[1] for arm, values in summary.items()} == {
