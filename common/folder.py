@@ -80,6 +80,13 @@ def make_folder(path: Path) -> None:
         fail(f"--out {path}: {error.strerror}")
 
 
+def keep_what_is_there(folder: Path, *names: str) -> None:
+    """Ends in one line if one of these files, which would be written, is in the folder."""
+    for name in names:
+        if (folder / name).exists():
+            fail(f"{folder / name} is there already: name another folder with --out")
+
+
 def new_samples(folder: Path) -> Path:
     """A new name in a folder for what a sample.py makes: samples, samples-2, … (not made yet)."""
     names = itertools.chain(["samples"], (f"samples-{n}" for n in itertools.count(2)))

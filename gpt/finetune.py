@@ -11,6 +11,7 @@ half.
 """
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
@@ -140,12 +141,15 @@ def load(
             fail(f"--num-heads: {error}")
         facts["network"] = describe(model, "gpt1" if args.model == "gpt1" else "gpt2")
     facts["classes"] = source.classes
+    if (most := facts["network"]["context"] - SPECIAL) < 1:
+        fail(f"--context {most + SPECIAL}: with <start> and <extract> around it a sentence needs "
+             f"{SPECIAL + 1} tokens at least")  # fmt: skip
     sets = {
         part: Sentences(part, content.texts, content.labels, facts, dev)
         for part, content in source.parts.items()
     }
     say_parts(args, dev, sets, "sentences", named(source.classes))
-    cut, most = sum(part.cut for part in sets.values()), facts["network"]["context"] - SPECIAL
+    cut = sum(part.cut for part in sets.values())
     short = f"{counted(cut, 'sentence')} cut at {most} tokens" if cut else ""
     for note in filter(None, (source.note, short)):
         dev.say(f"note: {note}")
@@ -200,10 +204,11 @@ def classify(
     model: Classifier, facts: dict, sentences: Sequence[str], dev: Device
 ) -> dict[str, str]:
     """Prints the likeliest classes of sentences; returns the first of each."""
-    if empty := [number for number, text in enumerate(sentences, 1) if not text.strip()]:
-        fail(f"sentence {empty[0]} is empty: it has no class")
-    odds = model(*padded(encode(sentences, facts)[0], dev))[0].float().softmax(1).cpu()
-    classes = facts["classes"]
+    (tokens, cut), classes = encode(sentences, facts), facts["classes"]
+    if cut:
+        most = facts["network"]["context"] - SPECIAL
+        print(f"note: {counted(cut, 'sentence')} cut at {most} tokens", file=sys.stderr)
+    odds = model(*padded(tokens, dev))[0].float().softmax(1).cpu()
     for text, row in zip(sentences, odds, strict=True):
         best = row.topk(min(3, len(classes)))
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -124,7 +124,8 @@ def banded(query: Tensor, key: Tensor, value: Tensor, window: int, dropout: floa
 class SelfAttention(nn.Module):
     """Each token looks at itself and those before it; with a `window` at the nearest alone.
 
-    With `recording` set, `weights` holds the attention of the last call, (B, H, T, S).
+    With `recording` set, `weights` holds the attention of the last call, (B, H, T, S). Raises
+    ValueError for heads that can't share `d_model`, unless their size `d_head` is given.
     """
 
     def __init__(
@@ -227,7 +228,10 @@ class LanguageModel(nn.Module):
 
     # fmt: off
     def features(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Tokens (B, T), after those of the cache, to what the last layer sees (B, T, D)."""
+        """Tokens (B, T), after those of the cache, to what the last layer sees (B, T, D).
+
+        Raises ValueError for more of them than the context.
+        """
         past = cache[0]["key"].shape[2] if cache and cache[0] else 0
         end = past + tokens.shape[1]
         if end > self.context:

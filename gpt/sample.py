@@ -21,8 +21,9 @@ from torch import Tensor
 
 from common import cli, fail
 from common.data.corpora import END, Vocabulary, read_text
+from common.data.text import as_typed, check_prompt, in_words
 from common.device import Device
-from common.folder import make_folder, new_samples, open_run
+from common.folder import keep_what_is_there, make_folder, new_samples, open_run
 from gpt.model import MODELS, Classifier, LanguageModel
 from gpt.published import build, read_published
 from gpt.writing import write
@@ -60,24 +61,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.out and (args.interactive or args.sentences):
         what = "--interactive" if args.interactive else "classifying"
         fail(f"{what} writes no files: leave --out out")
+    args.sentences = as_typed(args.sentences)
+    if "" in args.sentences:
+        fail(f"sentence {args.sentences.index('') + 1} is empty: it has no class")
     args.typed = [name for name in WRITING if getattr(args, name) is not None]
     vars(args).update({name: value for name, value in WRITING.items() if name not in args.typed})
     if args.temperature == 0 and (args.top_k or args.top_p):
         fail("--temperature 0 takes the likeliest token: --top-k and --top-p need a larger one")
     if args.data_dir:
         fail("--data-dir has no meaning here: no data set is read")
+    if args.weights == "":
+        fail("--weights is empty: name weights, a folder or a file, or leave it out")
     if args.weights and args.checkpoint:
         fail("give --weights or --checkpoint, one of them")
     if args.weights and args.sentences:
         fail("--weights are of language models: give the text to go on from with --prompt")
     if args.interactive and not sys.stdin:
         fail("--interactive reads the standard input, which is closed")
-    if args.prompt == "":
-        fail("--prompt is empty: give a text to go on from, or leave it out")
-    try:
-        (args.prompt or "").encode()
-    except UnicodeEncodeError:
-        fail("--prompt is not UTF-8 text")
+    check_prompt(args.prompt)
     for escape, character in ESCAPES.items():
         args.stop = args.stop.replace(escape, character)
     return args
@@ -95,7 +96,7 @@ def open_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, Device,
         name = Path(args.weights).resolve().stem if Path(args.weights).exists() else args.weights
         root = Path("runs", "gpt", f"weights-{name.replace('/', '-')}")
         out = args.out or new_samples(root)
-        refuse_overwriting(out)
+        keep_what_is_there(out, *MADE)
         return found.build().to(dev.device).eval(), found.vocabulary, dev, out
     with contextlib.redirect_stdout(io.StringIO()) as said:
         checkpoint, _, dev, out = open_run(args, "gpt", MODELS)
@@ -112,16 +113,9 @@ def open_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, Device,
     if args.sentences and "classes" not in facts:
         fail("the checkpoint is a language model's: give the text to go on from with --prompt")
     if not args.sentences:
-        refuse_overwriting(out)
+        keep_what_is_there(out, *MADE)
     print(said.getvalue(), end="", file=sys.stderr)  # on stdout a text is alone
     return model.to(dev.device).eval(), facts, dev, out
-
-
-def refuse_overwriting(out: Path) -> None:
-    """Ends in one line if a file that would be written is there."""
-    for name in MADE:
-        if (out / name).exists():
-            fail(f"{out / name} is there already: name another folder with --out")
 
 
 def read_prompt(text: str | None, vocabulary: Vocabulary, context: int, dev: Device) -> Tensor:
@@ -131,8 +125,8 @@ def read_prompt(text: str | None, vocabulary: Vocabulary, context: int, dev: Dev
     else:
         text = "\n" if text is None else text
         if strange := vocabulary.unknown(text):
-            shown = " ".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in strange[:20])
-            print(f"note: training did not have these characters: {shown}", file=sys.stderr)
+            note = f"training did not have these characters: {in_words(strange)}"
+            print(f"note: {note}", file=sys.stderr)
         tokens = vocabulary.encode(text)
     if not len(tokens):
         fail("the prompt has no tokens: give a text to go on from with --prompt")

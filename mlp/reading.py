@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common import counted, fail
-from common.data.text import read_raw
+from common.data.text import read_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,16 +48,6 @@ TRIED = 50  # dates that tell which formats may be theirs
 
 
 # ---------------------------------------------------------------------- files
-
-
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark; it may be gzipped."""
-    content = read_raw(path)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        fail(f"{path}: line {line} is not UTF-8 text: save the table as UTF-8")
 
 
 def records(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]:
@@ -117,7 +107,7 @@ def read_table(path: Path) -> "pd.DataFrame":
         fail(f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}: name a CSV file")
     if path.stat().st_size > LARGE:
         print(f"reading {path}, {path.stat().st_size >> 20} MiB", file=sys.stderr, flush=True)
-    text, separators = read_text(path), "".join(SEPARATORS)
+    text, separators = read_whole(path), "".join(SEPARATORS)
     if said := re.match(r'"?sep=([,;\t|])"?(?=\r?\n)', text):
         text, separators = text[said.end() :], said[1]
     text, comments = without_comments(text)

@@ -24,7 +24,7 @@ from common.data.files import find_images
 from common.data.images import load_images
 from common.data.ink import classify, show_mistakes
 from common.device import Device
-from common.folder import make_folder, open_run
+from common.folder import keep_what_is_there, make_folder, open_run
 from mlp.model import MODELS, LogisticNet
 from mlp.plot import draw_families, draw_symmetry
 from mlp.tables import encode, load_table, read_source, read_table
@@ -39,13 +39,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.sample_parser("mlp", __doc__)
     parser.add_argument("inputs", nargs="*", help="a CSV file, images, or questions")
     return parser.parse_args(argv)
-
-
-def keep_what_is_there(out: Path, *names: str) -> None:
-    """Ends in one line if a file is there that would be written."""
-    for name in names:
-        if (out / name).exists():
-            fail(f"{out / name} is there already: name another folder with --out")
 
 
 @torch.inference_mode()

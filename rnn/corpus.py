@@ -17,7 +17,8 @@ from torch import Tensor
 
 from common import counted, fail, seed_of
 from common.data.corpora import CORPORA, END, Corpus, Text, Vocabulary, make_vocabulary, parts_of
-from common.data.sources import Source, say_parts
+from common.data.sources import say_parts
+from common.data.text import in_words
 from common.device import Device
 from common.run import progress_bar
 
@@ -27,22 +28,14 @@ TEST_STREAMS, WARM_UP = 32, 256  # a part is measured in so many streams, each r
 # ---------------------------------------------------------------------- sources
 
 
-def last_tenth(text: str, note: str = "") -> Source:
-    """The text with its last tenth held out as the test part."""
-    cut = len(text) - len(text) // 10
-    return Source([], {"train": text[:cut], "test": text[cut:]}, note)
+def reader(name: str, joint: str, ending: str = "") -> Callable[[argparse.Namespace], Corpus]:
+    """What reads a corpus with no ends of documents in it, but `joint` between them."""
 
-
-def reader(name: str, joint: str, ending: str = "") -> Callable[[argparse.Namespace], Source]:
-    """What reads a corpus as one text, with `joint` between its documents."""
-
-    def read(args: argparse.Namespace) -> Source:
+    def read(args: argparse.Namespace) -> Corpus:
         corpus = CORPORA[name](args)
         texts = {part: str(replace(text, joint=joint)).replace(END, joint) + ending
                  for part, text in corpus.parts.items()}  # fmt: skip
-        if "all" in texts:
-            return last_tenth(texts["all"], corpus.note)
-        return Source([], texts, corpus.note)
+        return Corpus({part: Text([text]) for part, text in texts.items()}, corpus.note)
 
     return read
 
@@ -207,23 +200,21 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, 
     Parts are contiguous: validation is the end of the training part. The vocabulary is that of the
     training part, or of the checkpoint that the run goes on with.
     """
-    source = SETS[args.data.partition(":")[0]](args)
+    corpus = SETS[args.data.partition(":")[0]](args)
     known = args.stored.get("dataset", {})
-    parts = Corpus({part: Text([text]) for part, text in source.parts.items()}, source.note)
-    texts = {part: str(text) for part, text in parts_of(args, parts).items()}
+    texts = {part: str(text) for part, text in parts_of(args, corpus).items()}
     names = ("characters", "tokenizer", "vocab_size")
     facts = {name: known[name] for name in names if name in known}
     if not facts:
         made = make_vocabulary(texts["train"], args.tokens, args.vocab_size)
         facts = dev.gather(made)[0]
     facts = {"task": "text", "tokens": args.tokens, **facts}
-    sets = {name: Stream(name, texts[name], facts, args.bptt, dev)
-            for name in texts}  # fmt: skip
+    sets = {name: Stream(name, text, facts, args.bptt, dev) for name, text in texts.items()}
     kind = "characters" if args.tokens == "chars" else "tokens"
-    say_parts(args, dev, sets, kind, f"{facts['vocab_size']:,} different", parts.note)
+    say_parts(args, dev, sets, kind, f"{facts['vocab_size']:,} different", corpus.note)
     for part in sets.values():
         if part.unknown:
-            shown = " ".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in part.unknown[:20])
-            dev.say(f"note: the {part.part} part has {counted(len(part.unknown), 'character')} "
-                    f"that training has not: {shown}")  # fmt: skip
+            strange = counted(len(part.unknown), "character")
+            dev.say(f"note: the {part.part} part has {strange} that training has not: "
+                    f"{in_words(part.unknown)}")  # fmt: skip
     return sets["train"], sets.get("val"), sets["test"]

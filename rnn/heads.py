@@ -1,7 +1,6 @@
 """What is built on recurrent layers: a language model, a classifier, a forecaster.
 
-Shapes: B batch, T time steps, F features of a step, V vocabulary, K classes, H forecast steps, C
-columns to forecast.
+Shapes: B batch, T time steps, F features of a step, V vocabulary, K classes, C columns to forecast.
 
 All are called alike, `outputs, state = model(inputs, lengths, state)`, so that one loop trains
 them. `make(input_size)` makes the recurrent layers.
@@ -38,7 +37,8 @@ class Symbols(nn.Module):
 class LanguageModel(nn.Module):
     """Tells the next token of each; dropout before, between and after the layers (Zaremba 2014).
 
-    `init` draws all weights from (-init, init), as Zaremba's and the char-rnn's.
+    `init` draws all weights from (-init, init), as Zaremba's and the char-rnn's. Raises ValueError
+    for layers that read both ways.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class LanguageModel(nn.Module):
         for _ in range(length):
             last = logits[0, -1].float().cpu()
             last[list(never)] = -math.inf
-            if temperature:
-                odds = (last / temperature).softmax(0)
+            if temperature:  # float32 holds no quotient of a smaller one
+                odds = (last / max(temperature, 1e-30)).softmax(0)
                 token = torch.multinomial(odds, 1, generator=generator)
             else:
                 token = last.argmax(0, keepdim=True)
@@ -101,6 +101,7 @@ class Reader(nn.Module):
     Inputs are tokens, with a `vocab_size`, or vectors of `num_features`. Pooling: the "mean" over
     the steps; the "last" of each direction, where it has read all; or by "attention", whose weights
     `weights` (B, T) keeps: softmax over the steps of v · tanh(W h_t) (Yang et al. 2016, Eq. 5-7).
+    Raises ValueError for another pooling.
     """
 
     def __init__(
@@ -167,7 +168,7 @@ class Classifier(Reader):
 
 
 class Forecaster(Reader):
-    """The next H values of C columns, (B, H, C), from a window (B, T, F) of F columns.
+    """The next `horizon` values of C columns, (B, horizon, C), from a window (B, T, F).
 
     `logistic` output units (of 1997) answer from 0 to 1.
     """
@@ -187,6 +188,6 @@ class Forecaster(Reader):
     def forward(
         self, inputs: Tensor, lengths: Tensor | None = None, state: State | None = None
     ) -> tuple[Tensor, None]:
-        """(B, T, F) to (B, H, C)."""
+        """(B, T, F) to (B, horizon, C)."""
         answers = super().forward(inputs, lengths, state)[0].unflatten(1, self.shape)
         return answers.sigmoid() if self.logistic else answers, None

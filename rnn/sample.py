@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from common import cli, counted, fail
 from common.data.corpora import Vocabulary
+from common.data.text import check_prompt, in_words, read_lines
 from common.device import Device
-from common.folder import make_folder, open_run
+from common.folder import keep_what_is_there, make_folder, open_run
 from rnn import sentences, series, speech
 from rnn.model import MODELS
 from rnn.recipes import MODULES
@@ -45,10 +46,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--length", type=count, metavar="N", help="tokens to write (default: 1000)")
     add("--temperature", type=cli.not_negative, metavar="T",
         help="below 1 likelier, 0 the likeliest, above 1 bolder (default: 0.8)")  # fmt: skip
-    add("--seed", type=cli.integer(0), metavar="N", default=0, help="of what is drawn (default: 0)")
+    text = "of what is drawn: text, or sentences of the test part (default: 0)"
+    add("--seed", type=cli.integer(0), metavar="N", help=text)
     args = parser.parse_args(argv)
     if args.inputs and args.file:
         fail("give sentences, or --file: one of them")
+    check_prompt(args.prompt)
     return args
 
 
@@ -73,18 +76,11 @@ def write(model: nn.Module, facts: dict, dev: Device, args: argparse.Namespace) 
     """Goes on from the prompt, on the terminal as it is written; returns the whole text."""
     vocabulary = Vocabulary(facts)
     prompt = "\n" if args.prompt is None else args.prompt
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        fail("--prompt is not UTF-8 text")
-    if not prompt:
-        fail("--prompt is empty: give a text to go on from, or leave it out")
     if strange := vocabulary.unknown(prompt):
-        shown = " ".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in strange[:20])
-        note = f"{counted(len(strange), 'character')} that training has not: {shown}"
+        note = f"{counted(len(strange), 'character')} that training has not: {in_words(strange)}"
         print(f"note: in the prompt {note}", file=sys.stderr)
     temperature = 0.8 if args.temperature is None else args.temperature
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed or 0)
     start = vocabulary.encode(prompt).to(dev.device)
     how = temperature, vocabulary.never, generator
     written = [prompt]
@@ -160,8 +156,6 @@ def classify(
     words, wanted, classes = None, [], facts["classes"]
     given = [str(text) for text in args.inputs]
     if args.file:
-        from common.data.text import read_lines
-
         given = [line for line in read_lines(args.file) if line]
     if given and facts["task"] == "sentences":
         inputs, lengths, words = sentences.encode(given, facts)
@@ -174,7 +168,7 @@ def classify(
         inputs, names = nn.utils.rnn.pad_sequence(features, batch_first=True), given
     else:
         test = MODULES[facts["task"]].load(flags, dev)[2]
-        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(args.seed))
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(args.seed or 0))
         some = order[:SHOWN]
         inputs, lengths, targets = test.examples(some)
         names = [test.names[i] for i in some.tolist()]
@@ -292,14 +286,14 @@ def main(argv: list[str] | None = None) -> dict | str:
                          ("file", ["sentences"])):  # fmt: skip
         if getattr(args, flag) is not None and task not in wanted:
             fail(f"--{flag} means nothing here: the checkpoint's network is for {task}")
+    if args.seed is not None and (args.inputs or args.file or task in ("series", "adding")):
+        fail("--seed means nothing here: nothing is drawn")
     if task in ("text", "adding") and args.inputs:
         hint = ": give --prompt" if task == "text" else ""
         fail(f"the checkpoint's network is for {task} and takes no inputs{hint}")
     if task == "series" and len(args.inputs) > 1:
         fail("one series at a time: give one CSV file")
-    for name in MADE.get(task, []):
-        if (out / name).exists():
-            fail(f"{out / name} is there already: name another folder with --out")
+    keep_what_is_there(out, *MADE.get(task, []))
     # On stdout a language model's text is alone.
     print(said.getvalue(), end="", file=sys.stderr if task == "text" else sys.stdout)
     model = build(flags, facts)

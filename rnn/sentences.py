@@ -20,7 +20,7 @@ from common import cli, counted, fail
 from common.data.classes import check_classes, known_classes
 from common.data.sentences import SETS as SENTENCES
 from common.data.sources import named, open_source, say_parts
-from common.data.text import as_text, read_tokenizer
+from common.data.text import as_typed, read_tokenizer
 from common.device import Device
 from common.run import progress_bar
 from rnn.batches import Sequences
@@ -88,14 +88,9 @@ def tokenise(texts: Sequence[str], facts: dict) -> tuple[list[Tensor], list[list
 def encode(texts: Sequence[str], facts: dict) -> tuple[Tensor, Tensor, list[list[str]]]:
     """One's own sentences for a network of these `facts`: tokens (B, T), padded at the end,
     lengths (B,), and the words of each. An empty or a garbled one ends in one line."""
-    clean = []
-    for number, text in enumerate(texts, 1):
-        try:
-            clean.append(as_text(text.encode("utf-8", "surrogateescape"), f"sentence {number}"))
-        except ValueError as error:
-            fail(str(error))
-        if not clean[-1]:
-            fail(f"sentence {number} is empty: there is nothing to tell of it")
+    clean = as_typed(texts)
+    if "" in clean:
+        fail(f"sentence {clean.index('') + 1} is empty: there is nothing to tell of it")
     tokens, words, _ = tokenise(clean, facts)
     lengths = torch.tensor(list(map(len, tokens)))
     return pad_sequence(tokens, batch_first=True, padding_value=PAD), lengths, words

@@ -312,7 +312,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
         check_columns(series, facts["columns"], "the checkpoint's column")
         notes.append(check_step(series, known))
     else:
-        targets = [args.target or series.columns[-1]]
+        targets = [series.columns[-1] if args.target is None else args.target]
         if targets == ["all"] and "all" not in series.columns:
             targets = list(series.columns)
         check_columns(series, targets, "--target")

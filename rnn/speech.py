@@ -215,9 +215,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | 
         those = ", ".join(f"{n:,} of {rate:,} Hz" for rate, n in strange.items())
         notes.append(f"recordings brought to {facts['sample_rate']:,} Hz: {those}")
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # too little work to share: on a busy machine two took 13 times as long
+    torch.set_num_threads(1)  # too little to share: two took 13 times as long on a busy machine
     heard = progress_bar(sounds, dev, "hearing them", len(sounds))
     features = [log_mel(samples, rate, facts) for samples, rate in heard]
     torch.set_num_threads(threads)

@@ -53,7 +53,8 @@ class GatedUnit(nn.Module):
 class Bahdanau(nn.Module):
     """Fig. 1: both ways through the source, and a decoder that looks at it before each word.
 
-    The paper's m is `d_model`, n and n' are `hidden_size`, l is `maxout_size`. `init` is the
+    The paper's m is `d_model`, n and n' are `hidden_size`, l is `maxout_size`: of each two of 2 l
+    units the larger goes on to the last layer. `init` is the
     deviation of all weights but the recurrent ones, which are orthogonal; None is `initialise`.
     """
 

@@ -57,7 +57,8 @@ class Words(nn.Module):
     """The embeddings of both sides, and the last layer, which predicts the next word.
 
     `tied` is for small networks: one matrix for all three (Press and Wolf 2016), and a layer before
-    the last one that brings `width` to D. Not in these papers.
+    the last one that brings `width` to D. Not in these papers. Raises ValueError for a tied source
+    of another size.
     """
 
     def __init__(
@@ -196,6 +197,8 @@ class Attention(nn.Module):
     "dot":     q · m                       (Luong Eq. 8; H is that of the memory)
     "general": q · W m                     (Luong Eq. 8)
     "concat":  v · tanh(W q + U m)         (Luong Eq. 8; Bahdanau A.1.2)
+
+    Raises ValueError for another kind, and for sizes without a dot product.
     """
 
     def __init__(self, kind: str, query_size: int, memory_size: int, size: int | None = None):

@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--temperature", type=cli.positive, metavar="T", help="draw from the softmax instead")
     add("--top-k", type=count, metavar="K", help="draw from the K likeliest alone")
     add("--top-p", type=share, metavar="P", help="draw from the likeliest that make up P")
-    add("--seed", type=cli.integer(0), metavar="N", default=0, help="of what is drawn (default: 0)")
+    add("--seed", type=cli.integer(0), metavar="N", help="of what is drawn (default: 0)")
     args = parser.parse_args(argv)
     if bool(args.sentences) + bool(args.file) + args.interactive > 1:
         fail("give sentences, or --file, or --interactive: one of them")
@@ -64,12 +64,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         fail("--interactive reads the standard input, which is closed")
     if args.temperature and (args.beam or args.length_penalty is not None):
         fail("--temperature draws tokens, --beam and --length-penalty search: use one or the other")
-    if (args.top_k or args.top_p) and not args.temperature:
-        fail("--top-k and --top-p are for draws: add --temperature 1")
+    if (args.top_k or args.top_p or args.seed is not None) and not args.temperature:
+        fail("--top-k, --top-p and --seed are for draws: add --temperature 1")
     if args.beam == 1 and args.length_penalty is not None:
         fail("--length-penalty compares translations: it needs a --beam above 1")
     alpha = 0.6 if args.length_penalty is None else args.length_penalty
-    return cli.Flags(**vars(args) | dict(beam=args.beam or 4, length_penalty=alpha))
+    own = dict(beam=args.beam or 4, length_penalty=alpha, seed=args.seed or 0)
+    return cli.Flags(**vars(args) | own)
 
 
 class Translator:

@@ -336,8 +336,8 @@ BAD_TABLES = {
     "narrow": (b"text\ngood\nbad\n", "has 1 column"),
     "unnamed": (b"a,b,c\ngood,1,yes\nbad,2,no\n", "--text-column and --label-column"),
     "header": (b"text,label\n", "has no row with text and label"),
-    "one": (b"text,label\ngood,yes\n", "holds 1 example: that can't be split"),
-    "same": (b"text,label\ngood,yes\nGood,yes\n", "holds 1 example: that can't be split"),
+    "one": (b"text,label\ngood,yes\n", "holds 1 different example: that can't be split"),
+    "same": (b"text,label\ngood,yes\nGood,yes\n", "holds 1 different example: that can't be split"),
     "numbers": (
         b"text,label\n" + b"".join(b"t%d,%d\n" % (i, i) for i in range(9)),
         "9 different labels of 9 sentences are no classes",

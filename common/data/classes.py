@@ -31,7 +31,8 @@ def with_test(parts: dict, data: str, keys: Sequence[Hashable]) -> list[str]:
         parts["test"] = parts.pop("val")
         return ["there is no test part, so the validation part is it"]
     if len(set(keys)) < 2:
-        fail(f"--data {data} holds {counted(len(set(keys)), 'example')}: that can't be split")
+        few = counted(len(set(keys)), "different example")
+        fail(f"--data {data} holds {few}: that can't be split")
     whole = parts["train"]
     parts["train"], parts["test"] = (whole.take(indices) for indices in split_by(keys))
     return ["there is no test part, so a seeded fifth is it"]

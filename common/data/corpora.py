@@ -30,7 +30,7 @@ from torch import Tensor
 
 from common import counted, fail, seed_of
 from common.data.sources import PART_NAMES, say_parts
-from common.data.text import MARKS, find_text, read_raw, read_tokenizer
+from common.data.text import MARKS, find_text, in_words, read_tokenizer, read_whole
 from common.device import Device
 from common.run import progress_bar
 
@@ -47,12 +47,7 @@ CACHE = Path("data", "cache")
 
 def read_text(path: Path) -> str:
     """A text file of UTF-8, perhaps gzipped, with line feeds; else ends in one line naming it."""
-    raw = read_raw(path)
-    try:
-        text = raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-    except UnicodeDecodeError as error:
-        line, byte = raw[: error.start].count(b"\n") + 1, raw[error.start]
-        fail(f"{path}: line {line} is not UTF-8 text (byte {byte:#04x}): convert it")
+    text = read_whole(path)
     if not text.strip():
         fail(f"{path} is empty: it needs text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -666,10 +661,9 @@ def load_corpus(
     say_parts(args, dev, sets, kind, f"{facts['vocab_size']:,} different", corpus.note)
     for part in sets.values():
         if part.unknown:
-            strange = sorted(part.unknown)
-            shown = " ".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in strange[:20])
-            dev.say(f"note: the {part.part} part has {counted(len(strange), 'character')} "
-                    f"that training has not: {shown}")  # fmt: skip
+            strange = counted(len(part.unknown), "character")
+            dev.say(f"note: the {part.part} part has {strange} that training has not: "
+                    f"{in_words(sorted(part.unknown))}")  # fmt: skip
         if len(part) < 2:
             fail(f"the {part.part} part of {args.data} is {counted(len(part), 'token')}: a "
                  "language model needs two at least in each, take more text")  # fmt: skip

@@ -63,6 +63,32 @@ def read_raw(path: str | Path) -> bytes:
     return raw
 
 
+def read_whole(path: str | Path) -> str:
+    """A UTF-8 text file, plain or gzipped, as it stands but for a byte-order mark.
+
+    One that can't be read ends in one line naming it, and the line that is not UTF-8.
+    """
+    try:
+        return read_raw(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raw, place = error.object, error.start
+        line = raw.count(b"\n", 0, place) + 1
+        fail(f"{path}: line {line} is not UTF-8 text ({byte_of(raw, place)}): convert it")
+
+
+def byte_of(raw: bytes, place: int) -> str:
+    """The byte there, and what it would be in the encoding that files which aren't UTF-8 mostly
+    are in."""
+    code = raw[place]
+    return f"byte {code:#04x}" + (f", {chr(code)} in Latin-1" if code >= 0xA0 else "")
+
+
+def in_words(characters: Sequence[str]) -> str:
+    """At most 20 characters in a line; those that nobody would see by their number."""
+    shown = [c if c.isprintable() else f"U+{ord(c):04X}" for c in characters[:20]]
+    return " ".join(shown) + (" …" if len(characters) > 20 else "")
+
+
 def read_lines(path: str | Path, table: bool = False) -> list[str]:
     """The lines of a UTF-8 text file, plain or gzipped, each as `as_text` gives it.
 
@@ -94,26 +120,40 @@ def as_text(line: bytes, name: str, ends: str | None = None) -> str:
     try:
         text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
-        code = line[error.start]
-        byte = f"byte {code:#04x}" + (f", {chr(code)} in Latin-1" if code >= 0xA0 else "")
+        byte = byte_of(error.object, error.start)
         raise ValueError(f"{name} is not UTF-8 text ({byte}): convert it") from None
     return unicodedata.normalize("NFC", text).strip(ends)
+
+
+def as_typed(sentences: Sequence[str]) -> list[str]:
+    """Sentences from the command line as `as_text` gives them; a garbled one ends in one line."""
+    try:
+        return [
+            as_text(sentence.encode("utf-8", "surrogateescape"), f"sentence {number}")
+            for number, sentence in enumerate(sentences, 1)
+        ]
+    except ValueError as error:
+        fail(str(error))
 
 
 def read_sentences(sentences: Sequence[str], file: Path | None) -> list[str]:
     """The lines of a file, or sentences from the command line; none where there are neither."""
     if file:
         return read_lines(file)
-    try:
-        lines = [
-            as_text(sentence.encode("utf-8", "surrogateescape"), f"sentence {number}")
-            for number, sentence in enumerate(sentences, 1)
-        ]
-    except ValueError as error:
-        fail(str(error))
+    lines = as_typed(sentences)
     if lines and not any(lines):
         fail("the sentences are empty: there is nothing to translate")
     return lines
+
+
+def check_prompt(prompt: str | None) -> None:
+    """Ends in one line if a prompt was typed in which there is no text."""
+    if prompt == "":
+        fail("--prompt is empty: give a text to go on from, or leave it out")
+    try:
+        (prompt or "").encode()
+    except UnicodeEncodeError:
+        fail("--prompt is not UTF-8 text")
 
 
 def interact(answer: Callable[[str], str]) -> None:
@@ -211,11 +251,9 @@ def losses(encoded: Sequence[Encoded], max_length: int) -> str:
     unknown = sorted({character for part in encoded for character in part.unknown})
     notes = [f"{counted(cut, 'sentence')} cut at {max_length} tokens"] if cut else []
     if unknown:
-        shown = [c if c.isprintable() else f"U+{ord(c):04X}" for c in unknown[:20]]
-        shown = " ".join(shown) + (" …" if len(unknown) > 20 else "")
         notes.append(
             f"{counted(len(unknown), 'character')} never seen in training (or too many for "
-            f"--vocab-size), read as {SPECIAL[UNKNOWN]}: {shown}"
+            f"--vocab-size), read as {SPECIAL[UNKNOWN]}: {in_words(unknown)}"
         )
     return "; ".join(notes)
 
