@@ -1,8 +1,11 @@
 """What the tests of several milestones use; no milestone has to be there."""
 
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -25,6 +28,81 @@ def perturb(model: nn.Module) -> nn.Module:
             elif tensor.is_floating_point() and not tensor.any():
                 tensor.copy_(noise / 5 - 0.1)
     return model
+
+
+def dropped(model: nn.Module, *inputs: torch.Tensor) -> dict[tuple[int, ...], int]:
+    """The shapes of what dropout is applied to in training, and how often."""
+    seen, hooks = Counter(), []
+    for module in model.train().modules():
+        if type(module).__name__ == "Dropout":
+            note = lambda _module, given, _out: seen.update([tuple(given[0].shape)])  # noqa: E731
+            hooks.append(module.register_forward_hook(note))
+    model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return dict(seen)
+
+
+def compare(ours, theirs, images, training, name=str, statistics=True):
+    """Two classifiers with equal weights: logits, gradients of images and of all parameters, and
+    running statistics, which `training` changes; `name` says what one of theirs is called here."""
+    outputs = []
+    for model in (ours, theirs):
+        x = images.clone().requires_grad_()
+        logits = model.train(training)(x)
+        (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+        outputs.append((logits, x.grad))
+    torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-10)
+    wanted = {name(key): p.grad for key, p in theirs.named_parameters()}
+    assert wanted.keys() == {key for key, _ in ours.named_parameters()}
+    for key, p in ours.named_parameters():
+        atol = 1e-9 * wanted[key].abs().max().item() + 1e-11
+        torch.testing.assert_close(p.grad, wanted[key], rtol=1e-7, atol=atol, msg=key)
+    state = ours.state_dict()
+    for key, value in theirs.state_dict().items() if statistics else ():
+        torch.testing.assert_close(state[name(key)], value, msg=key)
+
+
+def modes(script, monkeypatch, make: str = "build") -> set[tuple[bool, bool]]:
+    """Notes how a script's networks are called from now on: in training, and with gradients.
+
+    It has to be both or neither: dropout is on while it trains, and off while it is measured.
+    """
+    seen, original = set(), getattr(script, make)
+
+    def made(*args):
+        model = original(*args)
+        model.register_forward_hook(
+            lambda module, *_: seen.add((module.training, torch.is_grad_enabled()))
+        )
+        return model
+
+    monkeypatch.setattr(script, make, made)
+    return seen
+
+
+BOTH = {(True, True), (False, False)}  # of `modes`
+
+
+class Undecided(nn.Module):
+    """Equal logits for all of ten classes, whatever it sees: its loss is the logarithm of ten."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(10))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+def check_mean_loss(train, *more):
+    """What a script's `evaluate` returns is a mean over images, however many are in a batch."""
+    args = train.parse_args(["--data", "digits", "--size", "8", "--quiet"])
+    dev = train.Device(args)
+    test = train.load_images(args, dev, args.size)[2]
+    assert len(test) > 250  # more than one batch
+    found = train.evaluate(Undecided(), test, dev, *more)
+    assert found["test_loss"] == pytest.approx(math.log(10))
 
 
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:

@@ -218,7 +218,9 @@ def test_a_prompt_is_read_and_not_returned():
 # ---------------------------------------------------------------------- sampling
 
 
-LOGITS = torch.tensor([[2.0, -1.0, 0.5, 0.4, -3.0], [0.0, 0.1, 0.2, 5.0, 0.3]])
+LOGITS = torch.tensor(
+    [[2.0, -1.0, 0.5, 0.4, -3.0], [0.0, 0.1, 0.2, 5.0, 0.3], [1.0, 0.9, 0.8, 0.7, 0.6]]
+)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

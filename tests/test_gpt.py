@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import torchrun
-from helpers import count, weights
+from helpers import BOTH, count, dropped, modes, weights
 from huggingface_hub.utils import EntryNotFoundError
 from safetensors.torch import load_file
 
@@ -262,7 +262,6 @@ def test_the_cache_gives_the_same_logits(kind, first):
     model, some = tiny(kind, **settings), tokens(2, 12)
     whole, cache = model(some), model.new_cache()
     parts = [model(some[:, :first], cache)]
-    parts += [model(some[:, 8:], cache)] if first == 8 else []
     parts += [model(some[:, t : t + 1], cache) for t in range(first, 12)]
     torch.testing.assert_close(torch.cat(parts, 1), whole)
     cache = model.new_cache()
@@ -338,6 +337,20 @@ def test_dropout_leaves_out_its_share(share):
     assert not torch.equal(drop(x), y)
     assert torch.equal(drop.eval()(x), x)
     assert Dropout(0.0).train()(x) is x
+
+
+@pytest.mark.parametrize("kind", [GPT1, GPT2, GPT3])
+def test_where_dropout_falls(kind):
+    """On the embeddings, and twice in each of three layers; and in training on attention."""
+    model = tiny(kind, dropout=0.5, **{"window": 3} if kind is GPT3 else {})
+    assert dropped(model, tokens(2, 9)) == {(2, 9, 32): 7}
+    classifier = Classifier(model, 3, 0.5).double()
+    lengths = torch.tensor([9, 4])
+    assert dropped(classifier, tokens(2, 9), lengths) == {(2, 9, 32): 7, (2, 32): 1}
+    for layer in (block.attn for block in model.h):
+        x = torch.randn(1, 9, 32).double()
+        assert not torch.equal(layer.train()(x), layer(x))
+        assert torch.equal(layer.eval()(x), layer(x))
 
 
 def test_causal_attention_in_bf16(monkeypatch):
@@ -680,6 +693,43 @@ def test_accumulation_is_the_large_batch(corpus):
         torch.testing.assert_close(weights("parts")[name], value, rtol=1e-3, atol=1e-5)
 
 
+def test_it_trains_in_training_and_is_measured_without_dropout(corpus, monkeypatch):
+    uneven()
+    for script, run in ((train, run_small), (finetune, tune_small)):
+        seen = modes(script, monkeypatch, "make")
+        run(script.__name__, "--val", "200" if script is train else "9", "--max-steps", "9")
+        assert seen == BOTH
+
+
+def test_the_auxiliary_loss_has_its_weight():
+    uneven()
+    found = [tune_small(f"run-{weight}", "--max-steps", "1", "--auxiliary", weight, "--clip", "1e9")
+             for weight in ("0", "0.5", "3")]  # fmt: skip
+    assert len({run["train_loss"] for run in found}) == 1
+    moved = [torch.load(f"run-{w}/last.pt")["optimizer"] for w in ("0", "0.5", "3")]
+    first, second, third = (state["state"]["body.wpe.weight"]["exp_avg"] for state in moved)
+    torch.testing.assert_close((third - first) / 6, second - first, rtol=1e-3, atol=1e-6)
+    assert (second - first).abs().max() > 1e-5
+
+
+def test_the_mean_of_squares_moves_as_beta2_says(corpus):
+    for beta in ("0.9", "0.99"):
+        run_small(beta, "--max-steps", "1", "--beta2", beta)
+    squares = [torch.load(f"{beta}/last.pt")["optimizer"]["state"]["wte.weight"]["exp_avg_sq"]
+               for beta in ("0.9", "0.99")]  # fmt: skip
+    torch.testing.assert_close(squares[0], 10 * squares[1], rtol=1e-3, atol=0)
+
+
+def test_matrices_decay_and_nothing_else(corpus):
+    uneven()
+    for run in (run_small, tune_small):
+        for decay in ("0", "50"):
+            run(f"{run.__name__}-{decay}", "--max-steps", "1", "--weight-decay", decay)
+        plain, less = (weights(f"{run.__name__}-{decay}") for decay in ("0", "50"))
+        for name, value in plain.items():
+            assert torch.equal(less[name], value) == (value.dim() < 2), name
+
+
 @pytest.mark.parametrize("how", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
 def test_two_processes_are_one(corpus, how):
     uneven()
@@ -800,6 +850,7 @@ def test_bad_flags(corpus, refused):
     assert "3 heads can't share 128" in refused(train.main, ["--num-heads", "3", "--quiet"])
     Path("tiny.txt").write_text("a")
     assert "take more text" in refused(train.main, ["--data", "text:tiny.txt", "--quiet"])
+    assert "--weights is empty" in refused(train.main, ["--weights", ""])
     line = refused(train.main, ["--tokens", "chars", "--vocab-size", "500"])
     assert "as many characters as the text has" in line
     line = refused(train.main, ["--accumulate", "3", "--quiet", "--batch-size", "1024"])
@@ -944,6 +995,11 @@ def test_fine_tuning_learns_and_answers(capsys, refused):
     answers = sample.main(["--checkpoint", "run/last.pt", "a good film of 9", "a bad film of 9"])
     assert list(answers.values()) == ["positive", "negative"]
     assert "a good film of 9: positive" in capsys.readouterr().out
+    sample.main(["--checkpoint", "run/last.pt", "good " * 40])
+    assert "1 sentence cut at 14 tokens" in capsys.readouterr().err
+    for text, words in (("\udcff", "is not UTF-8"), (" ", "is empty")):
+        line = refused(sample.main, ["--checkpoint", "run/last.pt", "fine", text])
+        assert f"sentence 2 {words}" in line
     assert "give sentences" in refused(sample.main, ["--checkpoint", "run/last.pt"])
     for flag in ("--length 3", "--count 2", "--temperature 1", "--top-k 3", "--top-p 0.5",
                  "--stop x", "--seed 1"):  # fmt: skip
@@ -977,6 +1033,7 @@ def test_what_fine_tuning_can_not_read(refused):
     line = refused(finetune.main, ["--data", "sentences:none.csv"])
     assert "none.csv" in line
     assert "pydocs" not in line
+    assert "needs 3 tokens" in refused(finetune.main, [*sentences(), "--context", "2"])
 
 
 def test_fine_tuning_goes_on_from_weights(refused):

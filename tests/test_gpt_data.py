@@ -174,6 +174,8 @@ def test_parts_are_the_last_tenths(refused):
     assert str(parts["val"]) == text[850:900]
     assert str(parts["train"]) in text[:850]
     assert len(parts["train"]) == 100
+    begins = {parts_of(flags("x", limit=9, seed=seed), corpus)["train"].begin for seed in range(5)}
+    assert len(begins) > 2  # the seed draws the place
     assert "leaves nothing" in refused(parts_of, flags("x", val=899), corpus)
     line = refused(parts_of, flags("x"), corpora.Corpus({"all": Text(["a" * 10])}))
     assert "the test part of x has 1 character" in line

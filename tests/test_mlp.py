@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import torchrun
-from helpers import count, make_tree, weights
+from helpers import BOTH, count, make_tree, modes, weights
 from PIL import Image
 from torch import nn
 
@@ -396,6 +396,31 @@ def test_penalties_are_of_the_weights_alone():
     assert train.penalty(model, 0.0, 0.0) == 0
 
 
+@pytest.mark.parametrize("flag", ["--l1", "--l2"])
+def test_penalties_move_the_weights_and_no_bias(flag):
+    argv = ["--quiet", "--limit", "64", "--val", "0", "--max-steps", "2", "--optimizer", "sgd"]
+    for share in ("0", "0.1"):
+        train.main([*argv, flag, share, "--run-dir", share])  # the first rate is zero
+    plain, less = weights("0"), weights("0.1")
+    for name, value in plain.items():
+        assert torch.equal(value, less[name]) == (value.dim() < 2), name
+
+
+@pytest.mark.parametrize(("data", "rate"), [("families", 0.015), ("symmetry", 0.1)])
+def test_the_first_sweeps_over_the_families_are_gentle(data, rate):
+    argv = ["--data", data, "--quiet", "--run-dir", "run"]
+    train.main([*argv, "--max-steps", "10"])
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])["lr"] == rate
+    optimizer = train.build_optimizer(train.parse_args(argv[:3]), symmetry())
+    assert optimizer.defaults["gentle"] == (20 if data == "families" else 0)
+
+
+def test_it_trains_in_training_and_is_measured_without_dropout(monkeypatch):
+    seen = modes(train, monkeypatch)
+    train.main(["--quiet", "--limit", "64", "--epochs", "2"])
+    assert seen == BOTH
+
+
 def test_flags_reach_the_network_and_max_norm_the_weights():
     flags = ["--hidden", "20", "10", "--activation", "tanh", "--norm", "--dropout", "0.3"]
     flags += ["--max-norm", "0.5", "--input-dropout", "0.1"]
@@ -544,7 +569,7 @@ def test_claims_run_resume_and_summarise(claim, monkeypatch):
     monkeypatch.setattr(claims, "DEPTHS", (2, 3))
     few = {"none": [[]], "L2": [["--l2", "1e-3"], ["--l2", "1e-2"]]}
     monkeypatch.setattr(claims, "STRENGTHS", few)
-    monkeypatch.setattr(claims, "FEW", ["--limit", "64", "--epochs", "1"])
+    monkeypatch.setattr(claims, "FEW_IMAGES", ["--limit", "64", "--epochs", "1"])
     seeds = ["0"] if claim in ("depth", "regularisation") else ["0", "1"]
     argv = [claim, "--seeds", *seeds, "--epochs", "1", "--data", "digits", "--out", "out"]
     summary = claims.main(argv)

@@ -15,12 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import torchrun
-from helpers import count, weights
+from helpers import BOTH, count, dropped, modes, weights
 from processes import device_args
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from common.data.corpora import Vocabulary, make_vocabulary
+from common.data.corpora import END, Corpus, Text, Vocabulary, make_vocabulary, parts_of
 from common.device import Device
 from rnn import adding, claims, corpus, measures, recipes, sample, train
 from rnn.corpus import Measured, Stream, Windows
@@ -492,9 +492,10 @@ def test_nats_of_pieces_are_counted_by_character():
 
 
 def test_pydocs_and_the_last_tenth():
-    source = corpus.SETS["pydocs"](SimpleNamespace())
-    sizes = [len(source.parts[part]) for part in ("train", "test")]
+    texts = parts_of(train.parse_args(["--val", "0"]), corpus.SETS["pydocs"](SimpleNamespace()))
+    sizes = [len(texts[part]) for part in ("train", "test")]
     assert sizes[1] == sum(sizes) // 10
+    assert END not in str(texts["train"])
     assert sum(sizes) > 400_000
 
 
@@ -503,7 +504,7 @@ def test_pydocs_and_the_last_tenth():
 
 def test_the_adding_problem_by_hand():
     length = 30
-    _, rows = None, []
+    rows = []
     sets = adding.Sums("test", 64, length, device())
     for pairs, lengths, sums in sets.batches(16):
         rows += list(zip(pairs, lengths.tolist(), sums.flatten().tolist(), strict=True))
@@ -547,7 +548,7 @@ def short(monkeypatch):
     """A short text in the place of the documentation."""
     words = WORDS.split()
     text = " ".join(words[(i * i + i // 7) % len(words)] for i in range(1500))
-    monkeypatch.setitem(corpus.SETS, "pydocs", lambda args: corpus.last_tenth(text))
+    monkeypatch.setitem(corpus.SETS, "pydocs", lambda args: Corpus({"all": Text([text])}))
     monkeypatch.setattr(adding, "TEST", 40)
 
 
@@ -587,6 +588,21 @@ def test_the_state_matters_in_training(short, monkeypatch):
     train.main([*flags, "--run-dir", "without"])
     a, b = weights("with"), weights("without")
     assert any((a[key] - b[key]).abs().max() > 1e-4 for key in a)
+
+
+def test_each_epoch_begins_at_the_state_zero(short, monkeypatch):
+    taken, take = [], corpus.Carried.take
+    monkeypatch.setattr(corpus.Carried, "take", lambda self: taken.append(take(self)) or taken[-1])
+    train.main([*TEXT, "--epochs", "3"])
+    zeros = [number for number, state in enumerate(taken) if state is None]
+    assert zeros == [0, len(taken) // 3, 2 * len(taken) // 3]
+
+
+def test_weights_decay(short):
+    for decay in ("0", "20"):
+        train.main([*TEXT, "--max-steps", "1", "--weight-decay", decay, "--run-dir", decay])
+    plain, less = weights("0"), weights("20")
+    assert not any(torch.equal(plain[key], less[key]) for key in plain)
 
 
 KINDS = {
@@ -725,6 +741,7 @@ def test_a_text_of_ones_own_and_what_is_written(capsys, refused):
     assert not set(text) - set("ab cdef\n")
     texts = {sample.main([*argv, "--seed", seed, "--temperature", "3"]) for seed in "0012"}
     assert len(texts) == 3
+    assert sample.main([*argv, "--temperature", "1e-300"]) == text  # as with 0
     capsys.readouterr()
     text = sample.main([*argv[:2], "--prompt", "Ωa", "--length", "3"])
     assert "1 character that training has not: Ω" in capsys.readouterr().err
@@ -743,7 +760,7 @@ def test_bad_text(refused):
     Path("folder").mkdir()
     for name, words in {
         "empty.txt": "empty.txt is empty",
-        "latin.txt": "latin.txt: line 3 is not UTF-8 text (byte 0xfc)",
+        "latin.txt": "latin.txt: line 3 is not UTF-8 text (byte 0xfc, ü in Latin-1)",
         "wide.txt": "UTF-16",
         "zero.txt": "zero bytes",
         "one.txt": "two at least",
@@ -810,6 +827,42 @@ def test_flags_that_mean_nothing(refused):
         (["--data", "sst2", "--text-column", "text"], "sentences:PATH"),
     ):
         assert words in refused(train.parse_args, argv), argv
+
+
+def test_flags_reach_the_network():
+    argv = [
+        "--data",
+        "sst2",
+        "--model",
+        "bigru",
+        "--pooling",
+        "mean",
+        "--hidden-size",
+        "6",
+        "--num-layers",
+        "2",
+        "--embedding-size",
+        "4",
+        "--dropout",
+        "0.3",
+        "--keep-bias",
+        "2",
+    ]
+    facts = {"task": "sentences", "classes": ["a", "b"], "vocab_size": 9}
+    model = train.build(train.parse_args(argv), facts)  # fmt: skip
+    assert (model.pooling, model.dropout.p, model.embedding.size) == ("mean", 0.3, 4)
+    rnn = model.rnn
+    assert (rnn.hidden_size, rnn.num_layers, rnn.directions, rnn.dropout) == (6, 2, 2, 0.3)
+    assert rnn.bias_ih_l0[6:12].tolist() == [2.0] * 6
+    assert dropped(model, torch.ones(3, 5).long()) == {(3, 5, 4): 1, (3, 12): 1}
+    text = MODELS["lstm"]("text", vocab_size=9, hidden_size=6, embedding_size=4)
+    assert dropped(text, torch.ones(3, 5).long()) == {(3, 5, 4): 1, (3, 5, 6): 1}
+
+
+def test_it_trains_in_training_and_is_measured_without_dropout(short, monkeypatch):
+    seen = modes(train, monkeypatch)
+    train.main([*TEXT, "--epochs", "2"])
+    assert seen == BOTH
 
 
 def test_recipes():
@@ -890,6 +943,7 @@ def test_a_series_from_training_to_the_forecast(capsys, refused):
     assert all(7 < value < 13 for value in found["value"].values())
     assert Path("two/forecast.csv").read_text().count("\n") == 7
     assert "one series at a time" in refused(sample.main, [*argv, "mine.csv", "mine.csv"])
+    assert "nothing is drawn" in refused(sample.main, [*argv, "--seed", "3"])
 
 
 def test_adding_is_told(short, capsys):
@@ -995,6 +1049,6 @@ if __name__ == "__main__":  # what torchrun starts
     os.chdir(sys.argv[1])
     words = WORDS.split()
     text = " ".join(words[(i * i + i // 7) % len(words)] for i in range(1500))
-    corpus.SETS["pydocs"] = lambda args: corpus.last_tenth(text)
+    corpus.SETS["pydocs"] = lambda args: Corpus({"all": Text([text])})
     adding.TEST = 40
     both_processes()

@@ -17,7 +17,7 @@ import sacrebleu
 import torch
 import torch.nn.functional as F
 from conftest import torchrun
-from helpers import count, perturb, weights
+from helpers import BOTH, count, dropped, modes, perturb, weights
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -37,9 +37,9 @@ FAMILIES = {
     "bahdanau": lambda **s: Bahdanau(VOCAB, 5, 6, 4, **s),
     "luong": lambda **s: Luong(VOCAB, 5, 6, 2, **{"dropout": 0.0} | s),
     "no feeding": lambda **s: Luong(
-        VOCAB, 5, 6, 2, 0.0, reverse=False, score="concat", input_feeding=False, **s
+        VOCAB, 5, 6, 2, reverse=False, score="concat", input_feeding=False, **{"dropout": 0.0} | s
     ),
-    "dot": lambda **s: Luong(VOCAB, 5, 6, 1, 0.0, score="dot", **s),
+    "dot": lambda **s: Luong(VOCAB, 5, 6, 1, score="dot", **{"dropout": 0.0} | s),
 }
 
 
@@ -403,6 +403,20 @@ def test_causality(name):
         assert not torch.allclose(model(changed, TARGETS[:1]), before[:1])
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("sutskever", {(4, 7, 6): 3}),  # between the layers of both, and before the last one
+        ("bahdanau", {(4, 7, 4): 1}),  # before the last layer
+        ("luong", {(4, 7, 6): 2, (4, 6): 14}),  # in the decoder step by step, twice
+        ("no feeding", {(4, 7, 6): 4}),
+    ],
+)
+def test_where_dropout_falls(name, more):
+    found = dropped(small(name, dropout=0.5), SOURCES, TARGETS)
+    assert found == {(4, 7, 5): 2, **more}  # both embeddings
+
+
 def test_reversing_is_of_the_source():
     one, other = small("sutskever"), small("sutskever", reverse=False)
     turned = turn(SOURCES, lengths_of(SOURCES))
@@ -524,6 +538,26 @@ def test_rates():
     assert max(shares) == pytest.approx(1, abs=0.04)
     assert shares[0] < 0.05
     assert 0 < shares[-1] < 0.001
+
+
+def test_it_trains_in_training_and_is_measured_without_dropout(few, monkeypatch):
+    seen = modes(train, monkeypatch)
+    train.main([*FAST, "--epochs", "2", "--batch-size", "2000"])
+    assert seen == BOTH
+
+
+def test_flags_reach_the_loss_and_the_search(few, monkeypatch):
+    seen, loss, search = [], train.cross_entropy, train.translate
+    monkeypatch.setattr(
+        train, "cross_entropy", lambda x, y, *how: seen.append(("loss", *how)) or loss(x, y, *how)
+    )
+    monkeypatch.setattr(
+        train, "translate", lambda *a: seen.append(("search", *a[3:])) or search(*a)
+    )
+    flags = ["--max-steps", "1", "--smoothing", "0.2", "--beam", "2", "--length-penalty", "3"]
+    train.main([*FAST, *flags])
+    wanted = [("loss", 0.2), ("loss",), ("search", 1, 3.0), ("search", 2, 3.0)]
+    assert list(dict.fromkeys(seen)) == wanted  # training, validation, test
 
 
 def test_sizes_are_the_models():
@@ -757,7 +791,7 @@ def test_bad_samples(few, refused):
     for flags in (["--beam", "2"], ["--length-penalty", "1"]):
         assert "one or the other" in refused(sample.main, ["a", "--temperature", "1", *flags])
     assert "--beam above 1" in refused(sample.main, ["a", "--beam", "1", "--length-penalty", "1"])
-    for flags in (["--top-k", "2"], ["--top-p", "0.5"]):
+    for flags in (["--top-k", "2"], ["--top-p", "0.5"], ["--seed", "1"]):
         assert "add --temperature" in refused(sample.main, ["a", *flags])
     assert "--top-p" in refused(sample.main, ["a", "--temperature", "1", "--top-p", "1.5"])
     for flag, value in (("--hidden-size", "8"), ("--vocab-size", "50")):
