@@ -307,6 +307,19 @@ def test_images_too_small_are_refused(refused):
         assert "batch norm can't train on one image of 32 pixels" in line
 
 
+def test_rows_of_the_confusion_matrix_are_the_true_classes(monkeypatch):
+    class Images(list):
+        part, facts = "test", {"classes": ["a", "b", "c"]}
+
+    drawn = []
+    monkeypatch.setattr("common.plot.confusion_matrix", lambda counts, *_: drawn.append(counts))
+    tally = classify.Tally(Images(range(4)), device())
+    tally.add(torch.tensor(4.0), torch.tensor([1, 1]), torch.tensor([0, 1]))
+    tally.add(torch.tensor(2.0), torch.tensor([0, 2]), torch.tensor([0, 2]))
+    assert tally.metrics(Path("confusion.png")) == {"test_loss": 1.5, "test_accuracy": 0.75}
+    assert drawn[0].tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+
+
 def test_the_users_files_are_classified(capsys):
     photographs(6)
     Image.open("tree/train/a/2.jpg").convert("L").save("grey.png")

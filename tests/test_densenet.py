@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import MILESTONES
-from helpers import check_published, count, perturb, weights
+from helpers import check_mean_loss, check_published, compare, count, perturb, weights
 from torch import nn
 
 from densenet import claims, sample, train
@@ -67,7 +67,7 @@ def test_parity_with_torchvision(name, training):
     with torch.device("meta"):
         ours = MODELS[name](num_classes=7).double()
     ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())  # the names are the same
-    compare(ours, theirs, training)
+    compare(ours, theirs, torch.randn(2, 3, 64, 72, dtype=torch.float64), training)
 
 
 def test_parity_of_recomputing_networks():
@@ -77,28 +77,8 @@ def test_parity_of_recomputing_networks():
     theirs = perturb(theirs.double())
     ours = DenseNet(**options, checkpoint=True).double()
     ours.load_state_dict(theirs.state_dict())
-    compare(ours, theirs, True, statistics=False)
-
-
-def compare(ours, theirs, training, statistics=True):
-    """Logits, all gradients and all running statistics of two networks with equal weights."""
     images = torch.randn(2, 3, 64, 72, dtype=torch.float64)
-    outputs = []
-    for model in (ours, theirs):
-        model.train(training)
-        logits = model(images)
-        (logits * torch.linspace(-1, 1, 14).view(2, 7)).sum().backward()
-        outputs.append(logits)
-    torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-10)
-    wanted = dict(theirs.named_parameters())
-    assert wanted.keys() == {key for key, _ in ours.named_parameters()}
-    for key, a in ours.named_parameters():
-        b = wanted[key].grad
-        atol = 1e-9 * b.abs().max().item()
-        torch.testing.assert_close(a.grad, b, rtol=1e-7, atol=atol, msg=key)
-    if statistics:
-        for key, value in theirs.state_dict().items():
-            torch.testing.assert_close(ours.state_dict()[key], value, msg=key)
+    compare(ours, theirs, images, True, statistics=False)
 
 
 def older(state):
@@ -403,6 +383,11 @@ def test_paths_of_the_loop(precision):
     metrics = train.main([*argv, "--recompute", "--run-dir", "run"])
     assert all(map(math.isfinite, metrics.values()))
     assert all(t.isfinite().all() for t in weights("run").values())
+    assert Path("run/confusion.png").exists()
+
+
+def test_the_loss_is_a_mean_over_the_images():
+    check_mean_loss(train)
 
 
 def test_samples(capsys, monkeypatch):

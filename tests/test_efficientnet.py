@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import check_published, count, make_tree, perturb, weights
+from helpers import check_mean_loss, check_published, compare, count, make_tree, perturb, weights
 from PIL import Image
 from torch import nn
 
@@ -93,29 +93,15 @@ def test_parity_with_torchvision(name, training):
     with torch.device("meta"):
         ours = MODELS[name](**options, drop_path=0.0).double()
     ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())
-    compare(ours, theirs, training, sizes=(64, 72) if name == "efficientnet_b0" else (40, 33))
+    compare_both(ours, theirs, training, sizes=(64, 72) if name == "efficientnet_b0" else (40, 33))
 
 
-def compare(ours, theirs, training, sizes=(64, 72), same_names=True):
-    """Logits, all gradients and all running statistics of two networks with equal weights."""
+def compare_both(ours, theirs, training, sizes):
+    """As they are, and where no gradients are wanted: there norms are folded into weights."""
     images = torch.randn(2, 3, *sizes, dtype=torch.float64)
-    outputs = []
-    for model in (ours, theirs):
-        model.train(training)
-        logits = model(images)
-        (logits * torch.linspace(-1, 1, 14).view(2, 7)).sum().backward()
-        outputs.append(logits)
-    torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-10)
+    compare(ours, theirs, images, training, name=current_name)
     with torch.inference_mode():
         torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-8, atol=0)
-    wanted = {current_name(key): p.grad for key, p in theirs.named_parameters()}
-    assert wanted.keys() == {key for key, _ in ours.named_parameters()}
-    for key, a in ours.named_parameters():
-        atol = 1e-9 * wanted[key].abs().max().item() + 1e-11
-        torch.testing.assert_close(a.grad, wanted[key], rtol=1e-6, atol=atol, msg=key)
-    state = ours.state_dict()
-    for key, value in theirs.state_dict().items():
-        torch.testing.assert_close(state[current_name(key)], value, msg=key)
 
 
 @pytest.mark.parametrize("size", [64, 65], ids=["even", "odd"])
@@ -131,7 +117,7 @@ def test_parity_with_the_released_tensorflow_networks(training, size):
     assert "conv_stem.weight" in state  # the caller's are kept
     norms = {(m.eps, m.momentum) for m in ours.modules() if isinstance(m, nn.BatchNorm2d)}
     assert norms == {(m.eps, m.momentum) for m in theirs.modules() if isinstance(m, nn.BatchNorm2d)}
-    compare(ours, theirs, training, sizes=(size, size - 16))
+    compare_both(ours, theirs, training, sizes=(size, size - 16))
     symmetric = efficientnet_b0(7, eps=1e-3).double().eval()
     symmetric.load_state_dict(state)
     images = torch.randn(1, 3, size, size, dtype=torch.float64)
@@ -588,6 +574,9 @@ def test_what_a_checkpoint_has_settled_is_not_changed(refused):
     for argv in (["--evaluate", "run/last.pt"], ["--resume", "--run-dir", "run"]):
         line = refused(train.main, [*argv, "--padding", "same"])
         assert "run holds padding 'symmetric', not 'same'" in line.replace("/last.pt", "")
+        for other in (["--no-excitation"], ["--width", "1"], ["--depth", "1"]):
+            line = refused(train.main, [*argv, *other])
+            assert f"holds {other[0][2:].removeprefix('no-')} " in line
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "timm"])
@@ -616,6 +605,7 @@ def test_paths_of_the_loop(precision):
     metrics = train.main([*argv, "--schedule", "stairs", "--run-dir", "run"])
     assert all(map(math.isfinite, metrics.values()))
     assert all(t.isfinite().all() for t in weights("run").values())
+    assert Path("run/confusion.png").exists()
 
 
 def test_the_papers_recipe_runs_on_a_tree():
@@ -623,6 +613,10 @@ def test_the_papers_recipe_runs_on_a_tree():
     argv = ["--paper", "--data", "folder:tree", "--size", "32", "--batch-size", "8", "--val", "4"]
     metrics = train.main([*argv, "--max-steps", "2", "--workers", "0", "--quiet"])
     assert all(map(math.isfinite, metrics.values()))
+
+
+def test_the_loss_is_a_mean_over_the_images():
+    check_mean_loss(train, {})
 
 
 def test_samples(capsys, monkeypatch):

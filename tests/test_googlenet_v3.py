@@ -1,6 +1,7 @@
 """Inception-v3: sizes, Table 1, parity with torchvision, what factorising saves, training it."""
 
 import json
+import math
 import warnings
 from pathlib import Path
 
@@ -171,6 +172,41 @@ def test_the_papers_recipe():
     assert train.parse_args([]).smoothing == 0
 
 
+def test_optimisers():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    for argv, wanted in (
+        (["--paper", "--model", "inception_v3"],  # Sec. 8
+         {"alpha": 0.9, "eps": 1.0, "momentum": 0.9, "weight_decay": 4e-5, "lr": 0.045}),
+        ([], {"momentum": 0.9, "weight_decay": 2e-4, "nesterov": False, "lr": 0.1}),
+    ):  # fmt: skip
+        optimizer = train.make_optimizer(train.parse_args(argv), [weight])
+        assert wanted.items() <= optimizer.param_groups[0].items()
+
+
+class Equal(torch.nn.Module):
+    """The same logits for all classes, from the network and from the head."""
+
+    def __init__(self, num_classes, **_):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, x):
+        logits = self.logits.expand(len(x), -1)
+        return (logits, logits) if self.training else logits
+
+
+def test_the_head_counts_four_tenths(monkeypatch):
+    """As in the authors' code; of smoothed labels the loss of equal logits is the same."""
+    monkeypatch.setitem(train.MODELS, "inception_v3_small", Equal)
+    seen, step = [], train.Device.step
+    monkeypatch.setattr(
+        train.Device, "step", lambda dev, loss, *rest: seen.append(loss) or step(dev, loss, *rest)
+    )
+    flags = ["--data", "digits", "--limit", "32", "--val", "0", "--batch-size", "16", "--quiet"]
+    train.main([*flags, "--model", "inception_v3_small", "--max-steps", "1"])
+    assert seen[0].item() == pytest.approx(1.4 * math.log(10), rel=1e-3)
+
+
 def test_labels_are_smoothed_in_training_alone(monkeypatch):
     """Of all outputs, the head's too, by Eq. 10's share; what is measured is the plain loss."""
     found, real = [], F.cross_entropy
@@ -209,22 +245,26 @@ def test_it_trains_evaluates_and_answers(model, flags, capsys):
     }
     assert ((7, 7) in sides) == ("--whole-filters" in flags)
     assert any(key.startswith("AuxLogits") for key in weights("run")) == ("--no-aux" not in flags)
+    assert Path("run/confusion.png").exists()
     again = train.main(["--evaluate", "run/last.pt", "--quiet"])
     assert again["test_loss"] == pytest.approx(metrics["test_loss"])
     sample.main(["--checkpoint", "run/last.pt", "tree/a/0.png"])
     assert "tree/a/0.png: " in capsys.readouterr().out
 
 
-def test_published_weights_with_other_classes(tmp_path):
+def test_published_weights_with_other_classes(monkeypatch):
+    """They were trained on pixels from -1 to 1."""
     theirs = theirs_of(4)
-    torch.save(theirs.state_dict(), "theirs.pt")
+    monkeypatch.setattr("common.weights.download", lambda name, _: theirs.state_dict())
     make_tree(classes="abc", sizes=[(80, 80, 3)])
     argv = ["--model", "inception_v3", "--data", "folder:tree", "--size", "75", "--val", "0"]
-    argv += ["--weights", "theirs.pt", "--freeze", "--max-steps", "1", "--batch-size", "2"]
+    argv += ["--weights", "imagenet", "--freeze", "--max-steps", "1", "--batch-size", "2"]
     train.main([*argv, "--quiet", "--run-dir", "run"])
     found = weights("run")
     same = [k for k, v in theirs.state_dict().items() if torch.equal(v, found[k])]
     assert len(same) == len(found) - 4  # the two last layers are new
+    facts = torch.load("run/last.pt")["dataset"]
+    assert (facts["mean"], facts["std"]) == ([0.5] * 3, [0.5] * 3)
 
 
 def test_samples_of_published_weights():

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import check_published, count, make_tree, perturb
+from helpers import check_mean_loss, check_published, compare, count, make_tree, perturb
 from torch import nn
 
 from resnet import claims, sample, train
@@ -63,19 +63,7 @@ def test_parity_with_torchvision(name, training):
     with torch.device("meta"):
         ours = MODELS[name](num_classes=7).double()
     ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())  # the names are the same
-    images = torch.randn(2, 3, 32, 40, dtype=torch.float64)
-    outputs = []
-    for model in (ours, theirs):
-        model.train(training)
-        logits = model(images)
-        (logits * torch.linspace(-1, 1, 14).view(2, 7)).sum().backward()
-        outputs.append(logits)
-    torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-10)
-    for (key, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        scale = b.grad.abs().max().item()
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-9 * scale, msg=key)
-    for key, value in theirs.state_dict().items():  # running statistics, too
-        torch.testing.assert_close(ours.state_dict()[key], value)
+    compare(ours, theirs, torch.randn(2, 3, 32, 40, dtype=torch.float64), training)
 
 
 def test_the_stride_is_in_the_first_convolution_as_in_the_paper():
@@ -249,6 +237,10 @@ def test_batch_norm_on_one_image_is_refused_before_training(monkeypatch, refused
     assert metrics["train_loss"] > 0
     again = train.main(["--quiet", "--evaluate", "run/last.pt", "--limit", "1"])
     assert again["test_loss"] == metrics["test_loss"]  # in which nothing is trained
+
+
+def test_the_loss_is_a_mean_over_the_images():
+    check_mean_loss(train)
 
 
 def test_samples(capsys, monkeypatch):
