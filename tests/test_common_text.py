@@ -360,7 +360,7 @@ def test_what_each_part_of_multi30k_loses_is_said(capsys):
     assert "3 pairs with an empty line in data/test_2016_flickr.en" in out
 
 
-def test_the_users_pairs(capsys, refused):
+def test_the_users_pairs(capsys, refused, monkeypatch):
     Path("a.en").write_text("".join(f"word {i}\n" for i in range(100)))
     Path("b.de").write_text("".join(f"Wort {i}\n" for i in range(100)))
     args = flags(data="pairs:a.en,b.de", val=1000, chosen=[])
@@ -381,6 +381,8 @@ def test_the_users_pairs(capsys, refused):
     )
     line = refused(load_pairs, flags(data="pairs:a.en,b.de", max_length=10**9), device())
     assert "--max-length 1000000000: a sentence has at most 10,000" in line
+    monkeypatch.setattr("common.data.pairs.MOST_TEST", 4)
+    assert len(load_pairs(flags(data="pairs:a.en,b.de"), device())[2]) == 4
     Path("one").write_text("x\n")
     assert "can't be split" in refused(load_pairs, flags(data="pairs:one,one"), device())
 

@@ -627,6 +627,12 @@ def test_a_text_ends_before_the_stop_string():
                   show=lambda row, text: shown.append(text) if row == 0 else None)  # fmt: skip
     assert found[0] == plain[0][: plain[0].index(stop)] == "".join(shown)
     assert stop not in found[1]
+    reads, plain = [], model.features
+    model.features = lambda *given: reads.append(1) or plain(*given)
+    whole = write(model, vocabulary, prompt, 40, temperature=0)[0]
+    assert len(reads) == 40
+    write(model, vocabulary, prompt, 40, temperature=0, stop=whole[5:9])
+    assert len(reads) < 70  # nothing is computed behind it
 
 
 def test_tokens_that_are_none_are_not_written():

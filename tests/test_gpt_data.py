@@ -269,6 +269,13 @@ def test_tokens_in_a_file_are_those_in_memory(tokens, monkeypatch):
     assert any(file.suffix == kinds[tokens] for file in Path("data/cache").iterdir())
 
 
+def test_a_file_of_tokens_is_of_its_vocabulary(monkeypatch):
+    monkeypatch.setattr(corpora, "LARGE", 100)
+    sizes = [len(part_of(STORY * 9, facts=make_vocabulary(STORY * 9, "bpe", size, True)))
+             for size in (260, 300)]  # fmt: skip
+    assert sizes[0] > sizes[1]
+
+
 def test_what_is_counted():
     text = "\u00e4\u00e4b c\n" * 10
     part = part_of(text)

@@ -119,7 +119,8 @@ def test_signals_keep_their_size_through_layers_that_were_just_made(activation):
 
 def test_max_norm_shortens_only_what_is_too_long():
     model = mlp_dropout(hidden=(6, 5))
-    hidden = [m for m in model.modules() if isinstance(m, nn.Linear)][:-1]
+    *hidden, last = (m for m in model.modules() if isinstance(m, nn.Linear))
+    last.weight.data *= 100  # is not a hidden unit's
     hidden[0].weight.data[0] *= 100 / hidden[0].weight[0].norm().item()
     hidden[1].weight.data[0] *= 0.1 / hidden[1].weight[0].norm().item()
     before = {name: p.clone() for name, p in model.named_parameters()}

@@ -72,6 +72,13 @@ def test_padding():
     assert inputs[:, :, 1].tolist() == [[3, 3, 0], [1, 1, 1]]
 
 
+def test_only_training_is_augmented():
+    made = sequences([3, 1, 2], augment=lambda inputs, _lengths, _draw: inputs + 10)
+    for train_it in (True, False):
+        values = torch.cat([x.flatten() for x, _, _ in made.batches(1, train=train_it)])
+        assert (values.max() > 10) == train_it
+
+
 def test_batches_are_a_function_of_seed_and_epoch():
     sizes = [1 + i * 7 % 40 for i in range(203)]
     made = sequences(sizes)
