@@ -770,6 +770,7 @@ def test_bad_samples(few, refused):
     assert "no files" in refused(sample.main, [*argv, "--interactive", "--out", "out"])
     for flags in (["--beam", "2"], ["--length-penalty", "1"]):
         assert "one or the other" in refused(sample.main, ["a", "--temperature", "1", *flags])
+    assert "for draws" in refused(sample.main, ["a", "--seed", "1"])
     assert "--beam above 1" in refused(sample.main, ["a", "--beam", "1", "--length-penalty", "1"])
     for flag, value in (("--num-heads", "8"), ("--positions", "none"), ("--vocab-size", "50")):
         name = flag[2:].replace("-", "_")

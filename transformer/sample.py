@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--length-penalty", type=kind, metavar="A", help="alpha of the beam's scores (default: 0.6)"
     )
     add("--temperature", type=cli.positive, metavar="T", help="draw from the softmax instead")
-    add("--seed", type=cli.integer(0), metavar="N", default=0, help="of what is drawn (default: 0)")
+    add("--seed", type=cli.integer(0), metavar="N", help="of what is drawn (default: 0)")
     args = parser.parse_args(argv)
     if bool(args.sentences) + bool(args.file) + args.interactive > 1:
         fail("give sentences, or --file, or --interactive: one of them")
@@ -61,10 +61,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     penalty = args.length_penalty
     if args.temperature and (args.beam or penalty is not None):
         fail("--temperature draws tokens, --beam and --length-penalty search: use one or the other")
+    if args.seed is not None and not args.temperature:
+        fail("--seed is for draws: add --temperature 1")
     if penalty is not None and (args.beam == 1 or penalty >= 10):
         fail(f"--length-penalty {penalty:g} needs a --beam above 1, and to be below 10 itself")
-    searched = dict(beam=args.beam or 4, length_penalty=0.6 if penalty is None else penalty)
-    return cli.Flags(**vars(args) | searched)
+    penalty = 0.6 if penalty is None else penalty
+    own = dict(beam=args.beam or 4, length_penalty=penalty, seed=args.seed or 0)
+    return cli.Flags(**vars(args) | own)
 
 
 @torch.no_grad()
