@@ -8,11 +8,13 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import inspect
 import logging
 import math
 import multiprocessing.connection
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same on machines with a
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import few_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 MILESTONES = sorted(path.parent.name for path in ROOT.glob("*/model.py"))
@@ -41,14 +44,35 @@ def pytest_xdist_auto_num_workers():
     return max(1, min(len(usable(0)), memory // WORKER_BYTES))
 
 
+def pytest_collection_finish():
+    """What was imported stays: to look through it for garbage takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
+
+
+# torch.manual_seed notes for an absent GPU who called it: a millisecond, six times a test.
+seed = (
+    torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup():
-    torch.manual_seed(0)
+    seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call():
-    torch.manual_seed(0)
+    seed(0)
+
+
+def memory():
+    """Bytes of this process that are no file's; Linux alone tells."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+KEPT = [256 << 20]  # bytes after memory was last given back
 
 
 @pytest.fixture(autouse=True)
@@ -58,40 +82,71 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr("common.run.LINE_SECONDS", math.inf)  # no line because it takes long
     yield
     with contextlib.suppress(OSError, AttributeError):  # Linux, glibc: what a large test freed
-        if int(Path("/proc/self/statm").read_text().split()[1]) > (1 << 30) // 4096:
+        if memory() > KEPT[0] + (256 << 20):
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)
+            KEPT[0] = memory()
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Of digits and scenes a few: to evaluate a network on all takes longer than a step."""
+    monkeypatch.setattr("sklearn.datasets.load_digits", few_digits(200))
+    monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 200, "test": 40})
 
 
 DRAWN = {}  # pictures as bytes, by what they are of
 
 
 def copied(draw, kind):
-    """A function that draws what is of a new kind, and else writes the picture of its kind."""
+    """A function that draws what is of a new kind, and else writes the picture of its kind.
 
-    def write(*args):
-        *what, path = args
-        key = (draw.__name__, *kind(*what))
+    `kind` gets all arguments but the path.
+    """
+    names = inspect.signature(draw)
+
+    def write(*args, **kwargs):
+        given = names.bind(*args, **kwargs)
+        given.apply_defaults()
+        path = Path((what := dict(given.arguments)).pop("path"))
+        key = (draw.__name__, path.suffix, *kind(**what))
         if key not in DRAWN:
-            draw(*what, path)
-            DRAWN[key] = Path(path).read_bytes()
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(DRAWN[key])
+            draw(*args, **kwargs)
+            DRAWN[key] = path.read_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(DRAWN[key])
 
     return write
 
 
+def odd(*texts):
+    """The characters that may be no plain text for matplotlib, or in no font."""
+    return tuple(sorted({c for text in texts for c in text if not (c.isascii() and c.isalnum())}))
+
+
+def kind_of_grid(images, titles, columns, size, heading):
+    shapes = tuple((image.shape, image.dtype) for image in images)
+    return shapes, len(titles), columns, size, bool(heading), odd(heading, *titles)
+
+
+KINDS = {  # the functions of common.plot that scripts call most, and what one picture stands for
+    "curves": lambda rows: sorted({key for row in rows for key in row}),
+    "confusion_matrix": lambda counts, classes: classes,
+    "image_grid": kind_of_grid,
+    "bars": lambda groups: [str({k: list(arms) for k, arms in groups.items()})],
+    "spread": lambda series, **rest: [str({k: list(v) for k, v in series.items()}), str(rest)],
+}
+
+
 @pytest.fixture(autouse=True, scope="module")
 def drawn_once():
-    """Of the same metrics, or classes, a worker draws one picture: it takes longer than to train
-    what most tests train."""
+    """Of the same metrics, classes, sizes or arms a worker draws one picture: it takes longer than
+    to train what most tests train."""
     from common import plot
 
-    of_metrics = copied(plot.curves, lambda rows: sorted({key for row in rows for key in row}))
-    of_classes = copied(plot.confusion_matrix, lambda counts, classes: list(classes))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plot, "curves", of_metrics)
-        patch.setattr(plot, "confusion_matrix", of_classes)
+        for name, kind in KINDS.items():
+            patch.setattr(plot, name, copied(getattr(plot, name), kind))
         yield
 
 
@@ -146,7 +201,8 @@ def be_a_script(command, files, environment):
     os.environ.update(environment)
     is_module = command[0] == "-m"
     sys.argv = command[is_module:]
-    faulthandler.dump_traceback_later(HANGS, exit=True, file=sys.stderr)
+    faulthandler.register(signal.SIGALRM, sys.stderr, chain=True)  # a traceback, and the end
+    signal.alarm(HANGS)  # its thread in dump_traceback_later would hang a fork of this fork
     try:
         (runpy.run_module if is_module else runpy.run_path)(sys.argv[0], run_name="__main__")
     finally:

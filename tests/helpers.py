@@ -1,8 +1,10 @@
 """What the tests of several milestones use; no milestone has to be there."""
 
+import functools
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +43,23 @@ def dropped(model: nn.Module, *inputs: torch.Tensor) -> dict[tuple[int, ...], in
     for hook in hooks:
         hook.remove()
     return dict(seen)
+
+
+SETTINGS = {
+    nn.Conv2d: ("kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.BatchNorm2d: ("eps", "momentum"),
+}
+
+
+def structure(model: nn.Module) -> tuple[dict, dict]:
+    """By names the shapes of what a network holds, and how its convolutions and norms are set."""
+    layers = {
+        name: [getattr(module, setting) for setting in settings]
+        for name, module in model.named_modules()
+        for kind, settings in SETTINGS.items()
+        if isinstance(module, kind)
+    }
+    return {name: value.shape for name, value in model.state_dict().items()}, layers
 
 
 def compare(ours, theirs, images, training, name=str, statistics=True):
@@ -108,6 +127,16 @@ def check_mean_loss(train, *more):
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     """The model of a run's last checkpoint."""
     return torch.load(Path(folder, "last.pt"))["model"]
+
+
+@functools.cache
+def few_digits(count):
+    """In place of scikit-learn's load_digits: the first `count` of them."""
+    from sklearn.datasets import load_digits
+
+    whole = load_digits()
+    few = SimpleNamespace(images=whole.images[:count], target=whole.target[:count])
+    return lambda: few
 
 
 def check_published(sample, theirs, entry, argv=(), inputs=None):

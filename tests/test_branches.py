@@ -4,11 +4,12 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import MILESTONES, ROOT
+from conftest import FORKS, MILESTONES, ROOT, start
 from test_layout import commands
 
 from tools import branches, milestones, readme
@@ -34,14 +35,31 @@ def clone(tmp_path, monkeypatch):
 
 
 def pytest_in(folder, *flags):
-    """Runs the tests of a checkout, with this environment; returns the end of their output."""
-    path = os.pathsep.join([str(folder), str(folder / "tests")])
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *flags]
+    """Runs the tests of a checkout; returns what they print. On Linux in a forked process: torch,
+    and what else is no part of the museum, is imported already."""
+    command = [__file__, str(folder), "-q", "-n0", "-p", "no:cacheprovider", *flags]
     command += ["--ignore", "tests/test_branches.py"]
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    assert not done.returncode, done.stdout[-3000:] + done.stderr[-1000:]
-    return done.stdout
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        if FORKS:
+            process = start(command, out, err)
+            process.join()
+            code = process.exitcode
+        else:
+            code = subprocess.run([sys.executable, *command], stdout=out, stderr=err).returncode
+        printed, errors = ((file.seek(0), file.read())[1] for file in (out, err))
+    assert not code, printed[-3000:] + errors[-1000:]
+    return printed
+
+
+def be_in(folder):
+    """Makes this process one that has imported nothing of the museum and finds only `folder`'s."""
+    own = {path.stem for pattern in ("*/", "tests/**/*.py") for path in ROOT.glob(pattern)}
+    for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+        del sys.modules[name]
+    gone = ROOT, ROOT / "tests", ROOT / "tests" / "benchmarks"
+    others = [path for path in sys.path if Path(path).resolve() not in gone]
+    sys.path[:] = [folder, f"{folder}/tests", *others]
+    os.chdir(folder)
 
 
 def checkout(clone, name):
@@ -204,3 +222,8 @@ def test_what_is_left_of_a_page():
     page += "```text\n$ python lenet/train.py\n\n1\n```\n"
     cut = f"{marks['contents']}- [Two](#two)\n<!-- end -->\n\n## Two\n\nIt prints 1.\n"
     assert branches.cut_readme(page, gone) == cut
+
+
+if __name__ == "__main__":  # what pytest_in starts
+    be_in(sys.argv[1])
+    sys.exit(pytest.main(sys.argv[2:]))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import MILESTONES
-from helpers import check_mean_loss, check_published, compare, count, perturb, weights
+from helpers import check_mean_loss, check_published, compare, count, perturb, structure, weights
 from torch import nn
 
 from densenet import claims, sample, train
@@ -54,12 +54,11 @@ def test_parameters():
     [
         ("densenet121", True),
         ("densenet121", False),
-        ("densenet161", False),
-        pytest.param("densenet161", True, marks=pytest.mark.slow),  # the same code, ten seconds
-        ("densenet169", True),
-        pytest.param("densenet169", False, marks=pytest.mark.slow),
-        ("densenet201", False),
-        pytest.param("densenet201", True, marks=pytest.mark.slow),
+        *(
+            pytest.param(f"densenet{depth}", training, marks=pytest.mark.slow)  # the same code
+            for depth in (161, 169, 201)
+            for training in (True, False)
+        ),
     ],
 )
 def test_parity_with_torchvision(name, training):
@@ -68,6 +67,14 @@ def test_parity_with_torchvision(name, training):
         ours = MODELS[name](num_classes=7).double()
     ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())  # the names are the same
     compare(ours, theirs, torch.randn(2, 3, 64, 72, dtype=torch.float64), training)
+
+
+@pytest.mark.parametrize("depth", [121, 161, 169, 201])
+def test_layers_are_torchvisions(depth):
+    name = f"densenet{depth}"
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)()
+        assert structure(MODELS[name](num_classes=1000)) == structure(theirs)
 
 
 def test_parity_of_recomputing_networks():
@@ -334,7 +341,7 @@ def test_step_sizes_are_the_papers():
             assert set(shares[low * 7 : high * 7]) == {0.1**number}, name
 
 
-def test_momentum_is_nesterovs(monkeypatch):
+def test_momentum_is_nesterovs(monkeypatch, few):
     made, real = [], torch.optim.SGD
     monkeypatch.setattr(torch.optim, "SGD", lambda *a, **k: made.append(k) or real(*a, **k))
     train.main([*FLAGS, "--max-steps", "1"])
@@ -352,7 +359,7 @@ def test_flags_that_are_refused(refused):
     assert "too small for densenet121" in line
 
 
-def test_fine_tuning_from_a_published_file(capsys):
+def test_fine_tuning_from_a_published_file(capsys, few):
     theirs = perturb(torchvision.models.densenet121())
     torch.save(older(theirs.state_dict()), "tv.pth")
     argv = ["--model", "densenet121", "--limit", "32", "--size", "32", "--weights", "tv.pth"]
@@ -369,7 +376,7 @@ def test_fine_tuning_from_a_published_file(capsys):
     assert set(metrics) == {"test_loss", "test_accuracy"}
 
 
-def test_a_recomputed_training_is_the_same_training():
+def test_a_recomputed_training_is_the_same_training(few):
     argv = [*FLAGS, "--max-steps", "2", "--dropout", "0.1"]
     train.main([*argv, "--run-dir", "plain"])
     train.main([*argv, "--run-dir", "again", "--recompute"])
@@ -378,7 +385,7 @@ def test_a_recomputed_training_is_the_same_training():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_paths_of_the_loop(precision):
+def test_paths_of_the_loop(precision, few):
     argv = [*FLAGS, "--max-steps", "2", "--accumulate", "2", "--precision", precision]
     metrics = train.main([*argv, "--recompute", "--run-dir", "run"])
     assert all(map(math.isfinite, metrics.values()))
@@ -423,7 +430,7 @@ def rename_older(state):
 # ---------------------------------------------------------------------- the claims
 
 
-def test_claim_of_parameters(monkeypatch, capsys):
+def test_claim_of_parameters(monkeypatch, capsys, few):
     runs = []
 
     def short(argv):  # in place of both scripts; the residual network is another of ours here
@@ -496,7 +503,7 @@ def test_evenness():
     assert found == pytest.approx({"evenness": (1 / 2 + 1 / 3) / 2, "input": 0}, abs=1e-6)
 
 
-def test_claim_of_reuse(monkeypatch, capsys):
+def test_claim_of_reuse(monkeypatch, capsys, few):
     monkeypatch.setattr(claims, "train", lambda argv: train.main([*argv, "--quiet"]))
     argv = ["reuse", "--data", "digits", "--epochs", "1", "--max-steps", "1", "--size", "16"]
     summary = claims.main([*argv, "--seeds", "0", "--out", "out"])

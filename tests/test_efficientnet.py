@@ -599,7 +599,7 @@ def test_fine_tuning_from_a_published_file(kind, capsys):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_paths_of_the_loop(precision):
+def test_paths_of_the_loop(precision, few):
     argv = [*FLAGS, *TINY, "--max-steps", "2", "--accumulate", "2", "--precision", precision]
     argv += ["--drop-path", "0.2", "--average", "0.9", "--optimizer", "sgd", "--lr", "0.01"]
     metrics = train.main([*argv, "--schedule", "stairs", "--run-dir", "run"])

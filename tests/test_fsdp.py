@@ -9,9 +9,11 @@ import os
 import sys
 
 import pytest
+import sklearn.datasets
 import torch
 import torch.nn.functional as F
 from conftest import torchrun
+from helpers import few_digits
 
 from common.device import Device
 from tools.milestones import small_models
@@ -23,6 +25,7 @@ FLAGS = "--data digits --limit 64 --val 0 --batch-size 32 --max-steps 1 --precis
 def train_all(kind, *flags):
     """One step of each network, without dropout: each process draws its own."""
     F.dropout = lambda x, *_, **__: x
+    sklearn.datasets.load_digits = few_digits(200)
     for folder, model in SMALL.items():
         main = importlib.import_module(f"{folder}.train").main
         main([*FLAGS.split(), "--model", model, "--run-dir", f"{folder}-{kind}", *flags])
@@ -35,7 +38,8 @@ def trained(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-3000:]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(F, "dropout", F.dropout)  # put back afterwards
+        for module, name in ((F, "dropout"), (sklearn.datasets, "load_digits")):
+            patch.setattr(module, name, getattr(module, name))  # put back afterwards
         # Shards are contiguous. Channels-last batch norm rounds otherwise, and then a few ReLUs
         # open or shut: 1e-2 of a gradient.
         wrap = Device.wrap
@@ -45,7 +49,8 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_sharded_step_is_a_step(trained, name):
+def test_a_sharded_step_is_a_step(trained, name, monkeypatch):
+    monkeypatch.setattr(sklearn.datasets, "load_digits", few_digits(200))
     one, two = (torch.load(trained / f"{name}-{kind}" / "last.pt") for kind in ("one", "fsdp"))
     assert one["step"] == two["step"] == 1
     moments = one["optimizer"]["state"]

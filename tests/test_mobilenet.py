@@ -412,7 +412,7 @@ def test_the_first_ones_weights_come_from_the_hub(monkeypatch, refused, capsys):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("version", ["v1", "v2", "v3"])
-def test_paths_of_the_loop(version, precision):
+def test_paths_of_the_loop(version, precision, few):
     argv = [*TINY, "--model", f"mobilenet_{version}_cifar", "--max-steps", "2"]
     argv += ["--accumulate", "2", "--precision", precision]
     metrics = train.main([*argv, "--average", "0.5", "--run-dir", "run"])
@@ -421,7 +421,7 @@ def test_paths_of_the_loop(version, precision):
     assert Path("run/confusion.png").exists()
 
 
-def test_papers_recipe_averages_and_goes_on_exactly():
+def test_papers_recipe_averages_and_goes_on_exactly(few):
     """RMSProp, stairs and averaged weights, in one go and interrupted within an epoch."""
     argv = [
         "--paper",
@@ -450,7 +450,7 @@ def test_papers_recipe_averages_and_goes_on_exactly():
     assert found["test_loss"] == pytest.approx(whole["test_loss"])
 
 
-def test_the_average_is_the_one_that_is_measured():
+def test_the_average_is_the_one_that_is_measured(few):
     argv = [*TINY, "--run-dir", "run", "--average", "0.9", "--epochs", "1"]
     metrics = train.main(argv)
     content = torch.load("run/last.pt")
@@ -466,7 +466,7 @@ def test_the_average_is_the_one_that_is_measured():
     assert metrics["test_loss"] != pytest.approx(losses[1], rel=1e-4)
 
 
-def test_averaging_begins_and_ends_on_resuming():
+def test_averaging_begins_and_ends_on_resuming(few):
     argv = [*TINY, "--epochs", "1", "--lr", "1e-30"]
     more = ["--resume", "--run-dir", "run", "--quiet", "--epochs"]
     train.main([*argv, "--run-dir", "run"])
@@ -515,12 +515,12 @@ def test_samples_of_the_first_ones_weights():
 
 
 @pytest.mark.parametrize("claim", list(claims.CLAIMS))
-def test_claims(monkeypatch, capsys, claim):
+def test_claims(monkeypatch, capsys, claim, few):
     runs = []
 
     def short(argv):
         runs.append(argv)
-        return train.main([*argv, "--limit", "128", "--quiet"])
+        return train.main([*argv, "--limit", "96", "--val", "40", "--quiet"])
 
     monkeypatch.setattr(claims, "train", short)
     argv = [claim, "--data", "digits", "--epochs", "1", "--max-steps", "1", "--size", "16"]

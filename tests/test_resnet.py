@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import check_mean_loss, check_published, compare, count, make_tree, perturb
+from helpers import check_mean_loss, check_published, compare, count, make_tree, perturb, structure
 from torch import nn
 
 from resnet import claims, sample, train
@@ -52,8 +52,8 @@ def test_parameters():
         ("resnet34", True),
         ("resnet50_v1_5", True),
         ("resnet50_v1_5", False),
-        ("resnet101_v1_5", True),
-        ("resnet152_v1_5", False),
+        pytest.param("resnet101_v1_5", True, marks=pytest.mark.slow),  # the same code
+        pytest.param("resnet152_v1_5", False, marks=pytest.mark.slow),
     ],
 )
 def test_parity_with_torchvision(name, training):
@@ -64,6 +64,13 @@ def test_parity_with_torchvision(name, training):
         ours = MODELS[name](num_classes=7).double()
     ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())  # the names are the same
     compare(ours, theirs, torch.randn(2, 3, 32, 40, dtype=torch.float64), training)
+
+
+@pytest.mark.parametrize("name", train.PUBLISHED)
+def test_layers_are_torchvisions(name):
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, train.PUBLISHED[name])()
+        assert structure(MODELS[name](num_classes=1000)) == structure(theirs)
 
 
 def test_the_stride_is_in_the_first_convolution_as_in_the_paper():
@@ -179,7 +186,7 @@ def test_published_weights_are_for_torchvisions_stride(refused):
     assert "resnet50_v1_5" in line
 
 
-def test_fine_tuning_from_a_file(capsys):
+def test_fine_tuning_from_a_file(capsys, few):
     theirs = torchvision.models.resnet18()
     torch.save(theirs.state_dict(), "tv.pth")
     argv = ["--model", "resnet18", "--limit", "64", "--size", "32", "--weights", "tv.pth"]
@@ -200,7 +207,7 @@ def test_fine_tuning_from_a_file(capsys):
     assert set(metrics) == {"test_loss", "test_accuracy"}
 
 
-def test_images_too_small(refused):
+def test_images_too_small(refused, few):
     line = refused(train.main, ["--batch-size", "1", "--model", "resnet18", "--size", "32"])
     assert "--batch-size" in line
     assert "--size" in refused(train.main, ["--size", "4"])
@@ -263,7 +270,7 @@ def test_samples_of_published_weights():
     check_published(sample, theirs, entry, ["--model", "resnet50_v1_5"])
 
 
-def test_claims_run_resume_and_summarise(monkeypatch, capsys):
+def test_claims_run_resume_and_summarise(monkeypatch, capsys, few):
     runs = []
     monkeypatch.setattr(claims, "ARMS", ["plain20", "resnet20"])
     monkeypatch.setattr(claims, "train", lambda argv: runs.append(argv) or train.main(argv))

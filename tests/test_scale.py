@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import FORKS, MILESTONES, ROOT, start, torchrun
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 from tools import scale
 
@@ -40,12 +41,17 @@ def finish(*processes):
 
 
 class Forked:
-    """What tools/scale.py needs of a process, here forked: torchrun's own start takes seconds."""
+    """As much of a subprocess.Popen as tools/scale.py and torchrun need, forked from this process:
+    to import torch anew takes seconds."""
 
-    def __init__(self, command, env, stdout, stderr):
-        self.args = command
+    def __init__(self, args, env, stdout, stderr, start_new_session=False):
+        self.args, script = args, [word for word in args[1:] if word != "-u"]
         with open(os.devnull, "w") as nowhere:
-            self.process = start(command[1:], nowhere, stderr, **env)
+            out = nowhere if stdout == subprocess.DEVNULL else stdout or sys.stdout
+            self.process = start(script, out, stderr or sys.stderr, **env)
+        self.pid = self.process.pid
+        if start_new_session:  # torchrun ends the whole group
+            os.setpgid(self.pid, self.pid)
 
     def poll(self):
         return self.returncode
@@ -54,7 +60,7 @@ class Forked:
     def returncode(self):
         return self.process.exitcode
 
-    def wait(self, seconds):
+    def wait(self, seconds=None):
         self.process.join(seconds)
 
 
@@ -64,6 +70,13 @@ def forked(monkeypatch):
     if FORKS:
         forking = SimpleNamespace(**vars(subprocess) | {"Popen": Forked})
         monkeypatch.setattr(scale, "subprocess", forking)
+
+
+@pytest.fixture
+def all_forked(forked, monkeypatch):
+    """And what torchrun starts."""
+    if FORKS:
+        monkeypatch.setattr(f"{subprocess_handler.__name__}.Popen", Forked)
 
 
 @needs_lenet
@@ -82,9 +95,7 @@ def test_two_machines_equal_one_with_two_processes():
 
 @needs_lenet
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_it_measures_and_draws(way, capsys, request):
-    if way == "fsdp":
-        request.getfixturevalue("forked")
+def test_it_measures_and_draws(way, capsys, all_forked):
     argv = ["--script", SCRIPT, "--epochs", "2", "--limit", "256", "--rounds", "1", "--out", "out"]
     summary = scale.main(argv + ["--fsdp"] * (way == "fsdp"))
     assert summary["way"] == way
@@ -103,7 +114,7 @@ def test_what_is_refused(refused):
 
 
 @needs_lenet
-def test_what_the_script_refuses_is_handed_on(refused, forked):
+def test_what_the_script_refuses_is_handed_on(refused, all_forked):
     argv = ["--script", SCRIPT, "--model", "lenet9", "--rounds", "1"]
     assert "unknown model 'lenet9'" in refused(scale.main, argv)
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from conftest import MILESTONES
-from helpers import count
+from helpers import count, few_digits
 
 from common.data import corpora
 
@@ -25,7 +25,8 @@ def few_scenes(monkeypatch):
     """Evaluating a large network on a thousand images takes far longer than the step."""
     monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 12, "test": 4})
     monkeypatch.setattr("common.data.boxes.NUM_SCENES", {"train": 12, "test": 4})
-    monkeypatch.setattr("common.data.pairs.TEST_DATES", 8)
+    monkeypatch.setattr("common.data.pairs.TEST_DATES", 4)
+    monkeypatch.setattr("sklearn.datasets.load_digits", few_digits(40))
     if "unet" in MILESTONES:
         monkeypatch.setattr("unet.data.NUM_SCENES", (12, 2))
     short = corpora.Corpus({"all": corpora.Text(["a short text, with a test part. " * 30])})
@@ -46,7 +47,11 @@ def test_one_step(folder, name, monkeypatch):
         pytest.skip("too large for the default run")
     if size > LARGE:  # its files are as those of the smaller ones, and fill half a gigabyte
         monkeypatch.setattr("common.run.write_checkpoint", lambda path, content: None)
-    main = importlib.import_module(f"{folder}.train").main
-    metrics = main(["--model", name, "--max-steps", "1", "--limit", "8", "--quiet"])
+        monkeypatch.setattr("common.run.state_of", lambda part, names: {})
+    train = importlib.import_module(f"{folder}.train")
+    argv = ["--model", name, "--max-steps", "1", "--limit", "8", "--quiet"]
+    if 0 < train.parse_args(argv).val <= 1000:  # in more, characters are counted
+        argv += ["--val", "4"]
+    metrics = train.main(argv)
     assert metrics
     assert all(map(math.isfinite, metrics.values()))
