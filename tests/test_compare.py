@@ -60,6 +60,26 @@ def test_a_damaged_entry_is_named(refused):
     assert "the milestone one has colour, read by nobody" in line
 
 
+def test_rates_are_of_the_median_round(monkeypatch):
+    """A clock that only steps and passes move: four seconds and one, a hundred to warm up."""
+    clock, warm = [0.0], set()
+
+    def taking(seconds, name):
+        def function():
+            late = 30 * (clock[0] > 430)  # in the last two rounds something else runs
+            clock[0] += seconds + late if name in warm else 100
+            warm.add(name)
+
+        return function
+
+    monkeypatch.setattr(compare, "ROUNDS", 5)
+    monkeypatch.setattr(compare, "open_run", lambda folder, device: (folder,))
+    taken = {name: (taking(4, f"{name} step"), taking(1, f"{name} pass")) for name in "AB"}
+    monkeypatch.setattr(compare, "stepper", taken.get)
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: clock[0])
+    assert compare.rates({"a": "A", "b": "B"}, "cpu") == dict.fromkeys("ab", [128 / 4, 128])
+
+
 def test_it_trains_measures_and_compares_runs(capsys, monkeypatch):
     argv, measure = [*FAST, "--models", "lenet5", "resnet20", "--seeds", "0", "1"], compare.peak_of
 
@@ -73,7 +93,7 @@ def test_it_trains_measures_and_compares_runs(capsys, monkeypatch):
     assert table["resnet20"]["multiply_adds"] == pytest.approx(40.6e6, rel=0.01)  # "0.04e9"
     for row in table.values():
         assert row["seeds"] == 2
-        assert row["train_rate"] > 0 and row["infer_rate"] > row["train_rate"]
+        assert row["train_rate"] > 0 and row["infer_rate"] > 0
         assert 100 < row["peak_mib"] < 4000
     assert json.loads(Path("out/compare-shapes.json").read_text()) == table
     assert "| `resnet20` | 269,722 |" in Path("out/compare-shapes.md").read_text()
