@@ -52,8 +52,8 @@ def test_parameters():
         ("resnet34", True),
         ("resnet50_v1_5", True),
         ("resnet50_v1_5", False),
-        pytest.param("resnet101_v1_5", True, marks=pytest.mark.slow),  # the same code
-        pytest.param("resnet152_v1_5", False, marks=pytest.mark.slow),
+        ("resnet101_v1_5", True),
+        ("resnet152_v1_5", False),
     ],
 )
 def test_parity_with_torchvision(name, training):

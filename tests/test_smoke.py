@@ -47,7 +47,6 @@ def test_one_step(folder, name, monkeypatch):
         pytest.skip("too large for the default run")
     if size > LARGE:  # its files are as those of the smaller ones, and fill half a gigabyte
         monkeypatch.setattr("common.run.write_checkpoint", lambda path, content: None)
-        monkeypatch.setattr("common.run.state_of", lambda part, names: {})
     train = importlib.import_module(f"{folder}.train")
     argv = ["--model", name, "--max-steps", "1", "--limit", "8", "--quiet"]
     if 0 < train.parse_args(argv).val <= 1000:  # in more, characters are counted

@@ -162,11 +162,7 @@ def compare(ours, theirs, x):
     )
 
 
-DEFAULT = ("vgg13", "vgg16_bn")  # the others are the same code, by test_layers_are_torchvisions
-LATER = [pytest.param(n, marks=pytest.mark.slow) for n in IN_TORCHVISION if n not in DEFAULT]
-
-
-@pytest.mark.parametrize("name", [*DEFAULT, *LATER])
+@pytest.mark.parametrize("name", IN_TORCHVISION)
 def test_parity_with_torchvision(name):
     """Narrow fully connected layers spare time; the next test has the wide ones."""
     torch.manual_seed(0)
