@@ -46,9 +46,7 @@ BUCKETS = (8, 10, 12, 14, 17)  # words: up to 8, 9 and 10, …, 18 and more
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("seq2seq", __doc__, CLAIMS)
-    parser.add_argument("--data", default="multi30k", help="which data (default: multi30k)")
-    parser.add_argument("--epochs", type=cli.integer(1), default=8, help="of each run (default: 8)")
+    parser = cli.claims_parser("seq2seq", __doc__, CLAIMS, data="multi30k", epochs=8)
     return parser.parse_args(argv)
 
 
