@@ -97,7 +97,8 @@ def show_more(model: nn.Module, parts: tuple, dev: Device, out: Path) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     """Classifies the inputs, or shows what the network has learnt; returns what it found."""
     weights = classify.Published(train.PUBLISHED, train.parse_args)
-    return classify.sample("alexnet", __doc__, MODELS, train.build, argv, show_more, weights)
+    made = "filters.png", "neighbours.jpg"
+    return classify.sample("alexnet", __doc__, MODELS, train.build, argv, show_more, weights, made)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from common import cli, counted, fail
 from common.data.files import ImageFiles, find_images, look_at
 from common.data.images import ImageSet, Streamed, load_images
 from common.device import Device
-from common.folder import make_folder, new_samples, open_run
+from common.folder import keep_what_is_there, make_folder, new_samples, open_run
 from common.run import progress_bar
 from common.weights import IMAGENET, start_from
 
@@ -183,11 +183,13 @@ def sample(
     argv: list[str] | None = None,
     more: Callable | None = None,
     published: Published | None = None,
+    made: tuple[str, ...] = (),
 ) -> dict:
     """The main of a classifier's sample.py: classifies the inputs, or shows test predictions.
 
-    `more(model, parts, dev, out)` shows what else there is without inputs. Where there are
-    `published` weights, they can take the place of a checkpoint. Returns what was found.
+    `more(model, parts, dev, out)` shows what else there is without inputs, in files of the names
+    `made`. Where there are `published` weights, they can take the place of a checkpoint. Returns
+    what was found.
     """
     parser = cli.sample_parser(milestone, doc)
     parser.add_argument("inputs", nargs="*", type=Path, help="image files, or folders of them")
@@ -205,7 +207,7 @@ def sample(
     if files:
         return classify(files, model, facts, flags.size, dev, out)
     parts = load_parts(flags, dev, facts)
-    make_folder(out)
+    make_folder(out, "predictions.jpg", *made)
     found = {"right": show_predictions(model, parts[2], dev, out)}
     return found | (more(model, parts, dev, out) if more else {})
 
@@ -222,6 +224,7 @@ def classify(
     """
     from common.plot import image_grid
 
+    keep_what_is_there(out, "predictions.jpg")
     images = ImageFiles(
         [str(path) for path in files], facts.get("side", size), top=facts.get("top")
     )

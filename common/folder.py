@@ -72,8 +72,12 @@ def new_run(args: argparse.Namespace) -> Path:
                 raise
 
 
-def make_folder(path: Path) -> None:
-    """Makes the folder for results, before any work is done for them."""
+def make_folder(path: Path, *names: str) -> None:
+    """Makes the folder for results, before any work is done for them.
+
+    Ends in one line if one of `names`, the files that will be written, is there already.
+    """
+    keep_what_is_there(path, *names)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -27,6 +27,8 @@ from generative.model import MODELS
 from generative.options import ROWS, build, check_steps
 
 FRAMES, SIDE = 16, 4  # of the animation
+MADE = ("samples.png", "interpolation.png", "reconstructions.png", "codes.png", "manifold.png")
+MADE += ("denoising.gif", "grid.png")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -194,7 +196,7 @@ def main(argv: list[str] | None = None) -> dict:
     with forked(f"sample {args.seed}", dev):
         if files:
             return inputs(model, files, x, out)
-        make_folder(out)
+        make_folder(out, *MADE)
         if points:
             show_plane(model, test, out, 30 * args.count)
         else:
@@ -214,7 +216,7 @@ def inputs(model: nn.Module, files: list[Path], x: Tensor, out: Path) -> dict[st
     """Rebuilds the user's images, or measures them with a flow; a number for each file."""
     rebuilds = hasattr(model, "reconstruct")
     if rebuilds:
-        make_folder(out)
+        make_folder(out, "reconstructions.png")
         values, what = rebuild(model, x, out), "squared error"
     else:
         values, what = model.measures(x)["bits"], "bits a dimension"

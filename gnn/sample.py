@@ -29,6 +29,7 @@ from gnn.train import build
 
 MOST_DRAWN, MOST_LAID_OUT = 3000, 500  # nodes in a picture; those whose layout is computed
 MOST_LOOKED_AT, PRINTED = 60, 10  # neighbours in attention.png; predictions that are printed
+MADE = ("predictions.csv", "tsne.png", "graph.png", "attention.png")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -198,7 +199,7 @@ def main(argv: list[str] | None = None) -> dict:
     model = model.to(dev.device).eval()
     shares, hidden, labels = run_model(model, part)
     chosen, count, answers = choose(args.nodes, part, len(shares)), len(shares), shares.argmax(1)
-    make_folder(out)
+    make_folder(out, *MADE)
     found, right, known = write_predictions(out / "predictions.csv", chosen, shares, labels, part)
     colours, written, notes, points = answers if labels.dim() == 2 else labels, [], [], None
     if count < 5:

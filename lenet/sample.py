@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict:
     if files:
         found = classify(files, model, facts, dev, flags.data, out, pad=2)
         return dict(zip(map(str, files), found, strict=True))
-    make_folder(out)
+    make_folder(out, "features.png", "mistakes.png")
     _, _, test = load_images(flags, dev, 28, 1, 2, facts["mean"], facts["std"])
     show_features(model, test, out)
     return {"mistakes": show_mistakes(model, test, out)}

@@ -29,7 +29,7 @@ from common.data.text import (
     read_tokenizer,
 )
 from common.device import Device
-from common.folder import make_folder, open_run
+from common.folder import keep_what_is_there, make_folder, open_run
 from common.run import progress_bar
 from seq2seq.decoding import draw, translate
 from seq2seq.model import END, MODELS
@@ -142,6 +142,8 @@ def main(argv: list[str] | None = None) -> dict:
     """Translates; returns the inputs with their translations."""
     args = parse_args(argv)
     lines, wanted = read_sentences(args.sentences, args.file), []
+    if args.out:
+        keep_what_is_there(args.out, "translations.txt", "alignment.png")
     with contextlib.redirect_stdout(sys.stderr):  # nothing but translations goes to stdout
         checkpoint, flags, dev, out = open_run(args, "seq2seq", MODELS)
     facts = checkpoint["dataset"]

@@ -588,6 +588,9 @@ def test_sample(tree, capsys, refused):
     assert shown["same_class"] > 0.7  # by chance 0.5: the dark ones lie together
     made = {path.stem for path in Path("grid").glob("*.*")}
     assert made == {"predictions", "filters", "neighbours"}
+    Path("grid/predictions.jpg").unlink()
+    line = refused(sample.main, [*checkpoint, "--out", "grid"])
+    assert "grid/filters.png is there already" in line
     assert "nothing.png" in refused(sample.main, [*checkpoint, "nothing.png"])
     sample.show_filters(narrowed("alexnet"), Path("out"))
     assert "96 filters of 11x11" in capsys.readouterr().out

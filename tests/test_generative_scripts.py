@@ -287,7 +287,7 @@ def test_a_vae_is_measured_in_nats():
     assert "test_log_likelihood" not in metrics
 
 
-def test_moons():
+def test_moons(refused):
     args = train.parse_args(["--model", "realnvp2d", "--quiet"])
     dev = Device(args)
     parts = load(args, dev)
@@ -299,11 +299,12 @@ def test_moons():
     assert len(load(args.but(limit=50), dev)[0]) == 50
     metrics = train.main(["--model", "realnvp2d", "--epochs", "3", "--quiet", "--run-dir", "run"])
     assert metrics["test_log_likelihood"] > -2.3  # a normal distribution has about -2.8
-    sample.main(["--checkpoint", "run/last.pt", "--out", "out", "--count", "5"])
-    assert Path("out/grid.png").exists()
+    argv = ["--checkpoint", "run/last.pt", "--out", "out", "--count", "5"]
+    sample.main(argv)
+    assert "out/grid.png is there already" in refused(sample.main, argv)
 
 
-def test_images_of_a_folder_in_colour():
+def test_images_of_a_folder_in_colour(refused):
     folder_of(("a", 6), ("b", 6))
     for model in ("conv_vae", "dcgan"):
         argv = ["--model", model, "--data", "folder:set", "--size", "16", "--max-steps", "2"]
@@ -312,6 +313,8 @@ def test_images_of_a_folder_in_colour():
         assert Image.open(f"{model}/samples.png").mode in ("RGB", "RGBA")
     found = sample.main(["set/a", "--checkpoint", "conv_vae/last.pt", "--out", "out"])
     assert len(found) == 6
+    line = refused(sample.main, ["set/a", "--checkpoint", "conv_vae/last.pt", "--out", "out"])
+    assert "out/reconstructions.png is there already" in line
 
 
 def test_runs_of_before_are_measured_as_they_were():

@@ -673,8 +673,9 @@ def test_samples_of_nodes(tables, capsys, refused):
         Path("other/nodes.csv").write_text("".join(lines))
         Path("other/edges.csv").write_text((tables / "edges.csv").read_text())
         if name == "shuffled":
-            same = sample.main(["--checkpoint", "run/last.pt", "--graph", "other", "--out", "out"])
-            assert same == found
+            argv = ["--checkpoint", "run/last.pt", "--graph", "other", "--out", "new"]
+            assert sample.main(argv) == found
+            assert "new/predictions.csv is there already" in refused(sample.main, argv)
     assert "no column 'a'" in refused(sample.main, bad)
 
 

@@ -432,7 +432,7 @@ def test_weights_of_another_network(tree, refused):
 # ------------------------------------------------------------------------------ other scripts
 
 
-def test_sample_names_five_classes_of_any_image(tree, capsys):
+def test_sample_names_five_classes_of_any_image(tree, capsys, refused):
     flags = [*tree, "--model", "googlenet_bn_small", "--size", "16", "--average", "0.5"]
     metrics = train.main([*flags, "--no-aux", "--run-dir", "run"])
     Image.new("L", (30, 50)).save("grey.png")
@@ -442,11 +442,14 @@ def test_sample_names_five_classes_of_any_image(tree, capsys):
     assert all(len(answers) == 5 for answers in found.values())
     assert "grey: made RGB" in capsys.readouterr().out
     assert Path("out/predictions.jpg").exists()
-    assert sample.main(argv)["right"] == round(7 * metrics["test_accuracy"])
+    grid = ["--checkpoint", "run/last.pt", "--out", "grid"]
+    assert sample.main(grid)["right"] == round(7 * metrics["test_accuracy"])
+    for twice in ([*argv, "grey.png"], grid):
+        assert "predictions.jpg is there already" in refused(sample.main, twice)
     # what answers is the average, not the last weights
     content = torch.load("run/last.pt")
     torch.save({**content, "model": {k: v * 0 for k, v in content["model"].items()}}, "zero.pt")
-    again = sample.main(["--checkpoint", "zero.pt", "--out", "out", "grey.png"])
+    again = sample.main(["--checkpoint", "zero.pt", "--out", "zero", "grey.png"])
     assert dict(again["grey.png"]) == pytest.approx(dict(found["grey.png"]), abs=1e-5)
 
 

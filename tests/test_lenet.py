@@ -490,11 +490,13 @@ def test_sample_reads_images_of_any_size_and_mode(trained, capsys):
     assert Path("out/predictions.png").exists()
 
 
-def test_sample_without_input_shows_mistakes_and_features(trained, capsys):
+def test_sample_without_input_shows_mistakes_and_features(trained, capsys, refused):
     checkpoint, metrics = trained
     found = sample.main(["--checkpoint", str(checkpoint), "--out", "out"])
     assert found["mistakes"] == round((1 - metrics["test_accuracy"]) * 359)
     assert {p.name for p in Path("out").iterdir()} == {"mistakes.png", "features.png"}
+    line = refused(sample.main, ["--checkpoint", str(checkpoint), "--out", "out"])
+    assert "out/features.png is there already" in line
 
 
 def test_sample_takes_the_newest_run_and_makes_a_new_folder(monkeypatch):

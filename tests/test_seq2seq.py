@@ -681,7 +681,7 @@ def write_pairs(count=60):
     return "pairs:a.txt,b.txt"
 
 
-def test_pairs_evaluate_and_samples(capsys, monkeypatch):
+def test_pairs_evaluate_and_samples(capsys, monkeypatch, refused):
     references, evaluate = {}, train.evaluate
 
     def note(model, pairs, *rest):
@@ -709,6 +709,8 @@ def test_pairs_evaluate_and_samples(capsys, monkeypatch):
     assert Path("out/alignment.png").stat().st_size > 1000
     Path("in.txt").write_text("ein\n\nzwei drei\n", "utf-8")
     sample.main([*argv, "--file", "in.txt", "--out", "file"])
+    capsys.readouterr()
+    assert "file/translations.txt is there" in refused(sample.main, [*argv, "ein", "--out", "file"])
     lines = Path("file/translations.txt").read_text("utf-8").split("\n")
     assert len(lines) == 4
     assert lines[1] == ""

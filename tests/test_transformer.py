@@ -671,7 +671,7 @@ def write_pairs(count=60, folder=""):
     return "pairs:a.txt,b.txt"
 
 
-def test_pairs_evaluate_and_samples(capsys, monkeypatch):
+def test_pairs_evaluate_and_samples(capsys, monkeypatch, refused):
     references, evaluate = {}, train.evaluate
 
     def note(model, pairs, *rest):
@@ -706,6 +706,8 @@ def test_pairs_evaluate_and_samples(capsys, monkeypatch):
     monkeypatch.setattr(sample, "draw_attention", lambda *_: [])  # as before, and slow
     Path("in.txt").write_text("ein\n\nzwei drei\n", "utf-8")
     sample.main([*argv, "--file", "in.txt", "--out", "file"])
+    capsys.readouterr()
+    assert "file/translations.txt is there" in refused(sample.main, [*argv, "ein", "--out", "file"])
     lines = Path("file/translations.txt").read_text("utf-8").split("\n")
     assert len(lines) == 4
     assert lines[1] == ""

@@ -345,7 +345,7 @@ def run(*argv):
     return train.main(["--data", "folder:set", "--size", "32", "--width", "4", "--quiet", *argv])
 
 
-def test_cells_are_learnt_counted_and_shown(capsys):
+def test_cells_are_learnt_counted_and_shown(capsys, refused):
     cells(count=12)
     metrics = run(
         "--epochs", "60", "--lr", "3e-3", "--width", "8", "--batch-size", "2", "--run-dir", "run"
@@ -362,12 +362,12 @@ def test_cells_are_learnt_counted_and_shown(capsys):
         {k: v for k, v in metrics.items() if k.startswith("test_")}
     )
     assert sample.main(["--checkpoint", "run/last.pt", "--out", "shown"])["shown"] == 2
-    assert Path("shown/predictions.jpg").exists()
+    line = refused(sample.main, ["--checkpoint", "run/last.pt", "--out", "shown"])
+    assert "shown/predictions.jpg is there already" in line
     Image.open("set/images/0.png").resize((70, 33)).convert("RGB").rotate(5).save("mine.png")
     Image.new("RGB", (40, 30), "red").save("red.jpg")
     found = sample.main(["mine.png", "red.jpg", "--checkpoint", "run/last.pt", "--out", "out"])
     assert Image.open("out/mine-mask.png").size == (70, 33)
-    assert Path("out/red-overlay.jpg").exists()
     shares = [v["share"] for v in found["mine.png"].values()]
     assert sum(shares) == pytest.approx(1)
     assert "red.jpg (colour: made grey)" in capsys.readouterr().out

@@ -429,7 +429,7 @@ def test_nothing_over_the_threshold_names_the_surest(capsys):
     assert 0 < float(best) < 0.99
     for share, some in ((0.9, True), (1.1, False)):
         threshold = str(share * float(best))
-        found = sample.main(["toy/JPEGImages/i3.png", "--out", "out", "--threshold", threshold])
+        found = sample.main(["toy/JPEGImages/i3.png", "--threshold", threshold])
         assert bool(found["toy/JPEGImages/i3.png"]) == some
     capsys.readouterr()
     sample.main(["--out", "grid", "--count", "3", "--threshold", "0.99"])
@@ -458,7 +458,11 @@ def test_samples(capsys, refused):
     assert thing["box"] == pytest.approx([70, 40, 280, 250], abs=60)  # in pixels of the file
     for name in ("large", "grey", "i3"):
         assert Image.open(f"out/{name}.jpg").size == ((48, 32) if name == "i3" else (480, 320))
-    sample.main(["mine/large.png", "--json", "--out", "out"])
+    line = refused(sample.main, ["mine/large.png", "--out", "out"])
+    assert "out/large.jpg is there already" in line
+    assert "predictions.jpg is there" in refused(sample.main, ["--out", "grid"])
+    capsys.readouterr()
+    sample.main(["mine/large.png", "--json", "--out", "json"])
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[1])["objects"][0]["class"] == "light"
     Path("mine/bad.jpg").write_text("no image")

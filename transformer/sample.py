@@ -29,12 +29,13 @@ from common.data.text import (
     read_tokenizer,
 )
 from common.device import Device
-from common.folder import make_folder, open_run
+from common.folder import keep_what_is_there, make_folder, open_run
 from transformer.decoding import generate, write
 from transformer.model import MODELS, MultiHeadAttention, Transformer
 from transformer.train import build, weights_to_use
 
 TOGETHER = 64  # sentences translated side by side
+MADE = ("translations.txt", "encoder.png", "decoder.png", "cross.png")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -156,6 +157,8 @@ def main(argv: list[str] | None = None) -> dict:
     """Translates; returns the inputs with their translations."""
     args = parse_args(argv)
     lines, wanted = read_sentences(args.sentences, args.file), []
+    if args.out:
+        keep_what_is_there(args.out, *MADE)
     with contextlib.redirect_stdout(sys.stderr):  # nothing but translations goes to stdout
         checkpoint, flags, dev, out = open_run(args, "transformer", MODELS)
     facts = checkpoint["dataset"]

@@ -85,13 +85,14 @@ def main(argv: list[str] | None = None) -> dict:
     model.to(dev.device, memory_format=torch.channels_last).eval()
     if not files:
         test = load_masks(flags, dev, flags.size)[2]
-        make_folder(out)
+        make_folder(out, "predictions.jpg")
         show_test(model, test, dev, out, args.tile, flags.views)
         return {"shown": len(test)}
     top = facts.get("top") or white_in(files)  # of images with more than 8 bits
     images = [read_image(path, top) for path in files]  # before anything is written
-    make_folder(out)
-    found, notes, named = {}, [], zip(files, names_for(files), images, strict=True)
+    names = names_for(files)
+    make_folder(out, *(f"{name}-{what}" for name in names for what in ("mask.png", "overlay.jpg")))
+    found, notes, named = {}, [], zip(files, names, images, strict=True)
     for path, name, image in progress_bar(named, dev, "segmenting", len(files)):
         image, note = fit(image, facts["channels"])
         answer = classes_of(model, image, facts, dev, args.tile, flags.views)

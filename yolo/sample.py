@@ -174,7 +174,8 @@ def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
     files = find_images(args.inputs)
     model, flags, facts, dev, out = open_model(args, "yolo", MODELS, build)
-    make_folder(out)
+    drawn = [f"{name}.jpg" for name in names_for(files)]
+    make_folder(out, *((*drawn, "detections.json") if files else ["predictions.jpg"]))
     if files:
         return find(files, model, flags, facts, dev, args, out)
     return show(model, flags, facts, dev, args, out)

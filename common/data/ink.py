@@ -90,7 +90,7 @@ def classify(
     share, best = probabilities.max(1)
     classes = [facts["classes"][i] for i in best]
     titles = [f"{name} ({p:.0%})" for name, p in zip(classes, share.tolist(), strict=True)]
-    make_folder(out)
+    make_folder(out, "predictions.png")
     image_grid(pixels[:100], out / "predictions.png", titles)
     width = max(len(str(path)) for path in files)
     print(f"{'file':<{width}}  {'read as':<13}  class  probability")
