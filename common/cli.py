@@ -31,6 +31,7 @@ from common.device import DTYPES
 from common.folder import as_spelt_now, find_run, holds_run, read_flags
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
+OWN_INPUTS = ("inputs", "sentences", "file", "interactive", "graph")  # flags of a sample.py
 NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps", "fsdp")
 GROUPS = ("data", "training", "this paper's own", "machine", "run")
 
@@ -313,14 +314,29 @@ class Parser(OneLineParser):
         return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def sample_parser(milestone: str, doc: str) -> OneLineParser:
+class SampleParser(OneLineParser):
+    """The parser of a sample.py; refuses what would be ignored."""
+
+    def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
+        found = super().parse_args(args, namespace)
+        given = vars(found)
+        for name in ("checkpoint", "data_dir", "weights"):
+            if given.get(name) == "":
+                fail(f"--{name.replace('_', '-')} is empty: give it a value, or leave it out")
+        if found.data_dir and any(given.get(name) for name in OWN_INPUTS):
+            fail("--data-dir is where test examples lie: leave it out beside inputs of your own")
+        return found
+
+
+def sample_parser(milestone: str, doc: str) -> SampleParser:
     """The flags that every sample.py has; `common.folder.open_run` completes them."""
-    parser = OneLineParser(f"python {milestone}/sample.py", doc)
+    parser = SampleParser(f"python {milestone}/sample.py", doc)
     add = parser.add_argument
     add("--checkpoint", help="a checkpoint of train.py (default: of the newest run)")
     text = "folder for what is made (default: a new one beside the checkpoint)"
     add("--out", type=Path, metavar="DIR", help=text)
-    add("--data-dir", metavar="DIR", help="where data sets lie (default: as in training)")
+    text = "where test examples lie, where none are given (default: as in training)"
+    add("--data-dir", metavar="DIR", help=text)
     add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
     return parser
 

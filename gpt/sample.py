@@ -70,8 +70,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         fail("--temperature 0 takes the likeliest token: --top-k and --top-p need a larger one")
     if args.data_dir:
         fail("--data-dir has no meaning here: no data set is read")
-    if args.weights == "":
-        fail("--weights is empty: name weights, a folder or a file, or leave it out")
     if args.weights and args.checkpoint:
         fail("give --weights or --checkpoint, one of them")
     if args.weights and args.sentences:

@@ -58,6 +58,15 @@ def test_bad_flags(main, argv, words, refused):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("milestone", MILESTONES)
+def test_bad_flags_of_samples(milestone, refused):
+    main = importlib.import_module(f"{milestone}.sample").main
+    assert "--checkpoint is empty" in refused(main, ["--checkpoint", ""])
+    assert "--data-dir is empty" in refused(main, ["--data-dir", ""])
+    mine = ["--graph", "mine"] if milestone == "gnn" else ["mine"]
+    assert "inputs of your own" in refused(main, [*mine, "--data-dir", "data"])
+
+
 def test_a_near_name_is_suggested(refused):
     assert "digits always lies in memory" in refused(toy.main, ["--stream"])
     assert "did you mean conv?" in refused(toy.main, ["--model", "covn"])
