@@ -12,11 +12,10 @@ and many graphs, with a class each (`--data graphs:PATH`), one with
     edges.csv    graph,source,target               without graph, if no two nodes share their id
 
 The columns may stand in any order: features are taken in that of their names. `split` and the
-features may be left out.
+features may be left out. Semicolons or tabs may part the cells, too.
 """
 
 import contextlib
-import csv
 import dataclasses
 import math
 import unicodedata
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from common import counted, fail
+from common.data.tables import read_table
 from gnn.sets import Graph, by_degree
 
 MOST_WITHOUT_FEATURES = 20_000  # nodes: as many features of their own each take 1.6 GB
@@ -53,31 +53,17 @@ def tidy(text: str) -> str:
 
 
 def read_rows(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with their line numbers: cells by the names of their columns.
+    """The rows of a table with their line numbers: cells by the names of their columns.
 
     Those names are in lower case, each once, `needed` ones among them; rows are of one width.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = [tidy(name).lower() for name in reader.fieldnames or []]
-            reader.fieldnames = names
-            if not set(needed) <= set(names) or len(set(names)) < len(names):
-                found = f"it has {cut(','.join(names))!r}" if names else "it is empty"
-                fail(f"{path}: line 1 has to name the columns, each once, {','.join(needed)} "
-                     f"among them: {found}")  # fmt: skip
-            for row in reader:
-                cells = [*(v for k, v in row.items() if k and v is not None), *row.pop(None, [])]
-                if len(cells) != len(names):
-                    fail(f"{path}: line {reader.line_num} has {counted(len(cells), 'cell')}, not "
-                         f"the {len(names)} of the header ({cut(','.join(names))})")  # fmt: skip
-                yield reader.line_num, {name: tidy(cell) for name, cell in row.items()}
-    except UnicodeDecodeError:
-        fail(f"{path} is not UTF-8 text: convert it")
-    except csv.Error as error:
-        fail(f"{path}: line {reader.line_num} is not CSV ({error})")
-    except OSError as error:
-        fail(f"can't read {path}: {error.strerror or error}")
+    table = read_table(path)
+    names = [tidy(name).lower() for name in table.rows[0]]
+    if not set(needed) <= set(names) or len(set(names)) < len(names):
+        fail(f"{path}: line {table.lines[0]} has to name the columns, each once, "
+             f"{','.join(needed)} among them: it has {cut(','.join(names))!r}")  # fmt: skip
+    for line, cells in zip(table.lines[1:], table.rows[1:], strict=True):
+        yield line, dict(zip(names, map(tidy, cells), strict=True))
 
 
 def cut(text: str, most: int = 60) -> str:

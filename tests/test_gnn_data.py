@@ -440,6 +440,10 @@ def test_quotes_spaces_marks_and_blank_lines():
     assert found.graph.names == ["a,b", "c"]
     assert found.labels == ["cat", "dog"]
     assert found.graph.edge_index.tolist() == [[0, 1], [1, 0]]
+    write_tables("id;label;f\n1,5;cat;1\nc;dog;2\n", "source\ttarget\n1,5\tc\n")
+    other = read_tables(Path("mine"))
+    assert other.graph.names == ["1,5", "c"]
+    assert other.graph.edge_index.tolist() == found.graph.edge_index.tolist()
 
 
 @pytest.mark.parametrize(
@@ -451,7 +455,7 @@ def test_quotes_spaces_marks_and_blank_lines():
         (NODES, EDGES + "x\n", ["edges.csv", "line 5", "1 cell,"]),
         (NODES, "a,b\nx,y\n", ["edges.csv", "line 1", "source,target"]),
         (NODES, "source,target\n", ["edges.csv", "no edges"]),
-        (NODES, "", ["edges.csv", "line 1", "source,target", "empty"]),
+        (NODES, "", ["edges.csv", "empty"]),
         (NODES + "v,cat,train,nan,1\n", EDGES, ["nodes.csv", "line 6", "'nan'"]),
         (NODES + "v,cat,train,inf,1\n", EDGES, ["nodes.csv", "line 6", "'inf'"]),
         (NODES + "v,cat,train,,1\n", EDGES, ["nodes.csv", "line 6", "a is ''"]),
@@ -469,7 +473,7 @@ def test_quotes_spaces_marks_and_blank_lines():
         ("name,label\nx,1\n", EDGES, ["nodes.csv", "line 1"]),
         ("id,a,a\nx,1,2\n", EDGES, ["nodes.csv", "line 1", "each once"]),
         ("id,label\n", EDGES, ["nodes.csv", "no nodes"]),
-        ("", EDGES, ["nodes.csv", "line 1"]),
+        ("", EDGES, ["nodes.csv", "empty"]),
     ],
 )
 def test_bad_tables(nodes, edges, words, refused):
