@@ -124,7 +124,7 @@ def open_run(
     here = dict(device=args.device, data_dir=args.data_dir or flags["data_dir"])
     alone = dict(quiet=True, fsdp=False, compile=False, accumulate=1, typed=[], stored=checkpoint)
     flags = Flags(**{"chosen": ["val"]} | flags | here | alone)
-    return checkpoint, flags, Device(flags), out
+    return checkpoint, flags, Device(flags, checkpoint["config"].get("precision", "bf16")), out
 
 
 def read_rows(folder: Path) -> list[dict]:

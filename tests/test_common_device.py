@@ -202,6 +202,9 @@ def test_auto_precision_is_bf16_only_where_it_is_native(monkeypatch):
     assert on({"amx_bf16": True}) == "bf16"
     assert on({"avx2": True}) == "fp32"
     assert on({"avx512_bf16": True}, auto_precision="fp32") == "fp32"
+    assert on({"avx512_bf16": True, "cpu_name": "AMD EPYC"}) == "bf16"
+    assert on({"avx512_bf16": True, "cpu_name": "Intel Xeon"}) == "fp32"
+    assert on({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}) == "bf16"
 
 
 def test_wrap_keeps_names_and_compiles_in_place(monkeypatch):
