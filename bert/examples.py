@@ -1,8 +1,9 @@
 """Text as examples for BERT and its line: special tokens, masked examples, batches of them.
 
-Here stands what several of them share; how text is arranged and what of it is hidden differs from paper to
-paper, and stands in their files. Every draw comes from a `random.Random` that the caller gives, one
-for each example: so neither the size of batches nor the number of processes changes an example.
+Here stands what several of them share; how text is arranged and what of it is hidden differs from
+paper to paper, and stands in their files. Every draw comes from a `random.Random` that the caller
+gives, one for each example: so neither the size of batches nor the number of processes changes an
+example.
 
 Shapes: B batch, T tokens (padded), N hidden tokens of a batch in all, V vocabulary.
 """
@@ -128,10 +129,10 @@ def collate(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A batch: `inputs` for the model and `answers` for its loss.
 
-    inputs: `tokens` and `segments` (B, T), padded to the longest, and `places` (N,), counted through
-    all rows; for ELECTRA also `targets`, for XLNet `ranks` (B, T). answers: `targets` (N,), how many
-    of them each example has, `counts` (B,), and where examples have a label `labels` (B,). Raises
-    ValueError if only some of them have one.
+    inputs: `tokens` and `segments` (B, T), padded to the longest, and `places` (N,), counted
+    through all rows; for ELECTRA also `targets`, for XLNet `ranks` (B, T). answers: `targets` (N,),
+    how many of them each example has, `counts` (B,), and where examples have a label `labels` (B,).
+    Raises ValueError if only some of them have one.
     """
     length = max(len(example.tokens) for example in masked)
 

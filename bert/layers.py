@@ -1,7 +1,7 @@
-"""What BERT and its line share below the papers: sizes, attention, dropout, and rows without padding.
+"""What BERT and its line share below the papers: sizes, attention, dropout, rows without padding.
 
-Shapes: B batch, T tokens (padded), R real tokens of a batch in all, H heads, d dimensions of a head,
-D d_model.
+Shapes: B batch, T tokens (padded), R real tokens of a batch in all, H heads, d dimensions of a
+head, D d_model.
 
 Sequences of a batch differ in length. All that looks at one token alone is computed on the R real
 ones, laid end to end (`Rows`); only attention has to see them side by side.
@@ -77,8 +77,8 @@ class Rows:
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None):
     """Scaled dot-product attention, written out: heads (B, H, T, d) and weights (B, H, T, S).
 
-    `query` is (B, H, T, d), `key` and `value` (B, H, S, d); `mask`, which broadcasts to the weights,
-    is True where a token is seen.
+    `query` is (B, H, T, d), `key` and `value` (B, H, S, d); `mask`, which broadcasts to the
+    weights, is True where a token is seen.
     """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     if mask is not None:

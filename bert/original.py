@@ -360,12 +360,17 @@ def segment_pairs(
 
 
 def draw_pairs(
-    documents: list[Document], number: int, room: int, random: Random, short: float = 0.1
+    documents: list[Document],
+    number: int,
+    room: int,
+    random: Random,
+    short: float = 0.1,
+    apart: float = 0.5,
 ) -> Iterator[tuple[list[int], list[int], int]]:
     """The pairs of one document, one after another, and their labels.
 
-    Each is as long as `room` allows; a share is `short`, of any length. Half of them are random, and
-    so is one that the document's last sentence alone is left for.
+    Each is as long as `room` allows, but for a share that is `short`, of any length. A share stands
+    `apart` in two documents, label 1; so does a pair for which one sentence alone is left.
     """
     document, at = documents[number], 0
     while at < len(document):
@@ -376,8 +381,8 @@ def draw_pairs(
             at += 1
         middle = random.randint(begin + 1, at - 1) if at - begin > 1 else at
         a, b = joined(document[begin:middle]), joined(document[middle:at])
-        label = int(not b or random.random() < 0.5)
-        if label:
+        label = int(apart > 0 and (not b or random.random() < apart))
+        if label:  # what was to be the second is for the next pair
             b, at = elsewhere(documents, number, target - len(a), random), middle
         yield *fit(a, b, room, random), label
 
