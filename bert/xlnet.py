@@ -105,7 +105,7 @@ class RelativeAttention(nn.Module):
 
 
 def shifted(scores: Tensor, length: int, keys: int, places: Tensor | None) -> Tensor:
-    """Scores by distance (B, H, Q, M + 2T), the farthest before first, to those by key (B, H, Q, S).
+    """Scores by distance (B, H, Q, M + 2T), from far before on, to those by key (B, H, Q, S).
 
     A query at place i finds key j at the index T - i + j. With all T queries in a row, that is to
     cut the first T scores off, and to read on in rows that are shorter by one.
