@@ -19,20 +19,22 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bert.model import FAMILIES, Example, Family, Masked, Special, collate
+from bert.model import FAMILIES, Example, Masked, Special, collate
 from common import counted, fail, seed_of
-from common.data.corpora import CACHE, CORPORA, Text, parts_of
+from common.data.corpora import CORPORA, Text, parts_of
 from common.data.corpora import END as BETWEEN
 from common.data.sources import say_parts
-from common.data.text import in_words, read_tokenizer
+from common.data.text import read_tokenizer
 from common.device import Device
 from common.run import progress_bar
 
 KINDS = {"bert": "WordPiece", "electra": "WordPiece", "roberta": "byte-level BPE",
          "albert": "Unigram", "xlnet": "Unigram"}  # fmt: skip
-ENDS = re.compile(r"""(?<=[.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[^\s"'“‘(\[a-z])""")
-CLOSED = (*'.!?:"”’)', "'")  # a line that ends so ends a sentence, if the document's lines do
-LOWER = ("bert", "albert", "electra")  # whose published vocabularies know no capitals (uncased)
+OPENING, CLOSING = "\"'\u2018\u201c", "\"'\u2019\u201d"  # quotation marks, straight and curved
+ENDS = re.compile(  # of a sentence: a mark, then space, then what isn't a small letter
+    rf"(?<=[.!?])[{CLOSING})\]]*\s+(?=[{OPENING}(\[]*[^\s{OPENING}(\[a-z])"
+)
+CLOSED = tuple(f".!?:){CLOSING}")  # a line that ends so ends a sentence
 LEARNT_FROM = 20_000_000  # characters that a vocabulary is made from
 Sentence = list[int]  # tokens, without special ones
 Document = list[Sentence]
@@ -56,7 +58,9 @@ def sentences_of(document: str) -> list[str]:
         if line:
             waiting.append(line)
         if waiting and (whole or not line):
-            found += re.split(ENDS, " ".join(waiting))
+            text = " ".join(waiting)
+            cuts = [0, *(match.end() for match in ENDS.finditer(text)), len(text)]
+            found += [text[a:b] for a, b in itertools.pairwise(cuts)]
             waiting = []
     return [sentence for sentence in map(str.strip, found) if sentence]
 
@@ -98,7 +102,7 @@ class Vocabulary:
         return found
 
     def encode(self, texts: Sequence[str]) -> list[Sentence]:
-        """The tokens of texts; what looks like a special token ("[MASK]") is text like any other."""
+        """The tokens of texts; what looks like a special token in them is text like any other."""
         self.tokenizer.encode_special_tokens = True
         lines = [self.before + text for text in texts]
         found = self.tokenizer.encode_batch_fast(lines, add_special_tokens=False)
@@ -111,7 +115,7 @@ class Vocabulary:
         return re.sub(rf"(?<=\S){re.escape(mask)}", f" {mask}", text)
 
     def names(self, tokens: Sequence[int]) -> list[str]:
-        """What a person calls tokens: pieces as they are, without the mark of a word's beginning."""
+        """What a person calls tokens: the pieces, without the mark of a word's beginning."""
         found = []
         for token in tokens:
             name = self.tokenizer.id_to_token(int(token)) or "?"
@@ -198,12 +202,23 @@ def frequent_letters(sentences: Sequence[str], normalizer, most: int) -> list[st
 # ---------------------------------------------------------------------- one part of a text
 
 
+def at_least_two(documents: list[Document]) -> list[Document]:
+    """The documents; of one alone its halves, as a pair may have to be of two."""
+    if len(documents) > 1:
+        return documents
+    sentences = documents[0]
+    if len(sentences) == 1 and len(sentences[0]) > 1:
+        sentences = [sentences[0][: len(sentences[0]) // 2], sentences[0][len(sentences[0]) // 2 :]]
+    middle = len(sentences) // 2
+    return [sentences[:middle] or sentences, sentences[middle:]]
+
+
 class Documents:
     """One part of a corpus: `part` is "train", "val" or "test".
 
     `facts` are what a checkpoint keeps, the same for all parts; `copies` says how many different
-    examples and masks a text gets before they are the same again (None: always others). `family`
-    makes the examples: usually that of `facts`.
+    examples and masks a text gets before they are the same again (None: always others). `arrange`
+    makes the examples, usually as the family's paper does.
     """
 
     def __init__(
@@ -213,11 +228,12 @@ class Documents:
         facts: dict,
         dev: Device,
         copies: int | None = None,
-        family: Family | None = None,
+        arrange: Callable[..., list[Example]] | None = None,
     ):
-        self.part, self.documents, self.facts, self.dev = part, documents, facts, dev
-        self.copies = copies
-        self.family = family or FAMILIES[facts["family"]]
+        self.part, self.facts, self.dev, self.copies = part, facts, dev, copies
+        self.documents = at_least_two(documents)
+        self.family = FAMILIES[facts["family"]]
+        self.arrange = arrange or self.family.arrange
         self.special = Vocabulary(facts).special
 
     def __len__(self) -> int:
@@ -226,11 +242,7 @@ class Documents:
     def examples(self, length: int, number: int) -> list[Example]:
         """The examples of the `number`th pass over the text, of at most `length` tokens each."""
         draw = random.Random(seed_of("pairs", self.part, self.seed, number))
-        try:
-            return self.family.arrange(self.documents, length, self.special, draw)
-        except ValueError as error:
-            fail(f"the {self.part} part of {self.facts['name']}: {error}; take more text, or "
-                 "--no-pairs")  # fmt: skip
+        return self.arrange(self.documents, length, self.special, draw)
 
     def masked(self, example: Example, number: int, place: int) -> Masked:
         """An example of the `number`th pass, the `place`th in it, with its mask."""
@@ -337,26 +349,19 @@ def guesses(train: Documents, part: Documents, length: int) -> dict[str, float]:
     the token before (which it is shown, though that may be hidden, too).
     """
     size = train.special.vocab_size
-    counts = torch.zeros(size, dtype=torch.int64)
-    after: collections.Counter = collections.Counter()
-    for document in train.documents:
-        tokens = torch.tensor([token for sentence in document for token in sentence])
-        if len(tokens):
-            counts += torch.bincount(tokens, minlength=size)
-            keys, numbers = (tokens[:-1] * size + tokens[1:]).unique(return_counts=True)
-            after.update(dict(zip(keys.tolist(), numbers.tolist(), strict=True)))
-    usual, best = int(counts.argmax()), {}
-    for key, number in sorted(after.items()):
-        before, token = divmod(key, size)
-        if number > best.get(before, (0, 0))[0]:
-            best[before] = number, token
+    texts = [[t for sentence in document for t in sentence] for document in train.documents]
+    usual = int(torch.tensor(list(itertools.chain.from_iterable(texts))).bincount().argmax())
+    pairs = torch.cat([torch.tensor(t[:-1]) * size + torch.tensor(t[1:]) for t in texts]).long()
+    keys, counts = pairs.unique(return_counts=True)
+    order = counts.argsort(stable=True)  # of equal counts the largest token comes last, and counts
+    best = dict(zip((keys // size)[order].tolist(), (keys % size)[order].tolist(), strict=True))
     right, total = [0, 0], 0
     for place, example in enumerate(part.examples(length, 0)):
         masked = part.masked(example, 0, place)
         for where, target in zip(masked.places, masked.targets, strict=True):
             before = example.tokens[where - 1] if where else -1
             right[0] += target == usual
-            right[1] += target == best.get(before, (0, usual))[1]
+            right[1] += target == best.get(before, usual)
             total += 1
     names = "unigram_accuracy", "bigram_accuracy"
     return {f"{part.part}_{name}": n / max(1, total) for name, n in zip(names, right, strict=True)}
@@ -373,8 +378,6 @@ def read_parts(args: argparse.Namespace) -> tuple[dict[str, list[list[str]]], st
     for name, text in parts.items():
         documents = map(sentences_of, documents_of(text))
         found[name] = [document for document in documents if document]
-        if not found[name]:
-            fail(f"the {name} part of {args.data} has no sentence: take more text")
     return found, corpus.note
 
 
@@ -388,7 +391,7 @@ def load_text(
     dev: Device,
     family: str,
     vocabulary: dict | None = None,
-    examples: Family | None = None,
+    arrange: Callable[..., list[Example]] | None = None,
 ) -> tuple[Documents, Documents | None, Documents]:
     """The training, validation (None without --val) and test part of `--data`.
 
@@ -406,11 +409,14 @@ def load_text(
         dev.say(f"making a vocabulary ({KINDS[family]}) of {counted(most, 'sentence')}")
         made = make_vocabulary(sentences[:most], family, args.vocab_size, args.lowercase)
         facts = dev.gather(made)[0]
-    facts["name"] = args.data
     coder, sets = Vocabulary(facts), {}
     for name, documents in parts.items():
         encoded = encode_documents(documents, coder)
-        sets[name] = Documents(name, encoded, facts, dev, args.copies, examples)
+        if not encoded:
+            fail(f"the {name} part of {args.data} has no words: take more text")
+        if len(encoded) == 1:
+            dev.say(f"note: the {name} part is one document: its halves are taken for two")
+        sets[name] = Documents(name, encoded, facts, dev, args.copies, arrange)
     count = sum(map(len, parts["train"]))
     typical = statistics.median(len(s) for d in sets["train"].documents for s in d)
     words = f"{facts['vocab_size']:,} different ({KINDS[coder.family]})"
