@@ -189,7 +189,9 @@ def load(model: nn.Module, state: Mapping[str, Tensor], family: str) -> list[str
     if missing := [name for name in own if name not in state and not name.startswith(heads)]:
         raise ValueError(f"it has no {missing[0]}")
     taken = {}
-    for name in own.keys() & state.keys():
+    for name in own:
+        if name not in state:
+            continue
         if own[name].shape == state[name].shape:
             taken[name] = state[name]
         elif not name.startswith(heads):

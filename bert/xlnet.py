@@ -76,16 +76,15 @@ class RelativeAttention(nn.Module):
         """(B, T, D) to (B, H, T, d)."""
         return F.linear(x, weight.flatten(1).T).unflatten(-1, weight.shape[1:]).transpose(1, 2)
 
-    def forward(self, streams: list[Tensor], sights: list[Sight], far: Tensor,
-                memory: Tensor | None = None, maps: list[Tensor] | None = None) -> list[Tensor]:
-        """Streams (B, Q, D), of which the first is the content that keys are made of, to the same.
+    def forward(self, streams: list[Tensor], sights: list[Sight], known: Tensor, far: Tensor,
+                maps: list[Tensor] | None = None) -> list[Tensor]:
+        """Streams (B, Q, D), whose queries look at what is `known` (B, S, D), to the same.
 
-        `far` (1, M + 2T, D) are the embeddings of distances M + T, …, 1 - T.
+        `far` (1, S + T, D) are the embeddings of distances S, …, 1 - T.
         """
-        content = streams[0] if memory is None else torch.cat([memory, streams[0]], 1)
-        key, value = self.project(content, self.k), self.project(content, self.v)  # (B, H, S, d)
-        distance = self.project(far, self.r)                             # (1, H, M + 2T, d)
-        length = streams[0].shape[1]
+        key, value = self.project(known, self.k), self.project(known, self.v)      # (B, H, S, d)
+        distance = self.project(far, self.r)                             # (1, H, S + T, d)
+        length = far.shape[1] - known.shape[1]
         found = []
         for x, sight in zip(streams, sights, strict=True):
             query = self.project(x, self.q)                              # (B, H, Q, d)
@@ -105,7 +104,7 @@ class RelativeAttention(nn.Module):
 
 
 def shifted(scores: Tensor, length: int, keys: int, places: Tensor | None) -> Tensor:
-    """Scores by distance (B, H, Q, M + 2T), from far before on, to those by key (B, H, Q, S).
+    """Scores by distance (B, H, Q, S + T), from far before on, to those by key (B, H, Q, S).
 
     A query at place i finds key j at the index T - i + j. With all T queries in a row, that is to
     cut the first T scores off, and to read on in rows that are shorter by one.
@@ -175,9 +174,9 @@ class Encoder(nn.Module):
         places: Tensor | None = None,
         memory: list[Tensor] | None = None,
         maps: list[Tensor] | None = None,
-    ) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Content (B, T, D), and with `places` (B, P) what is known there without it (B, P, D); and
-        the memory then.
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        """The content of all tokens (B, T, D), zeros at the padding; or with `places` (B, P) what
+        is known there without it (B, P, D). And the memory then.
 
         `ranks` (B, T) say when a token's turn is in the order, -1 that all see it (all of them, if
         none are given). `memory` has the input of each layer for the tokens before (B, M, D).
@@ -200,17 +199,20 @@ class Encoder(nn.Module):
         far = self.drop(distances(past, tokens.shape[1], self.d_model).to(streams[0])[None])
         streams, kept = [self.drop(x) for x in streams], []
         for number, layer in enumerate(self.layer):
-            known = memory[number] if memory else None
+            known = torch.cat([memory[number], streams[0]], 1) if memory else streams[0]
             if self.num_memory:
-                both = streams[0] if known is None else torch.cat([known, streams[0]], 1)
-                kept.append(both[:, -self.num_memory :].detach())
-            streams = layer(streams, sights, far, known, maps)
-        content = self.drop(streams[0]).masked_fill(~real[:, :, None], 0)
-        return [content, *map(self.drop, streams[1:])], kept or None
+                kept.append(known[:, -self.num_memory :].detach())
+            if places is not None and number == len(self.layer) - 1:  # no one asks for content
+                streams, sights = streams[1:], sights[1:]
+            streams = layer(streams, sights, known, far, maps)
+        found = self.drop(streams[0])
+        if places is None:
+            found = found.masked_fill(~real[:, :, None], 0)
+        return found, kept or None
 
 
 def distances(past: int, length: int, d_model: int) -> Tensor:
-    """Sinusoids of the distances from M + T down to 1 - T: (M + 2T, D), sines first."""
+    """Sinusoids of the distances from M + T down to 1 - T: (M + 2T, D), sines before cosines."""
     rates = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
     angles = torch.arange(past + length, -length, -1, dtype=torch.float64)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)
@@ -252,7 +254,7 @@ class XLNet(Pretrained):
 
     def features(self, tokens: Tensor, segments=None, maps=None) -> Tensor:
         """The content of all tokens, which see each other: (B, T) to (B, T, D)."""
-        return self.transformer(tokens, segments, maps=maps)[0][0]
+        return self.transformer(tokens, segments, maps=maps)[0]
 
     # fmt: off
     def forward(self, tokens: Tensor, segments: Tensor, places: Tensor, ranks: Tensor,
@@ -267,7 +269,7 @@ class XLNet(Pretrained):
         slots[order] = torch.arange(len(places), device=places.device) - first[rows[order]]
         grid = places.new_zeros(len(tokens), int(counts.max()))          # (B, P)
         grid[rows, slots] = places % tokens.shape[1]
-        (_, guess), memory = self.transformer(tokens, segments, ranks, grid, memory)
+        guess, memory = self.transformer(tokens, segments, ranks, grid, memory)
         table = self.transformer.word_embedding.weight
         return Outputs(F.linear(guess[rows, slots], table, self.lm_loss.bias), memory)
     # fmt: on
@@ -317,7 +319,7 @@ class Classifier(nn.Module):
 
     def features(self, tokens: Tensor, segments=None, maps=None) -> Tensor:
         """The encoder alone: (B, T) to (B, T, D)."""
-        return self.transformer(tokens, segments, maps=maps)[0][0]
+        return self.transformer(tokens, segments, maps=maps)[0]
 
     def summary(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """What stands for the whole text, (B, T) to (B, D)."""
