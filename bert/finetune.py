@@ -164,7 +164,11 @@ def classify(
         what = counted(cut, "text")
         print(f"note: {what} cut at {facts['length']} tokens", file=sys.stderr)
     shown = [" | ".join(texts) for texts in zip(*filter(None, (first, second)), strict=True)]
-    answers = model(*padded(inputs, facts, dev)).float().cpu()
+    # What `model(tokens, segments)` does at once:
+    tokens, segments = padded(inputs, facts, dev)  # text to tokens, (B, T)
+    features = model.features(tokens, segments)  # embeddings and Transformer, (B, T, D)
+    pooled = model.pool(features, tokens)  # one vector a text, (B, D)
+    answers = model.answer(pooled).float().cpu()  # classes, (B, K)
     if not classes:
         numbers = (answers[:, 0] * facts["scale"] + facts["center"]).tolist()
         for text, number in zip(shown, numbers, strict=True):
@@ -204,7 +208,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model.train()
         for tokens, segments, answers in run.progress(batches):
             with dev.autocast():
-                loss = loss_of(net(tokens, segments), answers, facts)
+                given = net(tokens, segments)  # embeddings, Transformer, pooling, class
+                loss = loss_of(given, answers, facts)
             run.add(train_loss=loss)
             if dev.step(loss, optimizer):
                 schedule.step()
