@@ -275,8 +275,8 @@ def ordered_pairs(
     return found
 
 
-def mask_ngrams(example: Example, special: Special, random: Random) -> Masked:
-    """Hides 15% of the tokens, in runs of one to three whole words, n of them with a probability
+def mask_ngrams(example: Example, special: Special, random: Random, share: float = SHARE) -> Masked:
+    """Hides a share of the tokens, in runs of one to three whole words, n of them with a probability
     that falls as 1/n (Sec. 4.1); what stands there is drawn as BERT's, for each token."""
     words: list[list[int]] = []  # the places of each word
     begins = special.begins
@@ -286,7 +286,7 @@ def mask_ngrams(example: Example, special: Special, random: Random) -> Masked:
             words[-1].append(place)
         else:
             words.append([place])
-    left = max(1, round(SHARE * len(example.tokens)))
+    left = max(1, round(share * len(example.tokens)))
     taken: set[int] = set()
     lengths = range(1, MOST_WORDS + 1)
     for start in random.sample(range(len(words)), len(words)):
@@ -318,7 +318,7 @@ def run(words: list[list[int]], start: int, n: int) -> list[int]:
 
 
 # fmt: off
-SIZES = {  # Table 1; heads of 64 dimensions, but the widest's of 128
+SIZES = {  # Table 1; H / 64 heads, but in albert_xlarge 16, as released
     "albert_base":    dict(d_model=768,  num_layers=12, num_heads=12, d_ff=3072,   d_embedding=128),
     "albert_large":   dict(d_model=1024, num_layers=24, num_heads=16, d_ff=4096,   d_embedding=128),
     "albert_xlarge":  dict(d_model=2048, num_layers=24, num_heads=16, d_ff=8192,   d_embedding=128),

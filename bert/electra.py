@@ -113,7 +113,7 @@ class Outputs(NamedTuple):
 
 
 def draw(logits: Tensor) -> Tensor:
-    """A word for each of the logits (N, V), by their softmax (Eq. 1), through which no gradient
+    """A word for each of the logits (N, V), by their softmax (Sec. 2), through which no gradient
     goes: the largest of the logits and Gumbel's noise."""
     with torch.no_grad():
         noise = torch.empty_like(logits, dtype=torch.float32).exponential_()
@@ -248,10 +248,15 @@ def two_segments(
     return found
 
 
-def mask_tokens(example: Example, special: Special, random: Random, stays: float = 0.15) -> Masked:
-    """Hides 15% of the tokens, rounded up (Sec. 2), behind [MASK]; a share of them `stays`."""
+def mask_tokens(
+    example: Example, special: Special, random: Random, share: float = SHARE, stays: float = 0.15
+) -> Masked:
+    """Hides a share of the tokens, rounded up (Sec. 2), behind [MASK]; some of them `stay`.
+
+    For electra_large the share is 25% (Table 6).
+    """
     places = candidates(example, special)
-    number = min(len(places), math.ceil(SHARE * len(example.tokens)))
+    number = min(len(places), math.ceil(share * len(example.tokens)))
     replace = partial(keep, random=random, share=stays, mask=special.mask)
     return hide(example, random.sample(places, number), replace)
 

@@ -395,14 +395,14 @@ def elsewhere(documents: list[Document], number: int, size: int, random: Random)
     return found
 
 
-def mask_tokens(example: Example, special: Special, random: Random) -> Masked:
-    """Hides 15% of the tokens: 80% behind [MASK], 10% behind a random word, 10% not at all.
+def mask_tokens(example: Example, special: Special, random: Random, share: float = SHARE) -> Masked:
+    """Hides a share of the tokens: 80% behind [MASK], 10% behind a random word, 10% not at all.
 
     Sec. 3.1, Task 1: [MASK] never occurs in what the model is fine-tuned on, so it has to make
     something of every token.
     """
     places = candidates(example, special)
-    number = min(len(places), max(1, round(SHARE * len(example.tokens))))
+    number = min(len(places), max(1, round(share * len(example.tokens))))
     words = words_but(special.vocab_size, frozenset([special.pad]))
     replace = partial(thirds, random=random, words=words, special=special)
     return hide(example, random.sample(places, number), replace)

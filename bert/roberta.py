@@ -164,14 +164,14 @@ def full_sentences(
     return found
 
 
-def mask_tokens(example: Example, special: Special, random: Random) -> Masked:
-    """Hides 15% of the tokens, as BERT does, but of random words none is a special token.
+def mask_tokens(example: Example, special: Special, random: Random, share: float = SHARE) -> Masked:
+    """Hides a share of the tokens, as BERT does, but of random words none is a special token.
 
     What makes masks dynamic (Sec. 4.1) is a `random` of its own for each time that an example is
     seen; one for each example makes them static.
     """
     places = candidates(example, special)
-    number = min(len(places), max(1, int(SHARE * len(example.tokens) + random.random())))
+    number = min(len(places), max(1, int(share * len(example.tokens) + random.random())))
     words = words_but(special.vocab_size, special.all)
     replace = partial(thirds, random=random, words=words, special=special)
     return hide(example, random.sample(places, number), replace)

@@ -772,7 +772,7 @@ def test_layers_of_albert_are_shared():
 
 
 def brute_force(model, tokens, segments, order):
-    """The log probability of each token in an order, Eq. 3 to 5 by loops over tokens: nothing is
+    """The log probability of each token in an order, Sec. 2.3 by loops over tokens: nothing is
     masked, each looks up those it may see; distances are looked at one by one."""
     body, (width, heads, d) = model.transformer, model.transformer.layer[0].rel_attn.q.shape
     turn = {place: number for number, place in enumerate(order)}
