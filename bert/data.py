@@ -102,11 +102,13 @@ class Vocabulary:
         return found
 
     def encode(self, texts: Sequence[str]) -> list[Sentence]:
-        """The tokens of texts; what looks like a special token in them is text like any other."""
+        """The tokens of texts. What looks like a special token in them is text like any other, or
+        unknown, where the vocabulary has no other pieces for it."""
         self.tokenizer.encode_special_tokens = True
         lines = [self.before + text for text in texts]
         found = self.tokenizer.encode_batch_fast(lines, add_special_tokens=False)
-        return [piece.ids for piece in found]
+        never, unknown = self.special.all, self.special.unk
+        return [[unknown if t in never else t for t in piece.ids] for piece in found]
 
     def encode_with_masks(self, text: str) -> Sentence:
         """The tokens of one text, in which special tokens may be written."""
@@ -247,7 +249,10 @@ class Documents:
     def examples(self, length: int, number: int) -> list[Example]:
         """The examples of the `number`th pass over the text, of at most `length` tokens each."""
         draw = random.Random(seed_of("pairs", self.part, self.seed, number))
-        return self.arrange(self.documents, length, self.special, draw)
+        found = self.arrange(self.documents, length, self.special, draw)
+        if not found:
+            fail(f"the {self.part} part has too few words for an example: take more text")
+        return found
 
     def masked(self, example: Example, number: int, place: int) -> Masked:
         """An example of the `number`th pass, the `place`th in it, with its mask."""

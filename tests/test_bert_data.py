@@ -103,7 +103,7 @@ def test_capitals_stay_or_go():
     )
 
 
-@pytest.mark.parametrize(("family", "size"), [("bert", 20), ("roberta", 200), ("xlnet", 10)])
+@pytest.mark.parametrize(("family", "size"), [("bert", 6), ("roberta", 200), ("xlnet", 8)])
 def test_a_vocabulary_that_is_too_small(family, size, refused):
     line = refused(make_vocabulary, TEXT, family, size, True)
     assert f"--vocab-size {size}" in line
@@ -198,10 +198,13 @@ def test_what_is_measured_is_the_same_for_all_seeds():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("texts", [[[[9, 8, 7, 10]]], [[[9]]], [[[9, 8], [7, 11]]]])
-def test_a_document_alone_is_halved(family, texts):
+def test_a_document_alone_is_halved(family, texts, refused):
     text = Documents("train", texts, vocabulary(family), device())
     assert len(text.documents) == 2
-    assert text.examples(16, 0)
+    if family == "albert" and texts == [[[9]]]:  # has no order
+        assert "too few words" in refused(text.examples, 16, 0)
+    else:
+        assert text.examples(16, 0)
 
 
 def test_simple_models_by_hand():
@@ -295,7 +298,7 @@ def test_loading(capsys, refused):
     assert train.facts is test.facts
     again = flags("text:a.txt", stored={"dataset": train.facts})
     assert data.load_text(again, device(), "bert")[0].facts["tokenizer"] == train.facts["tokenizer"]
-    Path("b.txt").write_text("a" + "\n" * 50 + "b")
+    Path("b.txt").write_text("a" + "\n" * 50)
     assert "has no words" in refused(data.load_text, flags("text:b.txt"), device(), "bert")
 
 

@@ -19,18 +19,19 @@ from bert.lamb import Lamb
 from bert.model import FAMILIES
 from common.data import corpora
 
-WORDS = ["the dog", "the cat", "a child", "a tree"]
-VERBS = ["sees", "has", "likes", "is not"]
-LINES = [f"{a} {v} {b}." for a in WORDS for v in VERBS for b in WORDS if a != b]
+SOUNDS = {"dog": "barks", "cat": "mews", "cow": "moos", "duck": "quacks", "bee": "hums"}
+PLACES = ["garden", "house", "road", "field", "tree"]
+LINES = [f"the {a} in the {p} {sound}." for a, sound in SOUNDS.items() for p in PLACES]
 SMALL = ["--num-layers", "2", "--d-model", "32", "--num-heads", "2", "--d-ff", "64", "--context",
          "32", "--steps", "6", "--every", "2", "--batch-size", "128", "--val", "200",
          "--quiet"]  # fmt: skip
-SIZES = {"roberta": "300"}  # of vocabularies; else 90
+SIZES = {"roberta": "340"}  # of vocabularies; else 140
 ALONE = ("--dropout", "0", "--precision", "fp32")
 
 
 def small_corpus(args=None):
-    documents = ["\n".join(LINES[i : i + 12]) for i in range(0, 48, 6)]
+    """Sentences in which the last word follows from the second, far before it."""
+    documents = ["\n".join(LINES[(7 * i + 3 * k) % 25] for k in range(12)) for i in range(9)]
     return corpora.Corpus({"all": corpora.Text(documents)})
 
 
@@ -40,7 +41,7 @@ def corpus(monkeypatch):
 
 
 def flags_of(family="bert"):
-    return ["--model", f"{family}_tiny", *SMALL, "--vocab-size", SIZES.get(family, "90")]
+    return ["--model", f"{family}_tiny", *SMALL, "--vocab-size", SIZES.get(family, "140")]
 
 
 def run_small(folder, *more, family="bert"):
@@ -71,11 +72,15 @@ def test_a_run_is_measured_and_read_again(family):
         assert again == pytest.approx(measured, rel=1e-5)
 
 
-def test_it_learns_more_than_pairs_of_words_tell():
-    """The text has rules that reach further than one word."""
-    more = ["--steps", "250", "--every", "250", "--lr", "5e-3", "--batch-size", "512", "--val", "0"]
-    found = run_small("run", *more, *ALONE)
+LONG = ["--steps", "200", "--every", "200", "--lr", "3e-3", "--batch-size", "512", "--val", "0"]
+
+
+def test_it_learns_what_words_tell_from_afar(capsys):
+    """More than the word before tells; and what was learned is what fills the gap."""
+    found = run_small("runs/bert/one", *LONG, *ALONE)
     assert found["test_masked_accuracy"] > found["test_bigram_accuracy"] + 0.1
+    (gaps,) = sample.main(["the cow in the field [MASK].", "--out", "out"]).values()
+    assert gaps[0][0][0] == "moos"
 
 
 def test_resumed_is_uninterrupted():
@@ -88,15 +93,11 @@ def test_resumed_is_uninterrupted():
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
-def test_accumulation_is_the_large_batch(family):
-    made = run_small("whole", *ALONE, "--clip", "0.5", "--max-steps", "3", family=family)
-    vocabulary = torch.load("whole/last.pt")["dataset"]  # Unigram's would be another
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "make_vocabulary", lambda *_: {
-            key: vocabulary[key] for key in ("tokenizer", "vocab_size", "family")})  # fmt: skip
-        parts = run_small("parts", *ALONE, "--clip", "0.5", "--max-steps", "3", "--accumulate", "2",
-                          family=family)  # fmt: skip
-    assert parts["train_loss"] == pytest.approx(made["train_loss"], rel=1e-4)
+def test_accumulation_is_the_large_batch(family, same_vocabulary):
+    how = [*ALONE, "--clip", "0.5", "--max-steps", "3"]
+    whole = run_small("whole", *how, family=family)
+    parts = run_small("parts", *how, "--accumulate", "2", family=family)
+    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-4)
     for name, value in weights("whole").items():
         torch.testing.assert_close(weights("parts")[name], value, rtol=1e-3, atol=1e-5)
 
@@ -126,21 +127,29 @@ def test_it_trains_in_training_and_is_measured_without_dropout(monkeypatch):
     assert seen == BOTH
 
 
-def test_matrices_decay_and_nothing_else():
-    for family in ("bert", "xlnet"):
-        for decay in ("0", "50"):
-            run_small(f"{family}-{decay}", "--max-steps", "1", "--weight-decay", decay, *ALONE,
-                      "--copies", "1", family="bert" if family == "bert" else "xlnet")  # fmt: skip
-        if family == "xlnet":
-            continue  # of Unigram no two vocabularies are the same: looked at below
-        plain, less = (weights(f"{family}-{decay}") for decay in ("0", "50"))
-        for name, value in plain.items():
-            kept = value.dim() < 2 or name.endswith("bias")
-            assert torch.equal(less[name], value) == kept, name
-    biases = [n for n, p in weights("xlnet-50").items() if n.endswith("bias") and p.dim() > 1]
-    assert biases  # that are matrices
-    for name in biases:  # of 0 nothing is left to decay, and a step of Adam's is at most the rate
-        assert weights("xlnet-50")[name].abs().max() < 0.02
+@pytest.fixture
+def same_vocabulary(monkeypatch):
+    """Of the library's Unigram no two vocabularies are the same."""
+    made, original = {}, data.make_vocabulary
+
+    def make(sentences, *how):
+        if how not in made:
+            made[how] = original(sentences, *how)
+        return dict(made[how])
+
+    monkeypatch.setattr(data, "make_vocabulary", make)
+
+
+@pytest.mark.parametrize("family", ["bert", "xlnet"])
+def test_matrices_decay_and_nothing_else(family, same_vocabulary):
+    for decay in ("0", "50"):
+        run_small(decay, "--max-steps", "1", "--weight-decay", decay, *ALONE, family=family)
+    kept = []
+    for name, value in weights("0").items():
+        if torch.equal(weights("50")[name], value):
+            kept.append(name)
+        assert (name in kept) == (value.dim() < 2 or name.endswith("bias")), name
+    assert family == "bert" or any(weights("0")[name].dim() > 1 for name in kept)
 
 
 def test_no_pairs():
@@ -175,7 +184,7 @@ def test_bad_flags(refused):
     ):
         assert words in refused(flags, *argv), argv
     assert "3 heads can't share 32" in refused(train.main, [*flags_of(), "--num-heads", "3"])
-    assert "needs more than" in refused(train.main, [*flags_of(), "--vocab-size", "10"])
+    assert "needs more than" in refused(train.main, [*flags_of(), "--vocab-size", "6"])
 
 
 def test_recipes_of_the_papers():
@@ -247,7 +256,7 @@ def folder_of(family):
     lines = [
         line for document in small_corpus().parts["all"].documents for line in document.split("\n")
     ]
-    facts = data.make_vocabulary(lines, family, int(SIZES.get(family, "90")), True)
+    facts = data.make_vocabulary(lines, family, int(SIZES.get(family, "140")), True)
     model = reference(family, facts["vocab_size"])
     model.save_pretrained("theirs")
     Path("theirs/tokenizer.json").write_text(facts["tokenizer"])
@@ -264,7 +273,7 @@ def test_a_folder_of_published_weights(family, capsys):
     model.eval()
     coder = Vocabulary(found.vocabulary)
     example = FAMILIES[family].join(
-        coder.encode(["the dog sees a cat."])[0], None, coder.special, 32
+        coder.encode(["the dog in the road hums."])[0], None, coder.special, 32
     )
     tokens, segments = torch.tensor([example.tokens]), torch.tensor([example.segments])
     body = getattr(theirs, theirs.base_model_prefix)
@@ -290,7 +299,7 @@ def test_vocab_files_in_place_of_a_tokenizer():
             Path("theirs", other).write_text(json.dumps(pieces))
             merges = [m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]]
             Path("theirs/merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-        text = " the dog sees a cat."
+        text = " the dog in the road hums."
         wanted = Vocabulary(published.read_weights("theirs").vocabulary).encode([text])
         path.unlink()
         found = published.read_weights("theirs").vocabulary
@@ -347,9 +356,9 @@ def test_training_goes_on_from_a_run(refused):
 def test_gaps_are_filled(family, capsys):
     run_small("runs/bert/one", "--max-steps", "2", family=family)
     capsys.readouterr()
-    answers = sample.main(["the [MASK] sees a [MASK].", "--top", "3", "--out", "out"])
+    answers = sample.main(["the [MASK] in a [MASK].", "--top", "3", "--out", "out"])
     ((text, gaps),) = answers.items()
-    assert text == "the [MASK] sees a [MASK]."
+    assert text == "the [MASK] in a [MASK]."
     assert [len(gap) for gap in gaps] == [3, 3]
     special = {*FAMILIES[family].specials}
     for gap in gaps:
@@ -358,16 +367,9 @@ def test_gaps_are_filled(family, capsys):
         assert 0 < sum(odds) <= 1.001
         assert not special & {word for word, _ in gap}
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split()[0] == "the"
+    assert out[0].startswith("the")
     assert out[1].startswith("  1: ")
     assert {p.name for p in Path("out").iterdir()} == {"fill.png", "attention.png"}
-
-
-def test_what_is_filled_is_what_was_learned(capsys):
-    run_small("runs/bert/one", "--steps", "250", "--every", "250", "--lr", "5e-3", "--batch-size",
-              "512", "--val", "0", *ALONE)  # fmt: skip
-    (gaps,) = sample.main(["the dog sees a [MASK].", "--out", "out"]).values()
-    assert {word for word, _ in gaps[0][:2]} == {"child", "tree"}
 
 
 def test_samples_of_the_test_part_and_of_files(capsys, refused):
@@ -389,13 +391,13 @@ def test_samples_of_the_test_part_and_of_files(capsys, refused):
 
 def test_near_sentences(capsys, refused):
     run_small("runs/bert/one", "--max-steps", "1")
-    Path("a.txt").write_text("the dog has a tree.\nthe cat likes a child.\na tree is not a dog.\n")
-    found = sample.main(["--near", "the dog has a tree.", "--file", "a.txt", "--top", "2"])
+    Path("a.txt").write_text("the dog hums.\nthe cat mews.\na tree in a field.\n")
+    found = sample.main(["--near", "the dog hums.", "--file", "a.txt", "--top", "2"])
     assert len(found) == 2
-    assert "the dog has a tree." not in found
+    assert "the dog hums." not in found
     assert list(found.values()) == sorted(found.values(), reverse=True)
     assert all(-1.001 < cosine < 1.001 for cosine in found.values())
-    assert len(sample.main(["--near", "the dog has a tree."])) == 5
+    assert len(sample.main(["--near", "the dog hums."])) == 5
     Path("b.txt").write_text("one\n")
     assert "no other sentence" in refused(sample.main, ["--near", "one", "--file", "b.txt"])
     assert "--near is empty" in refused(sample.main, ["--near", ""])
@@ -415,7 +417,7 @@ def test_samples_of_published_weights(capsys, refused):
 
 @pytest.mark.parametrize("claim", ["masking", "sharing"])
 def test_claims_on_pydocs(claim, monkeypatch):
-    less = [*claims.SHARED[claim], "--vocab-size", "90", "--context", "32", "--batch-size", "64"]
+    less = [*claims.SHARED[claim], "--vocab-size", "140", "--context", "32", "--batch-size", "64"]
     monkeypatch.setitem(claims.SHARED, claim, less)
     argv = [claim, "--seeds", "0", "--max-steps", "1", "--out", "out"]
     summary = claims.main(argv)
