@@ -276,8 +276,8 @@ def ordered_pairs(
 
 
 def mask_ngrams(example: Example, special: Special, random: Random, share: float = SHARE) -> Masked:
-    """Hides a share of the tokens, in runs of one to three whole words, n of them with a probability
-    that falls as 1/n (Sec. 4.1); what stands there is drawn as BERT's, for each token."""
+    """Hides a share of the tokens, in runs of one to three whole words (Sec. 4.1); what stands there
+    is drawn for each token, as BERT's."""
     words: list[list[int]] = []  # the places of each word
     begins = special.begins
     for place in candidates(example, special):
@@ -290,7 +290,7 @@ def mask_ngrams(example: Example, special: Special, random: Random, share: float
     taken: set[int] = set()
     lengths = range(1, MOST_WORDS + 1)
     for start in random.sample(range(len(words)), len(words)):
-        (n,) = random.choices(lengths, [1 / n for n in lengths])
+        (n,) = random.choices(lengths, [1 / n for n in lengths])  # p(n) falls as 1/n
         while n and (places := run(words, start, n)) and len(places) > left:
             n -= 1  # what is left has to do
         if n and not taken.intersection(places):

@@ -233,7 +233,7 @@ def two_segments(
         at = 0
         while at < len(document):
             target = random.randint(5, length) if random.random() < 0.05 else length
-            half = length if random.random() < 0.1 else (target - 3) // 2
+            half = math.inf if random.random() < 0.1 else (target - 3) // 2
             a: list[int] = []
             b: list[int] = []
             while at < len(document) and len(a) + len(b) < target - 3:

@@ -11,8 +11,9 @@ E d_embedding, V vocabulary, K classes.
 Parameters bear the names of the released weights (`bert.encoder.layer.0.attention.self.query`).
 Departures: logits are computed at hidden tokens alone. A random word is never padding. The loss of
 a pair counts as much as the hidden tokens of its example, so that a batch can be cut anywhere; with
-equally long examples that is the paper's sum of two means. The GELU is exact, where the released
-code approximates it by tanh.
+equally long examples that is the paper's sum of two means. A tenth of the pairs is short, where
+the released code has a tenth of the documents give short pairs. The GELU is exact, where that code
+approximates it by tanh.
 """
 
 from collections.abc import Iterator

@@ -201,7 +201,7 @@ def test_80_10_10():
     for kind, share in (("mask", 0.8 + 0.1 / 39), ("same", 0.1), ("random", 0.1 * 38 / 39)):
         assert near(kinds[kind] / total, share, total), kind
     assert words.keys() == {*range(40)} - {PAD, MASK}  # the whole vocabulary, but no padding
-    assert max(words.values()) < 1.4 * min(words.values())
+    assert max(words.values()) < 2 * min(words.values())
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_next_sentence_pairs():
         lengths[len(example.tokens) == 23] += 1
         read.update(a if example.label else a + b)
     assert near(labels[1] / len(found), 0.5, len(found))
-    assert read == Counter(home)  # what was not taken as second is read again as first
+    assert read == Counter([*home])  # what was not taken as second is read again as first
     short = lengths[False] / len(found)  # some end where their second's document does
     assert 0.05 < short < 0.2
 
@@ -385,7 +385,7 @@ def test_a_run_is_one_run(monkeypatch):
             found = albert.mask_ngrams(example, SPECIAL, draw)
             assert len(found.places) == places
             seen[found.places[-1] - found.places[0]] += 1
-        assert (seen.keys() == {2}) == (n == 3)
+        assert seen[2] > 150 if n == 3 else seen[2] < 60
 
 
 def test_whole_words_are_hidden_and_none_across_a_separator():
@@ -404,7 +404,7 @@ def test_whole_words_are_hidden_and_none_across_a_separator():
         for word in words:
             assert not hidden.intersection(word) or hidden.issuperset(word)
         seen.update(map(tuple, [found.targets]))
-    assert {(21, 22), (20,), (40,)} <= {*map(tuple, seen)} | {t[:1] for t in seen if len(t) == 2}
+    assert seen.keys() == {(20, 40), (20, 41), (21, 22), (40, 41)}  # no word of three or four
     assert albert.run([[1, 2], [3], [5, 6]], 0, 3) == [1, 2, 3]  # a separator stands at 4
     assert albert.run([[1, 2], [3], [5, 6]], 2, 3) == [5, 6]
     assert albert.run([[1, 2], [3], [4]], 0, 2) == [1, 2, 3]
@@ -476,8 +476,9 @@ def test_a_sixth_is_predicted_in_spans_in_any_order():
         spans[len(starts)] += 1
     assert places.keys() == {*range(125)}
     middle = [places[i] / 3000 for i in range(20, 100)]
-    assert 0.12 < min(middle) and max(middle) < 0.22  # a sixth of each
-    assert 7 < sum(n * times for n, times in spans.items()) / 3000 < 16  # of 21, if all were single
+    assert min(middle) > 0.12 and max(middle) < 0.22  # a sixth of each
+    mean = sum(n * times for n, times in spans.items()) / 3000
+    assert 7 < mean < 16  # 21, if all were single
 
 
 def test_all_orders_are_alike():
