@@ -276,8 +276,10 @@ def ordered_pairs(
 
 
 def mask_ngrams(example: Example, special: Special, random: Random, share: float = SHARE) -> Masked:
-    """Hides a share of the tokens, in runs of one to three whole words (Sec. 4.1); what stands there
-    is drawn for each token, as BERT's."""
+    """Hides a share of the tokens, in runs of one to three whole words (Sec. 4.1).
+
+    What stands there is drawn for each token, as BERT's.
+    """
     words: list[list[int]] = []  # the places of each word
     begins = special.begins
     for place in candidates(example, special):
