@@ -16,7 +16,7 @@ import argparse
 import torch
 
 from bert import names
-from bert.data import Documents, guesses, load_text
+from bert.data import Documents, guesses, load_text, split_long
 from bert.lamb import Lamb
 from bert.model import FAMILIES, MODELS, Pretrained
 from bert.published import Found, check_model, read_weights
@@ -153,6 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = make(args, train.facts, train.special.pad, found)
     length = min(args.length or model.context, model.context)
     rows = max(1, args.batch_size // length)
+    split_long((train, val, test), length, dev)
     net = dev.wrap(model)
     decayed = [p for n, p in model.named_parameters() if p.dim() > 1 and not n.endswith("bias")]
     others = [p for n, p in model.named_parameters() if p.dim() < 2 or n.endswith("bias")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bert import data, tasks
-from bert.data import Documents, Vocabulary, guesses, make_vocabulary, sentences_of
+from bert.data import Documents, Vocabulary, guesses, make_vocabulary, sentences_of, split_long
 from bert.model import FAMILIES
 from common import cli
 from common.data import corpora
@@ -55,6 +55,7 @@ def test_lines_that_are_sentences_stay_apart():
     assert sentences_of("a b .\nc d !\n\ne f ?\n") == ["a b .", "c d !", "e f ?"]
     assert sentences_of("One. Two.\nThree.") == ["One.", "Two.", "Three."]
     assert sentences_of(" \n\n") == []
+    assert sentences_of("+---+\n| a |\n+===+") == ["| a |"]
 
 
 # ---------------------------------------------------------------------- vocabularies
@@ -205,6 +206,17 @@ def test_a_document_alone_is_halved(family, texts, refused):
         assert "too few words" in refused(text.examples, 16, 0)
     else:
         assert text.examples(16, 0)
+
+
+def test_sentences_longer_than_an_example_are_cut_in_pieces(capsys):
+    long = list(range(5, 45))
+    text = Documents("train", [[long, [7, 8]], [long[:13]]], vocabulary(), device())
+    split_long((text, None), 16, device())
+    first, second = text.documents
+    assert [token for piece in first for token in piece] == [*long, 7, 8]
+    assert [len(piece) for piece in first] == [13, 13, 13, 1, 2]
+    assert second == [long[:13]]
+    assert "note: 1 sentence of more than 13 tokens cut in pieces" in capsys.readouterr().out
 
 
 def test_simple_models_by_hand():
