@@ -193,13 +193,15 @@ class ALBERT(Pretrained):
         """The encoder alone: (B, T) to (B, T, D)."""
         return self.albert(tokens, segments, maps)
 
+    # fmt: off
     def forward(self, tokens: Tensor, segments=None, places: Tensor | None = None) -> Outputs:
         """Tokens and segments (B, T), and the places (N,) to predict, counted through all rows."""
-        x = self.albert(tokens, segments)  # (B, T, D)
-        chosen = x if places is None else x.flatten(0, 1)[places]  # (N, D)
+        x = self.albert(tokens, segments)                                # (B, T, D)
+        chosen = x if places is None else x.flatten(0, 1)[places]        # (N, D)
         logits = self.predictions(chosen, self.albert.embeddings.word_embeddings.weight)
         pairs = self.sop_classifier(self.albert.pooled(x)) if self.settings["pairs"] else None
         return Outputs(logits, pairs)
+    # fmt: on
 
     def fill(self, tokens: Tensor, places: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits (N, V) of what stands at the places, where the tokens are [MASK]."""

@@ -64,12 +64,14 @@ class Generator(nn.Module):
         self.generator_predictions = GeneratorPredictions(narrower(sizes, share))
         self.generator_lm_head = Bias(sizes.vocab_size)
 
+    # fmt: off
     def forward(self, tokens: Tensor, segments=None, places: Tensor | None = None) -> Tensor:
         """Logits (N, V) of the words at the places, or (B, T, V) of all."""
-        x = self.electra(tokens, segments)  # (B, T, D)
-        chosen = x if places is None else x.flatten(0, 1)[places]  # (N, D)
+        x = self.electra(tokens, segments)                               # (B, T, D)
+        chosen = x if places is None else x.flatten(0, 1)[places]        # (N, D)
         table = self.electra.embeddings.word_embeddings.weight
         return F.linear(self.generator_predictions(chosen), table, self.generator_lm_head.bias)
+    # fmt: on
 
 
 def narrower(sizes: Sizes, share: float) -> Sizes:
@@ -146,20 +148,22 @@ class ELECTRA(Pretrained):
         """The discriminator's encoder alone: (B, T) to (B, T, D)."""
         return self.electra(tokens, segments, maps)
 
+    # fmt: off
     def forward(self, tokens: Tensor, segments, places: Tensor, targets: Tensor) -> Outputs:
         """Tokens and segments (B, T), the places (N,) that are hidden, counted through all rows,
         and what stood there."""
         real = (tokens != self.pad).flatten()
-        logits = self.generator(tokens, segments, places)  # (N, V)
-        guesses = draw(logits)  # (N,)
-        written = tokens.flatten().index_put((places,), guesses)  # (B T,)
+        logits = self.generator(tokens, segments, places)                # (N, V)
+        guesses = draw(logits)                                           # (N,)
+        written = tokens.flatten().index_put((places,), guesses)         # (B T,)
         chosen = torch.zeros_like(real).index_fill(0, places, True)
         replaced = torch.zeros_like(real).index_put((places,), guesses != targets)
         x = self.electra(written.view_as(tokens), segments, real=real.view_as(tokens))
-        scores = self.discriminator_predictions(x.flatten(0, 1)[real])  # (R,)
+        scores = self.discriminator_predictions(x.flatten(0, 1)[real])   # (R,)
         example = torch.arange(len(tokens), device=tokens.device)
         example = example.repeat_interleave(tokens.shape[1])
         return Outputs(logits, scores, *(part[real] for part in (replaced, chosen, example)))
+    # fmt: on
 
     def detect(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits (B, T) of that a token was replaced."""

@@ -67,14 +67,16 @@ class RoBERTa(Pretrained):
         """The encoder alone: (B, T) to (B, T, D)."""
         return self.roberta(tokens, segments, maps)
 
+    # fmt: off
     def forward(self, tokens: Tensor, segments=None, places: Tensor | None = None) -> Outputs:
         """Tokens (B, T), and the places (N,) to predict, counted through all rows.
 
         Segments (B, T) are all 0, as there is one kind.
         """
-        x = self.roberta(tokens, segments)  # (B, T, D)
-        chosen = x if places is None else x.flatten(0, 1)[places]  # (N, D)
+        x = self.roberta(tokens, segments)                               # (B, T, D)
+        chosen = x if places is None else x.flatten(0, 1)[places]        # (N, D)
         return Outputs(self.lm_head(chosen, self.roberta.embeddings.word_embeddings.weight))
+    # fmt: on
 
     def fill(self, tokens: Tensor, places: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits (N, V) of what stands at the places, where the tokens are <mask>."""
