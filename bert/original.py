@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        self.num_heads, self.dropout = sizes.num_heads, sizes.attention_dropout
+        self.num_heads, self.dropout = sizes.num_heads, sizes.weights_dropout
         for name in ("query", "key", "value"):
             self.add_module(name, nn.Linear(sizes.d_model, sizes.d_model))
 

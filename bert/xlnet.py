@@ -80,7 +80,7 @@ class RelativeAttention(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape[1:])))
         self.seg_embed = nn.Parameter(torch.empty(2, *shape[1:]))        # same segment, another
         self.layer_norm = nn.LayerNorm(width, sizes.eps)
-        self.drop, self.dropout = Dropout(sizes.dropout), sizes.attention_dropout
+        self.drop, self.dropout = Dropout(sizes.dropout), sizes.weights_dropout
 
     def project(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, T, D) to (B, H, T, d)."""

@@ -379,8 +379,8 @@ def test_networks_are_described_and_built_again(family):
     model = small(family, **own)
     described = names.describe(model)
     assert described["family"] == family
-    assert all(isinstance(v, (int, float, str)) for v in described.values())
-    assert not any("dropout" in key for key in described)
+    assert all(isinstance(v, (int, float, str, type(None))) for v in described.values())
+    assert "dropout" not in described
     again = names.build(described, dropout=0.5)
     again.load_state_dict(model.state_dict())
     assert names.describe(again) == described
@@ -979,8 +979,13 @@ def test_where_dropout_falls(family):
 
 
 def test_attention_dropout_is_dropout_unless_given():
-    assert Sizes(50, 32, 2, 4, 64, dropout=0.3).attention_dropout == 0.3
-    assert Sizes(50, 32, 2, 4, 64, attention_dropout=0.2).attention_dropout == 0.2
+    """Also of a network that is built from its description, as when a run goes on."""
+    assert Sizes(50, 32, 2, 4, 64, dropout=0.3).weights_dropout == 0.3
+    assert Sizes(50, 32, 2, 4, 64, attention_dropout=0.0).weights_dropout == 0.0
+    for given, wanted in ((None, 0.3), (0.0, 0.0)):
+        network = names.describe(small("bert", attention_dropout=given))
+        again = names.build(network, dropout=0.3)
+        assert again.bert.encoder.layer[0].attention.self.dropout == wanted
 
 
 @pytest.mark.parametrize("family", FAMILIES)
