@@ -41,11 +41,15 @@ def holds_run(folder: Path) -> bool:
     return foreign or (folder / "last.pt").exists() or (rows.exists() and rows.stat().st_size > 0)
 
 
-def find_run(milestone: str, names: Iterable[str] = ("last.pt", "config.json")) -> Path | None:
-    """The training run below runs/ whose `names` were written to last, or None."""
+def find_run(
+    milestone: str, names: Iterable[str] = ("last.pt", "config.json"), script: str | None = None
+) -> Path | None:
+    """The training run below runs/ whose `names` were written to last, or None; with `script` only
+    of this one."""
     files = [file for name in names for file in Path("runs", milestone).glob(f"*/{name}")]
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
-        if (flags := read_flags(file.parent)) and not flags.get("evaluate"):
+        flags = read_flags(file.parent)
+        if flags and not flags.get("evaluate") and script in (None, flags.get("script")):
             return file.parent
     return None
 

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+MOST_HEADS = 64  # that get a picture of their own, with the names of tokens
+
 
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure, as PNG or by the ending of its name, making its folder."""
@@ -201,4 +203,46 @@ def scatter(
     if len(np.unique(labels)) <= 20:
         for text in figure.axes[0].legend(fontsize=6).get_texts():
             text.set_parse_math(False)
+    save(figure, path)
+
+
+def attention_grid(
+    maps: Tensor, rows: Sequence[str], columns: Sequence[str], path: str | Path
+) -> None:
+    """Draws attention weights (layers, H, T, S), a small picture a head: dark is much.
+
+    `rows` name the T tokens that look, `columns` the S tokens that are looked at. More than
+    MOST_HEADS heads are tiles without names: a picture each would take a minute.
+    """
+    layers, heads, maps = *maps.shape[:2], maps.float().cpu().numpy()
+    if layers * heads > MOST_HEADS:
+        return tiles(maps, path)
+    width, height = (min(4.0, 0.9 + 0.13 * len(names)) for names in (columns, rows))
+    figure = Figure(figsize=(width * heads, height * layers), layout="constrained")
+    axes = figure.subplots(layers, heads, squeeze=False)
+    for layer, head in np.ndindex(layers, heads):
+        axis = axes[layer, head]
+        axis.imshow(maps[layer, head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7, pad=2)
+        below, beside = layer == layers - 1, head == 0
+        style = dict(fontsize=6, parse_math=False)
+        axis.set_xticks(range(len(columns)), columns if below else [], rotation=90, **style)
+        axis.set_yticks(range(len(rows)), rows if beside else [], **style)
+        axis.tick_params(length=0)
+    save(figure, path)
+
+
+def tiles(maps: np.ndarray, path: str | Path) -> None:
+    """Draws attention weights (layers, H, T, S) as one picture, with lines between the heads."""
+    layers, heads = maps.shape[:2]
+    around = [(0, 0), (0, 0), (0, 1), (0, 1)]  # lighter than nothing
+    padded = np.pad(maps, around, constant_values=-0.3)
+    height, width = padded.shape[2:]
+    figure = Figure(figsize=(0.7 * heads + 1, 0.7 * layers + 1), layout="constrained")
+    axis = figure.subplots()
+    page = padded.transpose(0, 2, 1, 3).reshape(layers * height, heads * width)
+    axis.imshow(page, cmap="Blues", vmin=-0.3, vmax=1)
+    axis.set_xticks(width * (np.arange(heads) + 0.5), range(1, heads + 1))
+    axis.set_yticks(height * (np.arange(layers) + 0.5), range(1, layers + 1))
+    axis.set(xlabel="head", ylabel="layer")
     save(figure, path)

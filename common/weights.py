@@ -4,10 +4,15 @@ add_weight_flags(parser)                                       # --weights image
 start_from(model, args, dev, train.facts, ("fc",), PUBLISHED)  # before dev.wrap
 optimizer = SGD(trained(model), ...)
 keep_frozen(model)                                             # after model.train()
+
+files = files_of("gpt2", ("config.json", "tokenizer.json"))    # of the hub, a folder or a file
+settings = read_config(files)
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +22,7 @@ from common import cli, fail
 from common.checkpoint import read_weights
 from common.device import Device
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # torchvision's inputs
 
 
@@ -149,3 +155,82 @@ def keep_frozen(model: nn.Module) -> None:
         own = list(module.parameters(recurse=False))
         if own and not any(p.requires_grad for p in own):
             module.eval()
+
+
+# ---------------------------------------------------------------------- a folder of files
+
+
+def files_of(
+    name: str, others: Sequence[str], repositories: Sequence[str] = ()
+) -> dict[str, Path | None]:
+    """Where published weights lie (under "weights"), and those of `others` that are beside them.
+
+    `name` is a folder, a file in it, or else a name of the hub; there one of the `repositories`
+    holds them, or that of this name. Of the hub the third of `others` and those after it (the
+    tokenizer in older forms) are fetched only where the second (tokenizer.json) isn't there.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".pt", ".bin")):
+            fail(f"--weights {name}: there is no such file or folder")
+        return files_in_hub(name, others, repositories or [name])
+    folder = path if path.is_dir() else path.parent
+    known = (*WEIGHT_FILES, "last.pt")  # this of a run
+    weights = path if path.is_file() else next(
+        (path / file for file in known if (path / file).is_file()), None)  # fmt: skip
+    if not weights:
+        fail(f"--weights {name}: the folder holds no {' and no '.join(known)}")
+    return {"weights": weights, **{n: folder / n for n in others if (folder / n).is_file()}}
+
+
+def files_in_hub(
+    name: str, others: Sequence[str], repositories: Sequence[str]
+) -> dict[str, Path | None]:
+    """The files of a model of the hub, from its cache or its server."""
+    from huggingface_hub import (
+        constants,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.utils import EntryNotFoundError, logging
+
+    logging.set_verbosity_error()  # one line says it, below
+    last, reason = repositories[-1], ""  # that nothing can be downloaded
+
+    def fetch(file: str, online: bool) -> Path | None:
+        nonlocal reason
+        try:
+            for repository in repositories:
+                if isinstance(there := try_to_load_from_cache(repository, file), str):
+                    return Path(there)
+            if online and not reason:
+                get_hf_file_metadata(hf_hub_url(last, file), timeout=10)  # else it tries a minute
+                return Path(hf_hub_download(last, file))
+        except EntryNotFoundError:
+            pass
+        except Exception as error:  # of the network, of the hub, of the name
+            reason = str(error).strip().splitlines()[0][:100]
+        return None
+
+    weights = next(filter(None, (fetch(f, on) for on in (False, True) for f in WEIGHT_FILES)), None)
+    if not weights:
+        fail(f"--weights {name}: there is no such file or folder, and of the hub's {last} no "
+             f"{WEIGHT_FILES[0]} is in {constants.HF_HUB_CACHE} or can be downloaded "
+             f"({reason or 'it has none'}): name a folder that holds it")  # fmt: skip
+    files = {"weights": weights}
+    for number, file in enumerate(others):
+        needless = number > 1 and files.get(others[1])
+        files[file] = None if needless else fetch(file, True)
+    return files
+
+
+def read_config(files: Mapping[str, Path | None]) -> dict:
+    """The settings in config.json; none where there is no such file."""
+    if not (file := files.get("config.json")):
+        return {}
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        fail(f"{file} is damaged ({error})")

@@ -28,6 +28,7 @@ from common.data.sentences import SETS
 from common.data.sources import named, open_source, say_parts
 from common.device import Device
 from common.run import Run
+from common.schedule import warmup_and_line
 from gpt.model import MODELS, Classifier
 from gpt.published import Found, build, describe, model_of
 from gpt.recipes import SIZES
@@ -218,8 +219,7 @@ def classify(
 
 def step_size(steps: int, warmup: float, step: int) -> float:
     """Share of the peak rate: up and down in straight lines."""
-    done = (step + 1) / (steps + 1)
-    return max(0.0, min(done / warmup, (1 - done) / (1 - warmup)))
+    return warmup_and_line((step + 1) / (steps + 1), warmup)
 
 
 @cli.command

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common import fail
 from common.checkpoint import read_tensors, weights_in
+from common.weights import files_of, read_config
 from gpt.model import GPT1, GPT2, MODELS, LanguageModel
 
 PUBLISHED = {  # of the hub, and which of our models that is
@@ -29,7 +30,7 @@ PUBLISHED = {  # of the hub, and which of our models that is
     "gpt2-xl": "gpt2_xl",
 }
 OWNER = "openai-community"  # has them on the hub, where their names alone are old spellings
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
+FILES = ("config.json", "tokenizer.json", "vocab.json", "merges.txt")  # beside the weights
 KINDS = {"openai-gpt": "gpt1", "gpt2": "gpt2", "gpt_neo": "gpt_neo"}  # model_type in config.json
 
 # fmt: off
@@ -206,74 +207,13 @@ def read_tokenizer_files(files: dict[str, Path | None], source: str) -> str | No
     return tokenizer.to_str()
 
 
-def from_hub(name: str) -> dict[str, Path | None]:
-    """The files of a model of the hub, from its cache or its server."""
-    from huggingface_hub import (
-        constants,
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
-    from huggingface_hub.utils import EntryNotFoundError, logging
-
-    logging.set_verbosity_error()  # one line says it, below
-    repos = [name, *([f"{OWNER}/{name}"] if name in PUBLISHED else [])]
-    reason = ""  # that nothing can be downloaded
-
-    def fetch(file: str, online: bool) -> Path | None:
-        nonlocal reason
-        try:
-            for repo in repos:
-                if isinstance(there := try_to_load_from_cache(repo, file), str):
-                    return Path(there)
-            if online and not reason:
-                url = hf_hub_url(repos[-1], file)
-                get_hf_file_metadata(url, timeout=10)  # the download would try for a minute
-                return Path(hf_hub_download(repos[-1], file))
-        except EntryNotFoundError:
-            pass
-        except Exception as error:  # of the network, of the hub, of the name
-            reason = str(error).strip().splitlines()[0][:100]
-        return None
-
-    others = ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
-    weights = next(filter(None, (fetch(f, on) for on in (False, True) for f in WEIGHTS)), None)
-    if not weights:
-        fail(f"--weights {name}: there is no such file or folder, and of the hub's {repos[-1]} no "
-             f"{WEIGHTS[0]} is in {constants.HF_HUB_CACHE} or can be downloaded "
-             f"({reason or 'it has none'}): name a folder that holds it")  # fmt: skip
-    files = {"weights": weights}
-    for file in others:
-        needless = file in others[2:] and files.get("tokenizer.json")
-        files[file] = None if needless else fetch(file, True)
-    return files
-
-
-def files_of(name: str) -> dict[str, Path | None]:
-    """Where the weights, config.json and the tokenizer lie, of a folder, a file or the hub."""
-    path = Path(name).expanduser()
-    if not path.exists():
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".pt", ".bin")):
-            fail(f"--weights {name}: there is no such file or folder")
-        return from_hub(name)
-    folder = path if path.is_dir() else path.parent
-    known = (*WEIGHTS, "last.pt")  # this of a run
-    weights = path if path.is_file() else next(
-        (path / file for file in known if (path / file).is_file()), None)  # fmt: skip
-    if not weights:
-        fail(f"--weights {name}: the folder holds no {' and no '.join(known)}")
-    names = ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
-    return {"weights": weights, **{n: folder / n for n in names if (folder / n).is_file()}}
-
-
 def read_published(name: str, say: Callable = print) -> Found:
     """Published weights, or those of a run of train.py (its folder, or a checkpoint), with what is
     known of them.
 
     Whatever is missing, damaged or doesn't fit ends in one line.
     """
-    files = files_of(name)
+    files = files_of(name, FILES, [name, *([f"{OWNER}/{name}"] if name in PUBLISHED else [])])
     content = read_tensors(files["weights"])
     config = content.get("config") if isinstance(content, dict) else None
     if isinstance(config, dict) and "flags" in config:
@@ -281,13 +221,8 @@ def read_published(name: str, say: Callable = print) -> Found:
     theirs = weights_in(content) if isinstance(content, dict) else {}
     if not theirs:
         fail(f"{files['weights']} holds no weights")
-    settings = {}
-    if file := files.get("config.json"):
-        try:
-            settings = dict(json.loads(file.read_text("utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            fail(f"{file} is damaged ({error})")
-    else:
+    settings = read_config(files)
+    if not files.get("config.json"):
         say(f"note: no config.json beside {name}: heads are taken to be of 64 dimensions")
     family, sizes = sizes_of(settings, theirs, name)
     if sizes["d_model"] % sizes["num_heads"]:

@@ -10,12 +10,10 @@ python gpt/sample.py "a fine film"                         # after finetune.py: 
 import argparse
 import contextlib
 import io
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +26,7 @@ from gpt.model import MODELS, Classifier, LanguageModel
 from gpt.published import build, read_published
 from gpt.writing import write
 
-SHOWN, MOST_HEADS = 24, 64  # tokens that are drawn; heads that get a picture with their names
+SHOWN = 24  # tokens that are drawn
 MADE = ("text.txt", "next.png", "attention.png")
 WRITING = dict(length=200, count=1, temperature=0.7, top_k=None, top_p=None, stop="", seed=0)
 ESCAPES = {"\\n": "\n", "\\t": "\t"}
@@ -211,42 +209,16 @@ def draw_attention(
     model: LanguageModel, vocabulary: Vocabulary, tokens: Tensor, path: Path
 ) -> None:
     """Draws where each of the last tokens looks, a small picture a head: dark is much."""
-    from matplotlib.figure import Figure
-
-    from common.plot import save
+    from common.plot import attention_grid
 
     for block in model.h:
         block.attn.recording = True
     model.features(tokens[None, -SHOWN:])
-    maps = [block.attn.weights[0].float().cpu().numpy() for block in model.h]  # (H, T, T) a layer
+    maps = torch.stack([block.attn.weights[0] for block in model.h])  # (layers, H, T, T)
     for block in model.h:
         block.attn.recording, block.attn.weights = False, None
     names = names_of(tokens[-SHOWN:].tolist(), vocabulary)
-    layers, heads, width = len(maps), len(maps[0]), min(4.0, 0.7 + 0.11 * len(names))
-    if layers * heads > MOST_HEADS:  # a picture each would take a minute
-        around = [(0, 0), (0, 1), (0, 1)]  # a line between heads, where it is lighter than nothing
-        tiles = [np.concatenate([*np.pad(some, around, constant_values=-0.3)], 1) for some in maps]
-        figure = Figure(figsize=(0.7 * heads + 1, 0.7 * layers + 1), layout="constrained")
-        axis = figure.subplots()
-        axis.imshow(np.concatenate(tiles), cmap="Blues", vmin=-0.3, vmax=1)
-        side = len(names) + 1
-        axis.set_xticks(side * (np.arange(heads) + 0.5), range(1, heads + 1))
-        axis.set_yticks(side * (np.arange(layers) + 0.5), range(1, layers + 1))
-        axis.set(xlabel="head", ylabel="layer")
-        save(figure, path)
-        return
-    figure = Figure(figsize=(width * heads, width * layers), layout="constrained")
-    axes = figure.subplots(layers, heads, squeeze=False)
-    for layer, head in itertools.product(range(layers), range(heads)):
-        axis = axes[layer, head]
-        axis.imshow(maps[layer][head], cmap="Blues", vmin=0, vmax=1)
-        axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=6, pad=2)
-        below, beside = layer == layers - 1, head == 0
-        style = dict(fontsize=5, parse_math=False)
-        axis.set_xticks(range(len(names)), names if below else [], rotation=90, **style)
-        axis.set_yticks(range(len(names)), names if beside else [], **style)
-        axis.tick_params(length=0)
-    save(figure, path)
+    attention_grid(maps, names, names, path)
 
 
 def interact(model: LanguageModel, vocabulary: Vocabulary, dev: Device, args) -> None:

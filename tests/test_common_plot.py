@@ -103,3 +103,20 @@ def test_an_arm_is_finished_only_with_its_final_row(tmp_path):
     rows.write_text('{"epoch": 1, "step": 3, "test_loss": 2.0, "final": true}\n')
     assert finished(tmp_path) == {"test_loss": 2.0}
     assert arm_folder("x", "a", ["--lr", "1"]) != arm_folder("x", "a", ["--lr", "2"])
+
+
+def test_attention_is_drawn_head_by_head_or_in_tiles(monkeypatch):
+    maps = torch.rand(2, 4, 5, 3)
+    drawn = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append(figure))
+    for most in (8, 7):
+        monkeypatch.setattr(plot, "MOST_HEADS", most)
+        plot.attention_grid(maps, list("abcde"), list("xyz"), "a.png")
+    heads, page = (figure.axes for figure in drawn)
+    assert (len(heads), len(page)) == (8, 1)
+    torch.testing.assert_close(torch.tensor(heads[5].images[0].get_array().data), maps[1, 1])
+    assert [text.get_text() for text in heads[4].get_yticklabels()] == list("abcde")
+    assert [text.get_text() for text in heads[7].get_xticklabels()] == list("xyz")
+    tiled = torch.tensor(page[0].images[0].get_array().data)
+    assert tiled.shape == (2 * 6, 4 * 4)
+    torch.testing.assert_close(tiled[6:11, 4:7], maps[1, 1])

@@ -913,7 +913,7 @@ def test_attention_of_many_heads(monkeypatch):
     sizes = []
     monkeypatch.setattr("common.plot.save", lambda figure, path: sizes.append(len(figure.axes)))
     for most in (64, 7):
-        monkeypatch.setattr(sample, "MOST_HEADS", most)
+        monkeypatch.setattr("common.plot.MOST_HEADS", most)
         sample.draw_attention(model, vocabulary, vocabulary.encode("the dog is a dog"), Path("a"))
     assert sizes == [8, 1]
 

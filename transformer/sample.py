@@ -9,12 +9,10 @@ python transformer/sample.py                                 # sentences of the 
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from common import cli, fail
 from common.data.pairs import load_pairs
@@ -105,6 +103,8 @@ def draw_attention(
     line: str, translation: str, model: Transformer, tokenizer, dev: Device, out: Path
 ) -> list[str]:
     """Writes the weights of all heads of all layers to three pictures; returns their names."""
+    from common.plot import attention_grid
+
     source, target = (
         encode(tokenizer, [t], model.max_length).tokens[0] for t in (line, translation)
     )
@@ -125,31 +125,6 @@ def draw_attention(
     for layer in layers:
         layer.recording, layer.weights = False, None
     return list(kinds)
-
-
-def attention_grid(maps: Tensor, rows: Sequence[str], columns: Sequence[str], path: Path) -> None:
-    """Draws attention weights (layers, H, T, S), a small picture a head: dark is much.
-
-    `rows` name the T tokens that look, `columns` the S tokens that are looked at.
-    """
-    from matplotlib.figure import Figure
-
-    from common.plot import save
-
-    layers, heads, maps = *maps.shape[:2], maps.float().cpu().numpy()
-    width, height = (min(4.0, 0.9 + 0.13 * len(names)) for names in (columns, rows))
-    figure = Figure(figsize=(width * heads, height * layers), layout="constrained")
-    axes = figure.subplots(layers, heads, squeeze=False)
-    for layer, head in torch.cartesian_prod(torch.arange(layers), torch.arange(heads)).tolist():
-        axis = axes[layer, head]
-        axis.imshow(maps[layer][head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7, pad=2)
-        below, beside = layer == layers - 1, head == 0
-        style = dict(fontsize=6, parse_math=False)
-        axis.set_xticks(range(len(columns)), columns if below else [], rotation=90, **style)
-        axis.set_yticks(range(len(rows)), rows if beside else [], **style)
-        axis.tick_params(length=0)
-    save(figure, path)
 
 
 @cli.command

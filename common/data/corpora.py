@@ -38,6 +38,7 @@ UNKNOWN = "\ufffd"  # the first symbol of a vocabulary of characters
 END, END_TOKEN = "\x03", "<|endoftext|>"  # between documents: in a text, and as files have it
 LARGE = 32 << 20  # bytes of a file, or characters of a part: more is never in memory at once
 BLOCK = 1 << 20  # characters read at a time
+SHORTEST_CHAPTER = 2000  # characters; what is shorter is a heading, or a list of contents
 LEARNT_FROM = 100 << 20  # characters of the training part that a vocabulary of pieces is made from
 CACHE = Path("data", "cache")
 
@@ -203,6 +204,78 @@ def brown(args: argparse.Namespace) -> Corpus:
     return Corpus({"all": Text(texts)})
 
 
+def movie_reviews(args: argparse.Namespace) -> Corpus:
+    """2,000 film reviews, a sentence a line (Pang and Lee 2004), in a seeded order.
+
+    Without the lines that are sentences of SST-2, too, where that lies beside them: so whoever
+    reads the reviews and is tested on SST-2 has not read the test.
+    """
+    root = Path(args.data_dir).expanduser() / "movie_reviews"
+    files = text_files(root) if root.is_dir() else []
+    if not files:
+        place(args, "movie_reviews", "pos/cv000_29590.txt")
+    documents, known, left = [], sentences_of_sst2(root.parent / "SST2"), 0
+    for file in files:
+        lines = [line.strip() for line in read_text(file).splitlines()]
+        own = [line for line in lines if line and bare_words(line) not in known]
+        left += len(lines) - lines.count("") - len(own)
+        documents.append("\n".join(own))
+    shared = "the sentences of SST-2 that are in them left out" if known else ""
+    note = f"{shared} ({counted(left, 'line')})" if left else shared
+    return Corpus({"all": Text(mixed(documents))}, note)
+
+
+def sentences_of_sst2(folder: Path) -> set[str]:
+    """The sentences of SST-2's three parts, as `bare_words`; none where the set isn't there."""
+    files = filter(None, (find_text(folder / f"{part}.tsv") for part in ("train", "dev", "test")))
+    return {bare_words(line.partition("\t")[0]) for file in files for line in
+            read_text(file).splitlines()} - {""}  # fmt: skip
+
+
+def bare_words(text: str) -> str:
+    """A text's words alone, in lower case: two writings of a sentence are the same."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def mixed(documents: Sequence[str]) -> list[str]:
+    """Documents in a seeded order, so that each part of a corpus has something of all."""
+    generator = torch.Generator().manual_seed(seed_of("documents", 0))
+    return [documents[i] for i in torch.randperm(len(documents), generator=generator).tolist()]
+
+
+def gutenberg(args: argparse.Namespace) -> Corpus:
+    """Novels of Project Gutenberg's; their chapters are the documents, in a seeded order."""
+    root = place(args, "gutenberg", "alice_in_wonderland.txt")
+    texts = [chapter for file in text_files(root) for chapter in chapters_of(read_text(file))]
+    return Corpus({"all": Text(mixed(texts))})
+
+
+def chapters_of(novel: str) -> list[str]:
+    """The chapters of a novel: two empty lines stand before each. What is as short as a heading or
+    a list of contents belongs to the next one."""
+    found, waiting = [], ""
+    for piece in re.split(r"\n{3,}", novel):
+        waiting += f"\n\n{piece}"
+        if len(waiting) > SHORTEST_CHAPTER:
+            found.append(waiting.strip())
+            waiting = ""
+    return [*found, *([waiting.strip()] if waiting.strip() else [])]
+
+
+def english(args: argparse.Namespace) -> Corpus:
+    """Film reviews, American English of 1961, novels and children's stories, in a seeded order:
+    what movie-reviews, brown, gutenberg and tinystories have, 17 million characters."""
+    documents, notes = [], []
+    for read in (movie_reviews, brown, gutenberg, tinystories):
+        corpus = read(args)
+        if "all" not in corpus.parts:
+            fail(f"--data english: {read.__name__} has a training part of its own there; the four "
+                 "texts are to be whole")  # fmt: skip
+        documents += [str(Text([document])) for document in corpus.parts["all"].documents]
+        notes += [corpus.note] if corpus.note and read is movie_reviews else []
+    return Corpus({"all": Text(mixed(documents))}, "; ".join(notes))
+
+
 def wikitext2(args: argparse.Namespace) -> Corpus:
     """Articles of Wikipedia's (Merity et al. 2016), official parts."""
     parts = {}
@@ -278,6 +351,9 @@ CORPORA = {
     "shakespeare": shakespeare,
     "tinystories": tinystories,
     "brown": brown,
+    "movie-reviews": movie_reviews,
+    "gutenberg": gutenberg,
+    "english": english,
     "wikitext2": wikitext2,
     "text": own,
 }
