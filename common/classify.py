@@ -15,7 +15,7 @@ from common.data.images import ImageSet, Streamed, load_images
 from common.device import Device
 from common.folder import make_folder, new_samples, open_run
 from common.run import progress_bar
-from common.weights import IMAGENET, start_from
+from common.weights import IMAGENET, start_from, torchvisions
 
 
 class Tally:
@@ -115,8 +115,9 @@ class Published:
 
     `names` are torchvision's (or of repositories of the hub) by ours, the default first; `parse` is
     parse_args of train.py, for the flags that `build` reads, and `flags` those of them that
-    sample.py has, too, with their settings. Inputs are normalised as in `inputs` of a model, else
-    by IMAGENET. See `common.weights.start_from` for `optional` and `current_name`.
+    sample.py has, too, with their settings: `--size` asks for other pixels than the weights were
+    trained with. Inputs are normalised as in `inputs` of a model, else by IMAGENET. See
+    `common.weights.start_from` for `optional` and `current_name`; `fitted(model)` is its `fitted`.
     """
 
     names: Mapping[str, str]
@@ -125,6 +126,7 @@ class Published:
     inputs: Mapping[str, Mapping] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     current_name: Callable[[str], str] = str
+    fitted: Callable[[nn.Module], Callable] = lambda _model: dict
 
     def add_flags(self, parser: cli.OneLineParser) -> None:
         """--weights, and the flags that only go with it."""
@@ -153,14 +155,16 @@ class Published:
         argv = ["--model", name, "--weights", args.weights, "--device", args.device, "--quiet"]
         for flag in self.flags:
             value = getattr(args, flag[2:].replace("-", "_"))
-            argv += [flag, value] if value else []
+            argv += [flag, str(value)] if value else []
         flags = self.parse([*argv, "--data", "folder:."])
         facts, size = imagenet(self.names[name])
         facts |= self.inputs.get(name, IMAGENET)
+        if "--size" in self.flags and args.size:
+            size, facts["side"] = args.size, facts["side"] * args.size // size
         flags, dev = flags.but(size=size), Device(flags)
         model = build(flags, 1000) if build else models[name](num_classes=1000)
         rest = facts, (), self.names, facts, self.optional, self.current_name
-        start_from(model, flags, dev, *rest)
+        start_from(model, flags, dev, *rest, self.fitted(model))
         print(f"{name} with the weights {args.weights}, {size} pixels")
         return model.to(dev.device).eval(), flags, facts, dev
 
@@ -168,9 +172,7 @@ class Published:
 def imagenet(name: str) -> tuple[dict, int]:
     """Facts of ImageNet, with the `side` that images are scaled to for torchvision's weights `name`
     (or a repository's of the hub), and the pixels of their middle that the network sees."""
-    from torchvision.models import get_model_weights
-
-    entry = get_model_weights("resnet18" if "/" in name else name).IMAGENET1K_V1
+    entry = torchvisions("resnet18" if "/" in name else name)
     cut = entry.transforms()
     return {"classes": entry.meta["categories"], "side": cut.resize_size[0]}, cut.crop_size[0]
 
