@@ -116,8 +116,9 @@ class Published:
     `names` are torchvision's (or of repositories of the hub) by ours, the default first; `parse` is
     parse_args of train.py, for the flags that `build` reads, and `flags` those of them that
     sample.py has, too, with their settings: `--size` asks for other pixels than the weights were
-    trained with. Inputs are normalised as in `inputs` of a model, else by IMAGENET. See
-    `common.weights.start_from` for `optional` and `current_name`; `fitted(model)` is its `fitted`.
+    trained with. Inputs are normalised as in `inputs` of a model, or of what its flag `--normalise`
+    says, else by IMAGENET. See `common.weights.start_from` for `optional` and `current_name`;
+    `fitted(model)` is its `fitted`.
     """
 
     names: Mapping[str, str]
@@ -158,7 +159,8 @@ class Published:
             argv += [flag, str(value)] if value else []
         flags = self.parse([*argv, "--data", "folder:."])
         facts, size = imagenet(self.names[name])
-        facts |= self.inputs.get(name, IMAGENET)
+        key = flags.normalise if "--normalise" in self.flags else name
+        facts |= self.inputs.get(key) or IMAGENET
         if "--size" in self.flags and args.size:
             size, facts["side"] = args.size, facts["side"] * args.size // size
         flags, dev = flags.but(size=size), Device(flags)
@@ -185,11 +187,14 @@ def sample(
     argv: list[str] | None = None,
     more: Callable | None = None,
     published: Published | None = None,
+    look: Callable | None = None,
 ) -> dict:
     """The main of a classifier's sample.py: classifies the inputs, or shows test predictions.
 
-    `more(model, parts, dev, out)` shows what else there is without inputs. Where there are
-    `published` weights, they can take the place of a checkpoint. Returns what was found.
+    `more(model, parts, dev, out)` shows what else there is without inputs, and
+    `look(model, images, dev, out)` what else there is in images, those of the files or of the test
+    part. Where there are `published` weights, they can take the place of a checkpoint. Returns
+    what was found.
     """
     parser = cli.sample_parser(milestone, doc)
     parser.add_argument("inputs", nargs="*", type=Path, help="image files, or folders of them")
@@ -202,14 +207,29 @@ def sample(
     if published and args.weights:
         model, flags, facts, dev = published.open(args, models, build)
         out = args.out or new_samples(Path("runs", milestone))
-        return classify(files, model, facts, flags.size, dev, out)
-    model, flags, facts, dev, out = open_model(args, milestone, models, build)
+    else:
+        model, flags, facts, dev, out = open_model(args, milestone, models, build)
     if files:
-        return classify(files, model, facts, flags.size, dev, out)
-    parts = load_parts(flags, dev, facts)
-    make_folder(out)
-    found = {"right": show_predictions(model, parts[2], dev, out)}
-    return found | (more(model, parts, dev, out) if more else {})
+        found = classify(files, model, facts, flags.size, dev, out)
+        images = images_of(files, facts, flags.size, dev)
+    else:
+        parts = load_parts(flags, dev, facts)
+        make_folder(out)
+        found, images = {"right": show_predictions(model, parts[2], dev, out)}, parts[2]
+        found |= more(model, parts, dev, out) if more else {}
+    if look:
+        look(model, images, dev, out)
+    return found
+
+
+def images_of(files: list[Path], facts: dict, size: int, dev: Device) -> ImageSet:
+    """Image files as a test part, read as in evaluation: their largest square, scaled to
+    `facts["side"]`, and of that the middle `size` pixels. Their labels are all 0."""
+    images = ImageFiles(
+        [str(path) for path in files], facts.get("side", size), top=facts.get("top")
+    )
+    blank = torch.zeros(len(files), dtype=torch.int64)
+    return ImageSet("test", Streamed(images, 0, dev), blank, facts, dev, size)
 
 
 @torch.inference_mode()
@@ -218,17 +238,12 @@ def classify(
 ) -> dict[str, list[tuple[str, float]]]:
     """Prints the five likeliest classes of each file and writes predictions.jpg.
 
-    Files are read as in evaluation: their largest square, scaled to `facts["side"]`, and of that
-    the middle `size` pixels.
+    Files are read by `images_of`.
     Returns the classes with their probabilities by file.
     """
     from common.plot import image_grid
 
-    images = ImageFiles(
-        [str(path) for path in files], facts.get("side", size), top=facts.get("top")
-    )
-    blank = torch.zeros(len(files), dtype=torch.int64)
-    images = ImageSet("test", Streamed(images, 0, dev), blank, facts, dev, size)
+    images = images_of(files, facts, size, dev)
     found, shown = {}, []
     for part in progress_bar(
         torch.arange(len(files)).split(32), dev, "reading", -(-len(files) // 32)

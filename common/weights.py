@@ -61,10 +61,10 @@ def start_from(
 
     `heads` are the names of the layers that depend on the number of classes; where the file's
     have another shape, they keep their new weights. `published` maps models to torchvision's names
-    (see `torchvisions`), for those whose weights it has, or to repositories of the hub. Layers named in `optional`
-    may be missing from the file. `current_name` gives the name in `model` for one in the file,
-    where these may be older; `fitted` makes other changes to what the file holds, so that it fits,
-    and raises ValueError for what never will.
+    (see `torchvisions`), for those whose weights it has, or to repositories of the hub. Layers
+    named in `optional` may be missing from the file. `current_name` gives the name in `model` for
+    one in the file, where these may be older; `fitted` makes other changes to what the file holds,
+    so that it fits, and raises ValueError for what never will.
     """
     if args.weights and not args.evaluate and not args.stored:  # which has the weights
         if args.weights == "imagenet":

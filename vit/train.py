@@ -25,14 +25,20 @@ from common.data.images import IMAGE_SETS, ImageSet, add_image_flags, load_image
 from common.device import Device
 from common.run import Run
 from common.schedule import cosine
-from common.weights import IMAGENET, add_weight_flags, check_weights, keep_frozen, start_from
-from common.weights import trained as trained_parameters
+from common.weights import (
+    IMAGENET,
+    add_weight_flags,
+    check_weights,
+    keep_frozen,
+    start_from,
+    trained,
+)
 from vit.model import MODELS, POOLS, POSITIONS, SIZES, VisionTransformer
 
 # fmt: off
 QUICK = dict(model="vit_tiny", data="shapes:20000",         epochs=1,   val=500, batch_size=32,   lr=1e-3, weight_decay=0.05)  # noqa: E501
 PAPER = dict(model="vit_b_16", data="folder:data/imagenet", epochs=300, val=0,   batch_size=4096, lr=3e-3, weight_decay=0.3,  # noqa: E501
-             dropout=0.1, warmup=10_000, clip=1.0, inputs="half")  # Table 3, B.1
+             dropout=0.1, warmup=10_000, clip=1.0, normalise="half")  # Table 3, B.1
 TUNING = dict(optimizer="sgd", lr=0.01, weight_decay=0.0, dropout=0.0, clip=1.0)  # B.1.1
 PAPERS_TUNING = TUNING | dict(lr=0.03, epochs=8, batch_size=512, warmup=500, size=384)  # Table 4
 PUBLISHED = {  # by torchvision; of H/14 those with a linear layer trained on frozen features
@@ -41,7 +47,8 @@ PUBLISHED = {  # by torchvision; of H/14 those with a linear layer trained on fr
 }
 # fmt: on
 INPUTS = {"data": {}, "half": dict(mean=[0.5] * 3, std=[0.5] * 3), "imagenet": IMAGENET}
-FIXED = ("size", "patch_size", "d_model", "num_layers", "num_heads", "positions", "pool", "inputs")
+SHAPE = ("patch_size", "d_model", "num_layers", "num_heads")  # of vit_tiny
+FIXED = ("size", *SHAPE, "positions", "pool", "normalise")  # by a checkpoint
 
 
 def recipe(
@@ -56,8 +63,8 @@ def recipe(
         return sizes | tuning, {}
     patch = SIZES[model.removeprefix("vit_")]["patch_size"]
     size = 224 if photos else 56 if patch == 14 else 64
-    own = dict.fromkeys(("patch_size", "d_model", "num_layers", "num_heads"), f"{model} has its own")
-    return dict(size=size, patch_size=patch) | tuning, own
+    reasons = dict.fromkeys(SHAPE, f"{model} has its own")
+    return dict(size=size, patch_size=patch) | tuning, reasons
 
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
@@ -83,7 +90,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     text = "steps in which the rate rises; then it falls as half a cosine"
     add("--warmup", type=cli.integer(0), metavar="N", none="a tenth of them", help=text)
     text = "mean and deviation that pixels are normalised with: the data's, 0.5 and 0.5, ImageNet's"
-    add("--inputs", choices=list(INPUTS), default="data", help=text)
+    add("--normalise", choices=list(INPUTS), default="data", help=text)
     parser.add_switch("--augment", default=True, help="train on changed images")
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
@@ -96,7 +103,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
 
 def build(args: argparse.Namespace, num_classes: int) -> VisionTransformer:
     """The network that the flags ask for."""
-    sizes = ("patch_size", "d_model", "num_layers", "num_heads") * (args.model == "vit_tiny")
+    sizes = SHAPE if args.model == "vit_tiny" else ()
     settings = {key: getattr(args, key) for key in (*sizes, "dropout", "positions", "pool")}
     return MODELS[args.model](num_classes, args.size, **settings)
 
@@ -106,7 +113,7 @@ def make_optimizer(args: cli.Flags, model: nn.Module) -> torch.optim.Optimizer:
     matrices = {m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     matrices |= {p for name, p in model.named_parameters() if name.endswith("in_proj_weight")}
     groups = [
-        dict(params=[p for p in trained_parameters(model) if (p in matrices) == decayed],
+        dict(params=[p for p in trained(model) if (p in matrices) == decayed],
              weight_decay=args.weight_decay * decayed) for decayed in (True, False)
     ]  # fmt: skip
     fused = not args.fsdp
@@ -144,7 +151,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     dev = Device(args, auto_precision="fp32" if args.model == "vit_tiny" else "bf16")
     window = resized_window if args.augment else None
-    train, val, test = load_images(args, dev, args.size, window=window, **INPUTS[args.inputs])
+    train, val, test = load_images(args, dev, args.size, window=window, **INPUTS[args.normalise])
     model = build(args, len(train.facts["classes"]))
     check_images(model, args, dev, len(train), args.size)
     heads = ("heads.head",)
