@@ -10,6 +10,7 @@ import torchvision
 from helpers import compare, count, perturb
 from torch import nn
 
+from vit.loading import current_name, interpolate
 from vit.model import (
     MODELS,
     POOLS,
@@ -18,8 +19,6 @@ from vit.model import (
     VisionTransformer,
     attention,
     attention_kernel,
-    current_name,
-    interpolate,
     vit_b_16,
     vit_tiny,
 )
