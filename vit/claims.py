@@ -17,6 +17,7 @@ Networks are those of train.py without flags, but for what is compared.
 """
 
 import argparse
+import itertools
 import math
 import statistics
 import time
@@ -82,7 +83,7 @@ def train_resnet(argv: list[str]) -> dict[str, float]:
 def crossing(scenes: list[int], ahead: list[float]) -> float | None:
     """Where a line through the points (log of scenes, how far one is ahead) meets zero, or None."""
     points = list(zip(map(math.log, scenes), ahead, strict=True))
-    for (x, y), (later, other) in zip(points, points[1:], strict=False):
+    for (x, y), (later, other) in itertools.pairwise(points):
         if (y < 0) != (other < 0):
             return math.exp(x + (later - x) * y / (y - other))
     return None
