@@ -96,8 +96,11 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     check_weights(args, PUBLISHED)
     if args.size % args.patch_size:
         fail(f"--size {args.size}: no whole number of patches of {args.patch_size} pixels")
-    if args.model == "vit_tiny" and args.d_model % (args.num_heads * (1 + args.d_model % 2)):
+    tiny = args.model == "vit_tiny"
+    if tiny and args.d_model % args.num_heads:
         fail(f"--num-heads {args.num_heads} can't share --d-model {args.d_model} equally")
+    if tiny and args.positions == "2d" and args.d_model % 2:
+        fail(f"--positions 2d halves --d-model, and {args.d_model} is odd")
     return args
 
 
