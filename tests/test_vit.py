@@ -24,7 +24,7 @@ from vit.model import (
 )
 
 PARAMETERS = {  # of the named sizes those of the released networks
-    "vit_tiny": 683_242,
+    "vit_tiny": 208_074,
     "vit_b_16": 86_567_656,
     "vit_b_32": 88_224_232,
     "vit_l_16": 304_326_632,

@@ -43,24 +43,29 @@ def small_b_32(monkeypatch):
 
 def test_recipes():
     args = train.parse_args([])
-    assert (args.model, args.size, args.patch_size) == ("vit_tiny", 32, 4)
-    assert (args.optimizer, args.normalise, args.clip) == ("adamw", "data", None)
+    assert (args.model, args.size, args.patch_size, args.augment) == ("vit_tiny", 24, 4, False)
+    assert (args.optimizer, args.normalise, args.clip, args.pool) == ("adamw", "data", None, "mean")
+    args = train.parse_args(["--data", "cifar10"])
+    assert (args.size, args.patch_size, args.augment) == (32, 4, True)
     args = train.parse_args(["--paper"])  # Table 3 and B.1
     assert (args.model, args.data, args.epochs, args.batch_size, args.lr, args.size) == (
         "vit_b_16", "folder:data/imagenet", 300, 4096, 3e-3, 224,
     )  # fmt: skip
     assert (args.weight_decay, args.dropout, args.warmup, args.clip) == (0.3, 0.1, 10_000, 1.0)
-    assert (args.optimizer, args.normalise, args.val) == ("adamw", "half", 0)
+    assert (args.optimizer, args.normalise, args.val, args.pool) == ("adamw", "half", 0, "token")
     args = train.parse_args(["--paper", "--weights", "imagenet"])  # Table 4 and B.1.1
     assert (args.optimizer, args.lr, args.batch_size, args.size) == ("sgd", 0.03, 512, 384)
     assert (args.weight_decay, args.dropout, args.warmup, args.clip) == (0.0, 0.0, 500, 1.0)
+    args = train.parse_args(["--paper", "--weights", "imagenet", "--model", "vit_h_14"])
+    assert args.size == 518
     args = train.parse_args(["--model", "vit_b_16", "--weights", "imagenet"])
     assert (args.optimizer, args.weight_decay, args.clip) == ("sgd", 0.0, 1.0)
     for name in train.PUBLISHED:
         for data, size in (("folder:x", 224), ("digits", 56 if name == "vit_h_14" else 64)):
-            assert train.parse_args(["--model", name, "--data", data]).size == size
+            args = train.parse_args(["--model", name, "--data", data])
+            assert (args.size, args.pool, args.lr) == (size, "token", 3e-4)
     args = train.parse_args(["--data", "folder:x"])
-    assert (args.size, args.patch_size) == (64, 8)
+    assert (args.size, args.patch_size, args.augment) == (64, 8, True)
 
 
 def test_flags_make_the_network():
@@ -82,11 +87,14 @@ def test_step_sizes_are_the_papers():
     assert shares[600] == pytest.approx(0.5)
     assert shares[800] == pytest.approx((1 + math.cos(0.75 * math.pi)) / 2)
     assert shares[999] < 1e-5 and shares[1000] == 0
-    tenth = [train.step_size(1000, None, step) for step in range(1000)]
-    assert tenth == [train.step_size(1000, 100, step) for step in range(1000)]
+    shared = [train.step_size(1000, 0.2, step) for step in range(1001)]
+    assert shared == shares
     assert train.step_size(1000, 0, 0) == 1  # no warm-up
-    assert train.step_size(5, None, 0) == 1
+    assert [train.step_size(3, 0.5, step) for step in range(4)] == [
+        1 / 1.5, 1, pytest.approx(0.75), 0,
+    ]  # fmt: skip
     assert train.step_size(10, 100, 9) == 0.1  # a training shorter than that never gets there
+    assert [train.step_size(10, 10, step) for step in (9, 10)] == [1, 0]
 
 
 def test_optimisers():
@@ -114,9 +122,9 @@ def test_flags_that_are_refused(refused, few):
         assert not Path("runs").exists()
         return text
 
-    assert "--size 30: no whole number of patches of 4 pixels" in line("--size", "30")
+    assert "30 pixels can't be cut into patches of 4" in line("--size", "30")
     assert "patches of 14" in line("--model", "vit_h_14", "--size", "64")
-    assert "--num-heads 5 can't share --d-model" in line("--num-heads", "5", "--d-model", "64")
+    assert "5 heads can't share 64 dimensions" in line("--num-heads", "5", "--d-model", "64")
     assert "--d-model has no meaning here: vit_b_16 has its own" in line(
         "--model", "vit_b_16", "--d-model", "64"
     )
@@ -126,7 +134,7 @@ def test_flags_that_are_refused(refused, few):
     assert "from 0 to below 1" in line("--dropout", "1")
     assert "shapes:N is a number of scenes" in line("--data", "shapes:many")
     odd = ["--d-model", "9", "--num-heads", "3", "--positions", "2d", *FLAGS]
-    assert "--positions 2d halves --d-model, and 9 is odd" in line(*odd)
+    assert "rows and columns can't share 9 dimensions" in line(*odd)
 
 
 def test_what_a_checkpoint_has_settled_is_not_changed(refused):
@@ -307,7 +315,7 @@ def test_samples_of_published_weights(normalise, small_b_32, refused):
     assert "--normalise goes with --weights" in refused(sample.main, ["--normalise", "half"])
     assert "--size goes with --weights" in refused(sample.main, ["--size", "64"])
     argv = ["--weights", "theirs.pth", "--model", "vit_b_32", "noise.png", "--size", "65"]
-    assert "patches of 32 pixels" in refused(sample.main, argv)
+    assert "can't be cut into patches of 32" in refused(sample.main, argv)
 
 
 def test_samples_at_another_resolution(capsys, small_b_32):
@@ -495,7 +503,7 @@ def test_claims_of_positions_and_distance(short, capsys, monkeypatch):
     for layer in (1, 2):
         near, mean, far = (metrics[f"{k}_layer_{layer}"]["mean"]
                            for k in ("nearest", "mean", "farthest"))  # fmt: skip
-        assert 0 < near <= mean <= far < 32 * 2**0.5
+        assert 0 < near <= mean <= far < 24 * 2**0.5
     assert -1 <= metrics["same_line_cosine"]["mean"] <= 1
     assert Path("out/claim_distance.png").exists()
     assert "layer 2: heads look" in capsys.readouterr().out
@@ -512,11 +520,11 @@ def test_positions_in_one_line():
 def test_claim_of_patches(short, capsys):
     argv = ["patch", "--seeds", "0", "--max-steps", "1", "--epochs", "1", "--out", "out"]
     summary = claims.main(argv)
-    assert list(summary) == ["4 pixels", "8 pixels", "16 pixels"]
+    assert list(summary) == [f"{size} pixels" for size in (3, 4, 6, 8, 12)]
     costs = [row["step_ms_per_image"]["mean"] for row in summary.values()]
     assert all(cost > 0 for cost in costs)
     assert Path("out/claim_patch.png").exists()
-    assert "64 patches of 4 pixels" in capsys.readouterr().out
+    assert "36 patches of 4 pixels" in capsys.readouterr().out
 
 
 @pytest.mark.slow

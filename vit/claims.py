@@ -35,8 +35,9 @@ from vit.train import QUICK, build
 from vit.train import main as train
 
 SCENES = (1_000, 10_000, 50_000)  # of `data`
-IMAGES = 50_000  # that each of its runs sees
-PATCHES = (4, 8, 16)  # pixels, of `patch`
+IMAGES = 100_000  # that each of its runs sees
+SIZE = 24  # pixels of images
+PATCHES = (3, 4, 6, 8, 12)  # of `patch`
 ARMS = {
     "positions": {name: ["--positions", name] for name in POSITIONS},
     "distance": {"1d": ["--positions", "1d"]},
@@ -101,7 +102,7 @@ def compare_data(args: argparse.Namespace) -> tuple[Results, dict]:
                                           "--epochs", str(max(1, args.images // count))]
             for count in scenes
         }  # fmt: skip
-        shared = ["--model", model, *shared_flags(args)]
+        shared = ["--model", model, "--size", str(SIZE), *shared_flags(args)]
         found, ran, _ = run_arms(folder, main_of, arms, shared, args)
         results, commands = results | found, commands | ran
         for count, runs in zip(scenes, found.values(), strict=True):
@@ -131,10 +132,10 @@ def compare_positions(args: argparse.Namespace) -> tuple[Results, dict]:
 
 def time_of_step(patch_size: int) -> float:
     """Milliseconds of the processor for an image in a training step: the median of seven."""
-    model, seconds = vit_tiny(patch_size=patch_size), []
+    model, seconds = vit_tiny(image_size=SIZE, patch_size=patch_size), []
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     batch = QUICK["batch_size"]
-    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+    images, labels = torch.randn(batch, 3, SIZE, SIZE), torch.randint(10, (batch,))
     for _ in range(9):
         start = time.process_time()
         F.cross_entropy(model(images), labels).backward()
@@ -151,7 +152,7 @@ def compare_patches(args: argparse.Namespace) -> tuple[Results, dict]:
         cost = time_of_step(size)
         for run in runs:
             run["step_ms_per_image"] = cost
-        print(f"{32**2 // size**2} patches of {size} pixels: {cost:.2f} ms an image")
+        print(f"{(SIZE // size) ** 2} patches of {size} pixels: {cost:.2f} ms an image")
     times = {arm: [runs[0]["step_ms_per_image"]] for arm, runs in results.items()}
     panels = {"test accuracy (%)": {arm: accuracy(runs) for arm, runs in results.items()}}
     draw_bars(panels | {"training, ms an image": times}, args)

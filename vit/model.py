@@ -281,7 +281,7 @@ SIZES = {  # Table 1, with the patch; the last is ours, for small images
     "l_16": dict(patch_size=16, num_layers=24, num_heads=16, d_model=1024, d_ff=4096),
     "l_32": dict(patch_size=32, num_layers=24, num_heads=16, d_model=1024, d_ff=4096),
     "h_14": dict(patch_size=14, num_layers=32, num_heads=16, d_model=1280, d_ff=5120),
-    "tiny": dict(patch_size=4,  num_layers=6,  num_heads=4,  d_model=96),
+    "tiny": dict(patch_size=4,  num_layers=4,  num_heads=4,  d_model=64),
 }
 # fmt: on
 

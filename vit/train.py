@@ -36,11 +36,12 @@ from common.weights import (
 from vit.model import MODELS, POOLS, POSITIONS, SIZES, VisionTransformer
 
 # fmt: off
-QUICK = dict(model="vit_tiny", data="shapes:20000",         epochs=1,   val=500, batch_size=32,   lr=1e-3, weight_decay=0.05)  # noqa: E501
+QUICK = dict(model="vit_tiny", data="shapes:30000",         epochs=2,   val=500, batch_size=32,   lr=2e-3, weight_decay=0.05,  # noqa: E501
+             warmup=0.4, pool="mean")
 PAPER = dict(model="vit_b_16", data="folder:data/imagenet", epochs=300, val=0,   batch_size=4096, lr=3e-3, weight_decay=0.3,  # noqa: E501
              dropout=0.1, warmup=10_000, clip=1.0, normalise="half")  # Table 3, B.1
-TUNING = dict(optimizer="sgd", lr=0.01, weight_decay=0.0, dropout=0.0, clip=1.0)  # B.1.1
-PAPERS_TUNING = TUNING | dict(lr=0.03, epochs=8, batch_size=512, warmup=500, size=384)  # Table 4
+TUNING = dict(optimizer="sgd", lr=0.01, weight_decay=0.0, warmup=0.1, dropout=0.0, clip=1.0)
+PAPERS_TUNING = TUNING | dict(lr=0.03, epochs=8, batch_size=512, warmup=500)  # Table 4, B.1.1
 PUBLISHED = {  # by torchvision; of H/14 those with a linear layer trained on frozen features
     name: name + ":IMAGENET1K_SWAG_LINEAR_V1" * (name == "vit_h_14")
     for name in MODELS if name != "vit_tiny"
@@ -57,14 +58,15 @@ def recipe(
     """The size of the images, and what fine-tuning changes."""
     photos = (data or PAPER["data"] * paper).startswith("folder:")
     tuning = (PAPERS_TUNING if paper else TUNING) if weights else {}
+    scenes = (data or QUICK["data"]).startswith("shapes") and not photos
     if model == "vit_tiny":
-        sizes = {key: value for key, value in SIZES["tiny"].items() if key != "d_ff"}
-        sizes |= dict(size=64, patch_size=8) if photos else dict(size=32)
-        return sizes | tuning, {}
+        sizes = dict(size=64, patch_size=8) if photos else dict(size=24 if scenes else 32)
+        return SIZES["tiny"] | dict(augment=not scenes) | sizes | tuning, {}
     patch = SIZES[model.removeprefix("vit_")]["patch_size"]
-    size = 224 if photos else 56 if patch == 14 else 64
-    reasons = dict.fromkeys(SHAPE, f"{model} has its own")
-    return dict(size=size, patch_size=patch) | tuning, reasons
+    size = (518 if patch == 14 else 384) if paper and weights else 224  # Sec. 4.2
+    size = size if photos else 56 if patch == 14 else 64
+    own = dict(size=size, patch_size=patch, pool="token") | ({} if paper else dict(lr=3e-4))
+    return own | tuning, dict.fromkeys(SHAPE, f"{model} has its own")
 
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
@@ -87,20 +89,18 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--optimizer", choices=["adamw", "sgd"], default="adamw", help=text)
     text = "of the matrices, times the rate"
     add("--weight-decay", type=cli.not_negative, metavar="W", default=0.0, help=text)
-    text = "steps in which the rate rises; then it falls as half a cosine"
-    add("--warmup", type=cli.integer(0), metavar="N", none="a tenth of them", help=text)
+    text = "steps in which the rate rises, or below 1 their share; then it falls as half a cosine"
+    add("--warmup", type=cli.not_negative, metavar="N", default=0.1, help=text)
     text = "mean and deviation that pixels are normalised with: the data's, 0.5 and 0.5, ImageNet's"
     add("--normalise", choices=list(INPUTS), default="data", help=text)
     parser.add_switch("--augment", default=True, help="train on changed images")
     args = parser.parse_args(argv)
     check_weights(args, PUBLISHED)
-    if args.size % args.patch_size:
-        fail(f"--size {args.size}: no whole number of patches of {args.patch_size} pixels")
-    tiny = args.model == "vit_tiny"
-    if tiny and args.d_model % args.num_heads:
-        fail(f"--num-heads {args.num_heads} can't share --d-model {args.d_model} equally")
-    if tiny and args.positions == "2d" and args.d_model % 2:
-        fail(f"--positions 2d halves --d-model, and {args.d_model} is odd")
+    try:
+        with torch.device("meta"):  # before any work is done
+            build(args, 1)
+    except ValueError as error:
+        fail(error)
     return args
 
 
@@ -125,11 +125,12 @@ def make_optimizer(args: cli.Flags, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, args.lr, betas=(0.9, 0.999), fused=fused)
 
 
-def step_size(steps: int, warmup: int | None, step: int) -> float:
-    """Share of the rate: up in a straight line for `warmup` of the steps, then half a cosine."""
-    rising = steps // 10 if warmup is None else warmup
+def step_size(steps: int, warmup: float, step: int) -> float:
+    """Share of the rate: up in a straight line for `warmup` steps, or that share of them, then
+    half a cosine."""
+    rising = warmup if warmup >= 1 else steps * warmup
     if step < rising:
-        return (step + 1) / rising
+        return min(1.0, (step + 1) / rising)
     return cosine(step / steps, rising / steps) if step < steps else 0.0
 
 
