@@ -256,7 +256,7 @@ class VisionTransformer(nn.Module):
         own = self.state_dict()
         for key, there in state.items():
             here = own.get(key)
-            if here is None or here.shape[:-2] != there.shape[:-2] or here.shape == there.shape:
+            if here is None or here.shape == there.shape or here.shape[-1] != there.shape[-1]:
                 continue
             if key == "encoder.pos_embedding":
                 state[key] = interpolate(there, here.shape[1], self.pool == "token")
