@@ -36,7 +36,7 @@ from common.weights import (
 from vit.model import MODELS, POOLS, POSITIONS, SIZES, VisionTransformer
 
 # fmt: off
-QUICK = dict(model="vit_tiny", data="shapes:30000",         epochs=2,   val=500, batch_size=32,   lr=2e-3, weight_decay=0.05,  # noqa: E501
+QUICK = dict(model="vit_tiny", data="shapes:25000",         epochs=3,   val=500, batch_size=32,   lr=2e-3, weight_decay=0.05,  # noqa: E501
              warmup=0.4, pool="mean")
 PAPER = dict(model="vit_b_16", data="folder:data/imagenet", epochs=300, val=0,   batch_size=4096, lr=3e-3, weight_decay=0.3,  # noqa: E501
              dropout=0.1, warmup=10_000, clip=1.0, normalise="half")  # Table 3, B.1
