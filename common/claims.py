@@ -7,13 +7,15 @@ write_summary(args.out / "claim_data.json", results, commands)
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common import seed_of
+from common import fail, seed_of
 from common.folder import read_rows
 
 
@@ -104,6 +106,25 @@ def finished(folder: Path) -> dict[str, float] | None:
     """The final metrics of a run that has ended, or None."""
     row = (read_rows(folder) or [{}])[-1]
     return {k: v for k, v in row.items() if "_" in k} if row.get("final") else None
+
+
+def run_script(script: Path, argv: list[str]) -> dict[str, float]:
+    """Runs another milestone's train.py as a command, as no folder imports another's script.
+
+    Returns its metrics, from the --run-dir of `argv`; ends as it ended, if that was no success.
+    """
+    if not script.is_file():
+        fail(f"this claim is about two milestones, and {script.parent.name}/{script.name} isn't in "
+             "this tree")  # fmt: skip
+    child = subprocess.Popen([sys.executable, str(script), *argv])
+    try:
+        child.wait()
+    except KeyboardInterrupt:  # the child has it, too, and saves
+        child.wait()
+        raise
+    if child.returncode:
+        raise SystemExit(child.returncode)
+    return finished(Path(argv[argv.index("--run-dir") + 1]))
 
 
 def write_summary(path: Path, results: dict[str, list[dict]], commands: dict[str, str]) -> dict:

@@ -15,7 +15,7 @@ from common.data.images import ImageSet, Streamed, load_images
 from common.device import Device
 from common.folder import keep_what_is_there, make_folder, new_samples, open_run
 from common.run import progress_bar
-from common.weights import IMAGENET, start_from
+from common.weights import IMAGENET, start_from, torchvisions
 
 
 class Tally:
@@ -115,8 +115,10 @@ class Published:
 
     `names` are torchvision's (or of repositories of the hub) by ours, the default first; `parse` is
     parse_args of train.py, for the flags that `build` reads, and `flags` those of them that
-    sample.py has, too, with their settings. Inputs are normalised as in `inputs` of a model, else
-    by IMAGENET. See `common.weights.start_from` for `optional` and `current_name`.
+    sample.py has, too, with their settings: `--size` asks for other pixels than the weights were
+    trained with. Inputs are normalised as in `inputs` of a model, or of what its flag `--normalise`
+    says, else by IMAGENET. See `common.weights.start_from` for `optional` and `current_name`;
+    `fitted(model)` is its `fitted`.
     """
 
     names: Mapping[str, str]
@@ -125,6 +127,7 @@ class Published:
     inputs: Mapping[str, Mapping] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     current_name: Callable[[str], str] = str
+    fitted: Callable[[nn.Module], Callable] = lambda _model: dict
 
     def add_flags(self, parser: cli.OneLineParser) -> None:
         """--weights, and the flags that only go with it."""
@@ -153,14 +156,17 @@ class Published:
         argv = ["--model", name, "--weights", args.weights, "--device", args.device, "--quiet"]
         for flag in self.flags:
             value = getattr(args, flag[2:].replace("-", "_"))
-            argv += [flag, value] if value else []
+            argv += [flag, str(value)] if value else []
         flags = self.parse([*argv, "--data", "folder:."])
         facts, size = imagenet(self.names[name])
-        facts |= self.inputs.get(name, IMAGENET)
+        key = flags.normalise if "--normalise" in self.flags else name
+        facts |= self.inputs.get(key) or IMAGENET
+        if "--size" in self.flags and args.size:
+            size, facts["side"] = args.size, facts["side"] * args.size // size
         flags, dev = flags.but(size=size), Device(flags)
         model = build(flags, 1000) if build else models[name](num_classes=1000)
         rest = facts, (), self.names, facts, self.optional, self.current_name
-        start_from(model, flags, dev, *rest)
+        start_from(model, flags, dev, *rest, self.fitted(model))
         print(f"{name} with the weights {args.weights}, {size} pixels")
         return model.to(dev.device).eval(), flags, facts, dev
 
@@ -168,9 +174,7 @@ class Published:
 def imagenet(name: str) -> tuple[dict, int]:
     """Facts of ImageNet, with the `side` that images are scaled to for torchvision's weights `name`
     (or a repository's of the hub), and the pixels of their middle that the network sees."""
-    from torchvision.models import get_model_weights
-
-    entry = get_model_weights("resnet18" if "/" in name else name).IMAGENET1K_V1
+    entry = torchvisions("resnet18" if "/" in name else name)
     cut = entry.transforms()
     return {"classes": entry.meta["categories"], "side": cut.resize_size[0]}, cut.crop_size[0]
 
@@ -184,12 +188,14 @@ def sample(
     more: Callable | None = None,
     published: Published | None = None,
     made: tuple[str, ...] = (),
+    look: Callable | None = None,
 ) -> dict:
     """The main of a classifier's sample.py: classifies the inputs, or shows test predictions.
 
-    `more(model, parts, dev, out)` shows what else there is without inputs, in files of the names
-    `made`. Where there are `published` weights, they can take the place of a checkpoint. Returns
-    what was found.
+    `more(model, parts, dev, out)` shows what else there is without inputs, and
+    `look(model, images, dev, out)` what else there is in images, those of the files or of the test
+    part; both write files of the names `made`. Where there are `published` weights, they can take
+    the place of a checkpoint. Returns what was found.
     """
     parser = cli.sample_parser(milestone, doc)
     parser.add_argument("inputs", nargs="*", type=Path, help="image files, or folders of them")
@@ -202,14 +208,30 @@ def sample(
     if published and args.weights:
         model, flags, facts, dev = published.open(args, models, build)
         out = args.out or new_samples(Path("runs", milestone))
-        return classify(files, model, facts, flags.size, dev, out)
-    model, flags, facts, dev, out = open_model(args, milestone, models, build)
+    else:
+        model, flags, facts, dev, out = open_model(args, milestone, models, build)
+    keep_what_is_there(out, "predictions.jpg", *(made if look or not files else ()))
     if files:
-        return classify(files, model, facts, flags.size, dev, out)
-    parts = load_parts(flags, dev, facts)
-    make_folder(out, "predictions.jpg", *made)
-    found = {"right": show_predictions(model, parts[2], dev, out)}
-    return found | (more(model, parts, dev, out) if more else {})
+        found = classify(files, model, facts, flags.size, dev, out)
+        images = images_of(files, facts, flags.size, dev)
+    else:
+        parts = load_parts(flags, dev, facts)
+        make_folder(out)
+        found, images = {"right": show_predictions(model, parts[2], dev, out)}, parts[2]
+        found |= more(model, parts, dev, out) if more else {}
+    if look:
+        look(model, images, dev, out)
+    return found
+
+
+def images_of(files: list[Path], facts: dict, size: int, dev: Device) -> ImageSet:
+    """Image files as a test part, read as in evaluation: their largest square, scaled to
+    `facts["side"]`, and of that the middle `size` pixels. Their labels are all 0."""
+    images = ImageFiles(
+        [str(path) for path in files], facts.get("side", size), top=facts.get("top")
+    )
+    blank = torch.zeros(len(files), dtype=torch.int64)
+    return ImageSet("test", Streamed(images, 0, dev), blank, facts, dev, size)
 
 
 @torch.inference_mode()
@@ -218,18 +240,11 @@ def classify(
 ) -> dict[str, list[tuple[str, float]]]:
     """Prints the five likeliest classes of each file and writes predictions.jpg.
 
-    Files are read as in evaluation: their largest square, scaled to `facts["side"]`, and of that
-    the middle `size` pixels.
-    Returns the classes with their probabilities by file.
+    Files are read by `images_of`. Returns the classes with their probabilities by file.
     """
     from common.plot import image_grid
 
-    keep_what_is_there(out, "predictions.jpg")
-    images = ImageFiles(
-        [str(path) for path in files], facts.get("side", size), top=facts.get("top")
-    )
-    blank = torch.zeros(len(files), dtype=torch.int64)
-    images = ImageSet("test", Streamed(images, 0, dev), blank, facts, dev, size)
+    images = images_of(files, facts, size, dev)
     found, shown = {}, []
     for part in progress_bar(
         torch.arange(len(files)).split(32), dev, "reading", -(-len(files) // 32)

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,7 @@ def start_from(
     inputs: Mapping[str, list[float]] = IMAGENET,
     optional: tuple[str, ...] = (),
     current_name: Callable[[str], str] = str,
+    fitted: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> None:
     """Loads `args.weights`, if any, into `model`, and freezes all but its heads on `--freeze`.
 
@@ -64,10 +66,11 @@ def start_from(
     with, if it is known: `inputs` for torchvision's, or those that a checkpoint of ours names.
 
     `heads` are the names of the layers that depend on the number of classes; where the file's
-    have another shape, they keep their new weights. `published` maps models to torchvision's
-    names, for those whose weights it has, or to repositories of the hub. Layers named in `optional`
-    may be missing from the file. `current_name` gives the name in `model` for one in the file,
-    where these may be older.
+    have another shape, they keep their new weights. `published` maps models to torchvision's names
+    (see `torchvisions`), for those whose weights it has, or to repositories of the hub. Layers
+    named in `optional` may be missing from the file. `current_name` gives the name in `model` for
+    one in the file, where these may be older; `fitted` makes other changes to what the file holds,
+    so that it fits, and raises ValueError for what never will.
     """
     if args.weights and not args.evaluate and not args.stored:  # which has the weights
         if args.weights == "imagenet":
@@ -75,6 +78,10 @@ def start_from(
         else:
             state, known = read_weights(Path(args.weights))
         state = {current_name(key): value for key, value in state.items()}
+        try:
+            state = fitted(state)
+        except ValueError as error:
+            fail(f"--weights {args.weights}: {error}")
         note = load(model, state, args, heads, optional)
         if known:
             facts.update({key: list(known[key]) for key in ("mean", "std")})
@@ -92,14 +99,20 @@ def download(name: str, published: Mapping[str, str]) -> dict[str, Tensor]:
     """
     if "/" in published[name]:
         return from_hub(published[name])
-    import torchvision
-
-    entry = torchvision.models.get_model_weights(published[name]).IMAGENET1K_V1
+    entry = torchvisions(published[name])
     try:
         return entry.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         cache, file = Path(torch.hub.get_dir(), "checkpoints"), Path(entry.url).name
         fail(f"{file} is not in {cache} and can't be downloaded ({error}): copy it there")
+
+
+def torchvisions(name: str) -> Any:
+    """torchvision's entry of published weights: "resnet18", or one of several, "vit_h_14:NAME"."""
+    from torchvision.models import get_model_weights
+
+    model, _, which = name.partition(":")
+    return get_model_weights(model)[which or "IMAGENET1K_V1"]
 
 
 def from_hub(repository: str, file: str = "model.safetensors") -> dict[str, Tensor]:

@@ -14,16 +14,14 @@ Both take 15 epochs of images of 16 pixels, the same for all arms.
 import argparse
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from common import cli, fail
+from common import cli
 from common.checkpoint import read_checkpoint
-from common.claims import error_of, finished, plus_minus, run_arms, write_summary
+from common.claims import error_of, plus_minus, run_arms, run_script, write_summary
 from common.folder import make_folder
 from densenet.train import main as train
 
@@ -47,18 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def train_resnet(argv: list[str]) -> dict[str, float]:
     """Runs resnet/train.py as a command, as no folder imports another's script; its metrics."""
-    script = Path(__file__).resolve().parents[1] / "resnet" / "train.py"
-    if not script.is_file():
-        fail("this claim is about two milestones, and resnet/train.py isn't in this tree")
-    child = subprocess.Popen([sys.executable, str(script), *argv])
-    try:
-        child.wait()
-    except KeyboardInterrupt:  # the child has it, too, and saves
-        child.wait()
-        raise
-    if child.returncode:
-        raise SystemExit(child.returncode)
-    return finished(Path(argv[argv.index("--run-dir") + 1]))
+    return run_script(Path(__file__).resolve().parents[1] / "resnet" / "train.py", argv)
 
 
 def parameters_of(folder: Path) -> int:

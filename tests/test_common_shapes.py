@@ -165,6 +165,19 @@ def test_the_data_set_shapes():
     assert grey.images.pixels.shape == (10, 1, 20, 20)
 
 
+def test_as_many_scenes_as_are_asked_for(refused):
+    """shapes:N: those of `shapes` come first, and the test part is the same."""
+    few, _, test = load("shapes:30", size=16, channels=3)
+    assert (len(few), len(test)) == (30, 1000)
+    assert torch.equal(few.images.pixels, shapes.draw(range(30), size=16).pixels)
+    assert few.labels.bincount().tolist() == [3] * 10
+    more, val, _ = load("shapes:12000", size=16, channels=3, val=10, limit=20, chosen=["val"])
+    assert (len(more), len(val)) == (20, 10)
+    for wrong in ("many", "0", "-1", "1e4", "10000001", "5 "):
+        line = refused(lambda data: load(data, size=16, channels=3), f"shapes:{wrong}")
+        assert "N of shapes:N is a number of scenes" in line
+
+
 def test_worlds_that_cannot_be():
     for wrong in (dict(size=4), dict(max_objects=0), dict(max_objects=9)):
         with pytest.raises(ValueError, match="objects"):

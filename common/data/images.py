@@ -35,6 +35,7 @@ READERS = {
     "folder": sources.folder,
 }
 IMAGE_SETS = [name if name != "folder" else "folder:PATH" for name in READERS]
+IMAGE_SETS.insert(1, "shapes:N")  # so many scenes
 STREAM_BYTES = 2 << 30  # of pixels: larger folders are streamed
 
 
@@ -51,7 +52,7 @@ def add_image_flags(parser: cli.Parser) -> None:
 
     def in_memory(_model: str, data: str, _paper: bool, **_given) -> tuple[dict, dict]:
         reason = f"{data} always lies in memory; it is for files of your own"
-        held = data in READERS  # others are in files, as folder:PATH is
+        held = data.partition(":")[0] in READERS.keys() - {"folder"}  # others are in files
         return {}, dict.fromkeys(("stream", "workers"), reason) if held else {}
 
     parser.recipes.append(in_memory)

@@ -33,6 +33,7 @@ PART_NAMES = {  # of folders, in any case
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+MOST_SCENES = 10_000_000  # of shapes:N
 SHOWN = 12  # class names in the line that says what was read
 
 Pixels = Tensor | ImageFiles | ShapeImages  # Tensor: uint8 (N, C, H, W)
@@ -137,9 +138,18 @@ def named(classes: Sequence[str]) -> str:
 
 
 def shapes(args: argparse.Namespace) -> Source:
-    """10,000 + 1,000 scenes of the world of shapes, drawn at the size that is asked for."""
-    parts = {}
-    for seed, (part, count) in enumerate(world.NUM_SCENES.items()):
+    """10,000 + 1,000 scenes of the world of shapes, drawn at the size that is asked for.
+
+    `shapes:N` is of N to train on, in place of 10,000: the first ones are the same.
+    """
+    parts, typed = {}, args.data.partition(":")[2]
+    counts = dict(world.NUM_SCENES)
+    if typed:
+        if not (typed.isdecimal() and 1 <= int(typed) <= MOST_SCENES):
+            fail(f"--data {args.data}: N of shapes:N is a number of scenes to train on, from 1 to "
+                 f"{MOST_SCENES:,}")  # fmt: skip
+        counts["train"] = int(typed)
+    for seed, (part, count) in enumerate(counts.items()):
         indices = range(count)
         parts[part] = Labelled(ShapeImages(indices, seed), world.labels_of(indices))
     return Source(world.CLASSES, parts)

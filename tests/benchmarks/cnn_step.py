@@ -1,4 +1,4 @@
-"""Times training steps of the convolutional models beside torchvision's, and whole epochs.
+"""Times training steps of the models of images beside torchvision's, and whole epochs.
 
     python tests/benchmarks/cnn_step.py                                     # every shared variant
     python tests/benchmarks/cnn_step.py --models resnet18 googlenet --memory
@@ -12,7 +12,7 @@ ratio of medians, torchvision's time over ours, with its spread round by round. 
 side in a process of its own and compares their peak resident memory. With `--inference` a forward
 pass in evaluation takes the place of the step, by default with folded norms where the script has
 them so. `--busy` takes the processor's time, not the clock's, where other work is done meanwhile.
-`inception_v3` sees 299 pixels, whatever --size says.
+`inception_v3` sees 299 pixels and `vit_*` 224, whatever --size says.
 
 `--epoch` times ResNet-20 (32 pixels) and ResNet-18 (64, the script's default) on the CIFAR-10 part,
 with crops and flips, beside the usual script: per-image transforms, a DataLoader (the better
@@ -57,6 +57,7 @@ SAME = {  # torchvision's name: our factory
     "resnet34": RESNET["resnet34"],
     **{f"resnet{n}": RESNET[f"resnet{n}_v1_5"] for n in (50, 101, 152)},
 }
+VIT = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 LATER = {  # not on every branch
     "densenet": {f"densenet{n}": f"densenet{n}" for n in (121, 161, 169, 201)},
     "mobilenet": {
@@ -64,6 +65,7 @@ LATER = {  # not on every branch
         **{name: name for name in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")},
     },
     "efficientnet": {name: name for name in (f"efficientnet_b{n}" for n in range(8))},
+    "vit": {name: name for name in VIT},
 }
 for folder, names in LATER.items():
     if Path(__file__).parents[2].joinpath(folder).is_dir():
@@ -72,6 +74,7 @@ for folder, names in LATER.items():
         if folder == "efficientnet":  # timm's
             SAME["tf_efficientnet_b0"] = partial(models["efficientnet_b0"], padding="same")
 PIXELS = {"inception_v3": 299}  # torchvision's head needs maps of 17x17
+PIXELS |= dict.fromkeys(VIT, 224)  # positions are of that grid
 
 
 def build(name: str, ours: bool) -> nn.Module:
