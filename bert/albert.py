@@ -35,7 +35,17 @@ from bert.examples import (
     thirds,
     words_but,
 )
-from bert.layers import Dropout, Pretrained, Rows, Sizes, accuracy, first_weights, gelu, nats
+from bert.layers import (
+    Dropout,
+    FineTuned,
+    Pretrained,
+    Rows,
+    Sizes,
+    accuracy,
+    first_weights,
+    gelu,
+    nats,
+)
 from bert.original import SHARE, Embeddings, Outputs, SelfAttention, count_places, join
 
 MOST_WORDS = 3  # of an n-gram that is hidden (Sec. 4.1)
@@ -212,12 +222,11 @@ class ALBERT(Pretrained):
         return Classifier(self, num_classes, dropout)
 
 
-class Classifier(nn.Module):
+class Classifier(FineTuned):
     """The encoder and one new layer on the pooled first token."""
 
     def __init__(self, model: ALBERT, num_classes: int, dropout: float = 0.1):
-        super().__init__()
-        self.pad, self.context, self.albert = model.pad, model.context, model.albert
+        super().__init__(model, "albert")
         if not hasattr(self.albert, "pooler"):  # pre-trained without pairs
             self.albert.pooler = nn.Linear(model.d_model, model.d_model)
             first_weights(self.albert.pooler)
@@ -225,17 +234,13 @@ class Classifier(nn.Module):
         self.classifier = nn.Linear(model.d_model, num_classes)
         first_weights(self.classifier)
 
-    def features(self, tokens: Tensor, segments=None, maps=None) -> Tensor:
-        """The encoder alone: (B, T) to (B, T, D)."""
-        return self.albert(tokens, segments, maps)
+    def pool(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Features (B, T, D) to what stands for the whole text (B, D)."""
+        return self.albert.pooled(features)
 
-    def summary(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """What stands for the whole text, (B, T) to (B, D)."""
-        return self.albert.pooled(self.albert(tokens, segments))
-
-    def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Tokens and segments (B, T) to logits (B, K), or to what regression predicts (B, 1)."""
-        return self.classifier(self.drop(self.summary(tokens, segments)))
+    def answer(self, pooled: Tensor) -> Tensor:
+        """That (B, D) to logits (B, K)."""
+        return self.classifier(self.drop(pooled))
 
 
 # ---------------------------------------------------------------------- what it learns from

@@ -83,7 +83,7 @@ class Vocabulary:
         ids = {role: self.tokenizer.token_to_id(name) for role, name in roles.items()}
         if missing := [roles[role] for role, token in ids.items() if token is None]:
             fail(f"the tokenizer is of another model than {self.family}: it has no {missing[0]}")
-        self.size = facts["vocab_size"]
+        self.size, self.known = facts["vocab_size"], self.tokenizer.get_vocab_size()
         known = set(ids.values())
         added = self.tokenizer.get_added_tokens_decoder()
         others = sorted(i for i, token in added.items() if token.special and i not in known)
@@ -107,6 +107,11 @@ class Vocabulary:
         lines = [self.before + text for text in texts]
         found = self.tokenizer.encode_batch_fast(lines, add_special_tokens=False)
         return [piece.ids for piece in found]
+
+    def encode_with_masks(self, text: str) -> Sentence:
+        """The tokens of one text, in which special tokens may be written."""
+        self.tokenizer.encode_special_tokens = False
+        return self.tokenizer.encode(self.before + text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens."""

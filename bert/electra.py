@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bert import roberta
 from bert.examples import Document, Example, Masked, Random, Special, candidates, cleaned, hide
 from bert.layers import Pretrained, Sizes, accuracy, first_weights, gelu, nats
 from bert.original import SHARE, Encoder, join
-from bert.roberta import ClassifierHead
 
 # ---------------------------------------------------------------------- the network
 
@@ -207,25 +207,15 @@ class ELECTRA(Pretrained):
         return Classifier(self, num_classes, dropout)
 
 
-class Classifier(nn.Module):
+class Classifier(roberta.Classifier):
     """The discriminator's encoder and two new layers on the first token."""
 
     def __init__(self, model: ELECTRA, num_classes: int, dropout: float = 0.1):
-        super().__init__()
-        self.pad, self.context, self.electra = model.pad, model.context, model.electra
-        self.classifier = ClassifierHead(model.d_model, num_classes, dropout, gelu)
+        super().__init__(model, num_classes, dropout, "electra")
 
-    def features(self, tokens: Tensor, segments=None, maps=None) -> Tensor:
-        """The encoder alone: (B, T) to (B, T, D)."""
-        return self.electra(tokens, segments, maps)
-
-    def summary(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """What stands for the whole text, (B, T) to (B, D)."""
-        return self.classifier.summary(self.electra(tokens, segments)[:, 0])
-
-    def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Tokens and segments (B, T) to logits (B, K), or to what regression predicts (B, 1)."""
-        return self.classifier(self.electra(tokens, segments)[:, 0])
+    def pool(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Features (B, T, D) to what stands for the whole text (B, D)."""
+        return gelu(self.classifier.dense(self.drop(features[:, 0])))
 
 
 # ---------------------------------------------------------------------- what it learns from

@@ -168,6 +168,32 @@ class Pretrained(nn.Module):
         self.settings = {k: v for k, v in settings.items() if not k.endswith("dropout")}
 
 
+class FineTuned(nn.Module):
+    """What the five classifiers have in common: an encoder that is pre-trained, a vector for the
+    whole text, and an answer.
+
+    Each says what stands for a text: `pool(features, tokens)`, (B, T, D) and (B, T) to (B, D); and
+    what is made of that: `answer(pooled)`, (B, D) to (B, K).
+    """
+
+    def __init__(self, model: Pretrained, name: str):
+        super().__init__()
+        self.pad, self.context, self.name = model.pad, model.context, name
+        self.add_module(name, model.get_submodule(name))
+
+    def features(self, tokens: Tensor, segments=None, maps=None) -> Tensor:
+        """The encoder alone: (B, T) to (B, T, D)."""
+        return self.get_submodule(self.name)(tokens, segments, maps)
+
+    def summary(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """What stands for the whole text, (B, T) to (B, D)."""
+        return self.pool(self.features(tokens, segments), tokens)
+
+    def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Tokens and segments (B, T) to logits (B, K), or to what regression predicts (B, 1)."""
+        return self.answer(self.summary(tokens, segments))
+
+
 def nats(outputs, targets: Tensor, counts: Tensor, labels: Tensor | None) -> Tensor:
     """Of the hidden tokens in all, (N,) `targets`; and for each of them its pair's, (B,) `labels`.
 

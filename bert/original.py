@@ -39,6 +39,7 @@ from bert.examples import (
 )
 from bert.layers import (
     Dropout,
+    FineTuned,
     Pretrained,
     Rows,
     Sizes,
@@ -302,12 +303,11 @@ class BERT(Pretrained):
         return Classifier(self, num_classes, dropout)
 
 
-class Classifier(nn.Module):
+class Classifier(FineTuned):
     """The encoder and one new layer on the pooled first token (Fig. 4, a and b)."""
 
     def __init__(self, model: BERT, num_classes: int, dropout: float = 0.1):
-        super().__init__()
-        self.pad, self.context, self.bert = model.pad, model.context, model.bert
+        super().__init__(model, "bert")
         if not hasattr(self.bert, "pooler"):  # pre-trained without pairs
             self.bert.pooler = Dense(model.d_model, model.d_model)
             first_weights(self.bert.pooler)
@@ -315,17 +315,13 @@ class Classifier(nn.Module):
         self.classifier = nn.Linear(model.d_model, num_classes)
         first_weights(self.classifier)
 
-    def features(self, tokens: Tensor, segments=None, maps=None) -> Tensor:
-        """The encoder alone: (B, T) to (B, T, D)."""
-        return self.bert(tokens, segments, maps)
+    def pool(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Features (B, T, D) to what stands for the whole text (B, D): C."""
+        return self.bert.pooled(features)
 
-    def summary(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """What stands for the whole text, (B, T) to (B, D)."""
-        return self.bert.pooled(self.bert(tokens, segments))
-
-    def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Tokens and segments (B, T) to logits (B, K), or to what regression predicts (B, 1)."""
-        return self.classifier(self.drop(self.summary(tokens, segments)))
+    def answer(self, pooled: Tensor) -> Tensor:
+        """That (B, D) to logits (B, K)."""
+        return self.classifier(self.drop(pooled))
 
 
 # ---------------------------------------------------------------------- what it learns from

@@ -32,7 +32,7 @@ from bert.examples import (
     thirds,
     words_but,
 )
-from bert.layers import Dropout, Pretrained, Sizes, accuracy, first_weights, gelu, nats
+from bert.layers import Dropout, FineTuned, Pretrained, Sizes, accuracy, first_weights, gelu, nats
 from bert.original import SHARE, Encoder, Outputs
 
 # ---------------------------------------------------------------------- the network
@@ -93,44 +93,30 @@ class RoBERTa(Pretrained):
         return Classifier(self, num_classes, dropout)
 
 
-class ClassifierHead(nn.Module):
-    """Two layers on the first token: the pooler that pre-training didn't make, and the answer."""
+class TwoLayers(nn.Module):
+    """The pooler that pre-training didn't make, and the layer of the answer."""
 
-    def __init__(self, d_model: int, num_classes: int, dropout: float, activation):
+    def __init__(self, d_model: int, num_classes: int):
         super().__init__()
         self.dense = nn.Linear(d_model, d_model)
         self.out_proj = nn.Linear(d_model, num_classes)
-        self.drop, self.activation = Dropout(dropout), activation
         first_weights(self)
 
-    def summary(self, first: Tensor) -> Tensor:
-        """(B, D) to (B, D)."""
-        return self.activation(self.dense(self.drop(first)))
 
-    def forward(self, first: Tensor) -> Tensor:
-        """(B, D) to (B, K)."""
-        return self.out_proj(self.drop(self.summary(first)))
-
-
-class Classifier(nn.Module):
+class Classifier(FineTuned):
     """The encoder and two new layers on the first token, <s>."""
 
-    def __init__(self, model: RoBERTa, num_classes: int, dropout: float = 0.1):
-        super().__init__()
-        self.pad, self.context, self.roberta = model.pad, model.context, model.roberta
-        self.classifier = ClassifierHead(model.d_model, num_classes, dropout, torch.tanh)
+    def __init__(self, model: Pretrained, num_classes: int, dropout: float = 0.1, name="roberta"):
+        super().__init__(model, name)
+        self.classifier, self.drop = TwoLayers(model.d_model, num_classes), Dropout(dropout)
 
-    def features(self, tokens: Tensor, segments=None, maps=None) -> Tensor:
-        """The encoder alone: (B, T) to (B, T, D)."""
-        return self.roberta(tokens, segments, maps)
+    def pool(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Features (B, T, D) to what stands for the whole text (B, D)."""
+        return self.classifier.dense(self.drop(features[:, 0])).tanh()
 
-    def summary(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """What stands for the whole text, (B, T) to (B, D)."""
-        return self.classifier.summary(self.roberta(tokens, segments)[:, 0])
-
-    def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Tokens (B, T) to logits (B, K), or to what regression predicts (B, 1)."""
-        return self.classifier(self.roberta(tokens, segments)[:, 0])
+    def answer(self, pooled: Tensor) -> Tensor:
+        """That (B, D) to logits (B, K)."""
+        return self.classifier.out_proj(self.drop(pooled))
 
 
 # ---------------------------------------------------------------------- what it learns from

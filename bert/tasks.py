@@ -285,14 +285,14 @@ def load_task(
     """The training, validation (None without --val) and test part of `--data`, of which `source` is
     what `read_task` gives; completes the `facts`."""
     kind, numbers = args.data.partition(":")[0], not source.classes
-    facts["classes"], facts["data"] = source.classes, kind
+    facts["classes"], facts["pairs"] = source.classes, bool(source.parts["train"].second)
     facts["metrics"] = ["pearson", "spearman"] if numbers else METRICS.get(kind, ["accuracy"])
     if numbers and "scale" not in facts:
         answers = source.parts["train"].answers.double()
         scale = float(answers.std()) if len(answers) > 1 else 0.0
         facts |= dict(center=float(answers.mean()), scale=scale or 1.0)
     sets = {part: Task(part, some, facts, dev) for part, some in source.parts.items()}
-    of = "pairs" if source.parts["train"].second else "sentences"
+    of = "pairs" if facts["pairs"] else "sentences"
     what = "a number each" if numbers else named(source.classes)
     say_parts(args, dev, sets, of, what)
     cut = sum(part.cut for part in sets.values())

@@ -12,7 +12,6 @@ python bert/train.py --paper --data text:wikipedia         # BERT's recipe; --mo
 """
 
 import argparse
-from functools import partial
 
 import torch
 
@@ -36,7 +35,7 @@ PAPER = dict(model="bert_base", data="text:data/wikipedia", vocab_size=30_522, s
              weight_decay=0.01, clip=1.0)  # A.2 of BERT's paper
 # fmt: on
 FIXED = [*SIZES, "vocab_size", "lowercase", "length", "pairs", "everywhere", "every", "weights"]
-OPTIMIZERS = {"adamw": partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "lamb": Lamb}
 
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
@@ -157,6 +156,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     others = [p for n, p in model.named_parameters() if p.dim() < 2 or n.endswith("bias")]
     groups = [dict(params=decayed, weight_decay=args.weight_decay), dict(params=others)]
     how = dict(lr=args.lr, betas=(0.9, args.beta2), eps=1e-6, weight_decay=0.0)
+    how |= dict(fused=not args.fsdp) if args.optimizer == "adamw" else {}
     optimizer = OPTIMIZERS[args.optimizer](groups, **how)
     share = lambda step: warmup_and_line((step + 1) / (args.steps + 1), args.warmup)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)

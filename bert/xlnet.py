@@ -35,7 +35,17 @@ from bert.examples import (
     hide,
     joined,
 )
-from bert.layers import Dropout, Pretrained, Sizes, accuracy, drop_values, first_weights, gelu, nats
+from bert.layers import (
+    Dropout,
+    FineTuned,
+    Pretrained,
+    Sizes,
+    accuracy,
+    drop_values,
+    first_weights,
+    gelu,
+    nats,
+)
 from bert.original import draw_pairs
 
 PARTS = 6  # K: one token of so many is predicted (Sec. 2.3, 3.1)
@@ -306,12 +316,11 @@ class Summary(nn.Module):
         return self.summary(last).tanh()
 
 
-class Classifier(nn.Module):
+class Classifier(FineTuned):
     """The encoder and two new layers on the last token, <cls>."""
 
     def __init__(self, model: XLNet, num_classes: int, dropout: float = 0.1):
-        super().__init__()
-        self.pad, self.context, self.transformer = model.pad, model.context, model.transformer
+        super().__init__(model, "transformer")
         self.sequence_summary, self.drop = Summary(model.d_model), Dropout(dropout)
         self.logits_proj = nn.Linear(model.d_model, num_classes)
         first_weights(self.sequence_summary)
@@ -321,16 +330,16 @@ class Classifier(nn.Module):
         """The encoder alone: (B, T) to (B, T, D)."""
         return self.transformer(tokens, segments, maps=maps)[0]
 
-    def summary(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """What stands for the whole text, (B, T) to (B, D)."""
-        real = tokens != self.pad
-        last = (real * torch.arange(tokens.shape[1], device=tokens.device)).argmax(1)
-        x = self.features(tokens, segments)
-        return self.sequence_summary(x[torch.arange(len(x), device=x.device), last])
+    def pool(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Features (B, T, D) to what stands for the whole text (B, D)."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        last = (places * (tokens != self.pad)).argmax(1)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return self.sequence_summary(features[rows, last])
 
-    def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Tokens and segments (B, T) to logits (B, K), or to what regression predicts (B, 1)."""
-        return self.logits_proj(self.drop(self.summary(tokens, segments)))
+    def answer(self, pooled: Tensor) -> Tensor:
+        """That (B, D) to logits (B, K)."""
+        return self.logits_proj(self.drop(pooled))
 
 
 # ---------------------------------------------------------------------- what it learns from
