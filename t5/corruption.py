@@ -62,11 +62,7 @@ def segments(items: int, count: int, rows: int, generator: torch.Generator) -> T
 
 
 def hidden_spans(
-    rows: int,
-    length: int,
-    generator: torch.Generator,
-    rate: float = RATE,
-    mean: float = MEAN,
+    rows: int, length: int, generator: torch.Generator, rate: float = RATE, mean: float = MEAN
 ) -> Tensor:
     """Which tokens are hidden, True in (`rows`, `length`): kept and hidden spans by turns."""
     hidden, spans = counts_of(length, rate, mean)

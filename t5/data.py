@@ -17,20 +17,54 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from common import counted, fail, seed_of
-from common.data.corpora import CORPORA, Tokens, load_corpus
+from common import cli, counted, fail, seed_of
+from common.data.corpora import CORPORA, CORPUS_SETS, Tokens, load_corpus
 from common.data.sources import say_parts
 from common.data.text import Encoded
 from common.device import Device
 from common.run import progress_bar
 from t5 import corruption
 from t5.model import END, PAD, START
-from t5.tasks import Examples, are_tasks, joined, read_tasks
+from t5.tasks import TASK_SETS, Examples, are_tasks, read_tasks
 from t5.vocabulary import Vocabulary, make_vocabulary, strange_characters
 
 POOL = 8  # steps whose examples are drawn together and grouped by length
 SENTINELS = 100  # of a vocabulary that is made here, as of the published one
 TESTED_GAPS = 2_000  # texts of the validation and of the test part that are measured, at most
+
+
+DATA = [*TASK_SETS, *CORPUS_SETS]
+FIXED = ["tokens", "vocab_size", "words", "objective"]  # by a checkpoint
+
+
+def add_data_flags(parser: cli.Parser) -> None:
+    """The flags of what is learned from."""
+
+    def add(*names, **kwargs) -> None:
+        parser.add_argument(*names, group="data", **kwargs)
+
+    count, length = (dict(type=cli.integer(low), metavar="N") for low in (1, 3))
+    text = "pieces of words (Unigram) or characters"
+    add("--tokens", choices=["pieces", "chars"], default="pieces", help=text)
+    add("--vocab-size", **count, default=2048, help="at most so many tokens")
+    text = "tasks whose texts the vocabulary is to know, too (multi30k, so that it knows German)"
+    add("--words", metavar="TASKS", help=text)
+    text = "from which language to which"
+    add("--direction", choices=["en-de", "de-en"], default="en-de", help=text)
+    add("--length", **length, default=128, help="tokens of a source, at most")
+    add("--target-length", **length, default=64, help="tokens of a target, at most")
+    text = "what is learned from a text: to fill gaps, or to go on (Sec. 3.3.1)"
+    parser.add_argument("--objective", choices=["spans", "prefix"], help=text)
+    kind = cli.number(lambda x: 0 < x < 1, "a number between 0 and 1")
+    text = "share of a text that is hidden"
+    parser.add_argument("--noise", type=kind, metavar="R", default=corruption.RATE, help=text)
+    kind = cli.number(lambda x: 1 <= x < 1000, "a number from 1 to below 1,000")
+    text = "tokens of a gap, on average"
+    parser.add_argument("--span", type=kind, metavar="N", default=corruption.MEAN, help=text)
+    text = "of the tasks' proportions: 1 by their sizes, a large one all alike (Sec. 3.5.2)"
+    parser.add_argument("--mix-temperature", type=cli.positive, metavar="T", default=1.0, help=text)
+    text = "a task with more examples counts as if it had so many"
+    parser.add_argument("--mix-limit", **count, default=2**21, help=text)
 
 
 class Batch(NamedTuple):
@@ -212,8 +246,8 @@ class Mixture:
         sizes = {task: len(places) for task, places in self.by_task.items()}
         rates = mixing_rates(sizes, temperature, most)
         order = Order(self.by_task, rates, rows, self.dev.seed)
-        length = torch.tensor([len(s) + len(t) for s, t in
-                               zip(self.sources.tokens, self.targets.tokens, strict=True)])  # fmt: skip
+        both = zip(self.sources.tokens, self.targets.tokens, strict=True)
+        length = torch.tensor([len(source) + len(target) for source, target in both])
 
         def draw(step: int) -> tuple[Tensor, Tensor, Tensor]:
             pool, number = divmod(step, POOL)
@@ -239,7 +273,9 @@ class Order:
     """Which examples come when: pools of POOL * `rows` places, each a function of the seed and its
     number. A later pool is found by drawing the earlier ones' tasks again."""
 
-    def __init__(self, by_task: dict[str, list[int]], rates: dict[str, float], rows: int, seed: int):
+    def __init__(
+        self, by_task: dict[str, list[int]], rates: dict[str, float], rows: int, seed: int
+    ):
         self.places = [torch.tensor(by_task[task]) for task in rates]
         self.rates = torch.tensor(list(rates.values()), dtype=torch.float64)
         self.size, self.seed = POOL * rows, seed
@@ -316,7 +352,11 @@ def load(
     facts = known or vocabulary
     if not facts:
         made = make_vocabulary(
-            [], args.tokens, args.vocab_size, 0, [*train.inputs, *train.targets, *words_of(args, dev)]
+            [],
+            args.tokens,
+            args.vocab_size,
+            0,
+            [*train.inputs, *train.targets, *words_of(args, dev)],
         )
         facts = dev.gather(made)[0]
     tasks = {name: vars(task) for name, task in source.facts["tasks"].items()}
@@ -362,6 +402,3 @@ def load_text(
     train, val, test = (part and Gaps(part, **how) for part in parts)
     train.facts["tasks"] = {}
     return train, val, test
-
-
-__all__ = ["Batch", "Gaps", "Mixture", "joined", "load", "mixing_rates"]

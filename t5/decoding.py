@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common import decode
-from t5.model import END, PAD, START, T5, PrefixLM, Text2Text
+from t5.model import END, PAD, START, T5, Text2Text
 
 
 class Decoding:

@@ -1,4 +1,4 @@
-"""What T5 is built from: norm, relative positions, attention, feed-forward layer, a stack of blocks.
+"""What T5 is built from: norm, relative positions, attention, feed-forward layer, stack.
 
 Shapes: B batch, T tokens that look, S tokens that are looked at, D d_model, H heads, d dimensions
 of a head, F d_ff.
@@ -195,11 +195,8 @@ class FeedForward(nn.Module):
     # fmt: off
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        if self.gated:
-            x = gelu(self.wi_0(x)) * self.wi_1(x)                        # (B, T, F)
-        else:
-            x = F.relu(self.wi(x))
-        x = self.drop(x)
+        x = gelu(self.wi_0(x)) * self.wi_1(x) if self.gated else F.relu(self.wi(x))
+        x = self.drop(x)                                                 # (B, T, F)
         if x.dtype == torch.float16:  # what this layer gives outgrows 65,504 in trained networks
             with torch.autocast(x.device.type, enabled=False):
                 return self.wo(x.float())

@@ -104,11 +104,11 @@ class PrefixLM(Text2Text):
         """
         (length, size), new = source.shape, target.shape[1]
         source = to_the_right(source)
-        tokens = torch.cat([source, target], 1)                          # (B, S + T)
+        tokens = torch.cat([source, target], 1)  # (B, S + T)
         places = torch.arange(size + new, device=tokens.device)
-        seen = (places <= places[:, None]) | (places < size)             # (S + T, S + T)
+        seen = (places <= places[:, None]) | (places < size)  # (S + T, S + T)
         real = torch.cat([source != PAD, target.new_ones(length, new).bool()], 1)
-        mask = seen & real[:, None, None]                                # (B, 1, S + T, S + T)
+        mask = seen & real[:, None, None]  # (B, 1, S + T, S + T)
         return self.decoder(self.shared(tokens), mask, cache=cache)[:, size:]
 
     def go_on(self, source: Tensor, new: Tensor, cache: Cache) -> Tensor:
@@ -134,7 +134,7 @@ def to_the_right(source: Tensor) -> Tensor:
     """Sources (B, S) with their padding moved from the right end to the left."""
     length = source.shape[1]
     empty = (source == PAD).sum(1, keepdim=True)
-    places = torch.arange(length, device=source.device) - empty          # below 0: padding
+    places = torch.arange(length, device=source.device) - empty  # below 0: padding
     return source.gather(1, places.clamp(min=0)).masked_fill(places < 0, PAD)
 
 

@@ -67,7 +67,7 @@ class Found:
 
 
 def sizes_of(theirs: Mapping[str, Tensor], config: Mapping, source: str) -> dict:
-    """The network that weights are of, by their shapes, and by config.json what these don't tell."""
+    """The network that weights are of, by their shapes, and by config.json."""
 
     def shape(name: str) -> torch.Size:
         if name not in theirs:

@@ -1,4 +1,4 @@
-"""What train.py runs by default on top of its QUICK and PAPER: by data, model, paper and weights."""
+"""What train.py runs by default on top of QUICK and PAPER: by data, model, paper, weights."""
 
 from common import fail
 from common.data.corpora import CORPORA

@@ -14,16 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import cli, fail
-from common.data.corpora import CORPUS_SETS
 from common.device import Device
 from common.run import Run
 from common.schedule import warmup_and_line
-from t5.data import Gaps, Mixture, load
+from t5.data import DATA, FIXED, Gaps, Mixture, add_data_flags, load
 from t5.decoding import write
 from t5.model import ARCHITECTURES, MODELS, PAD, Text2Text, describe, rebuild
 from t5.published import Found, check_model, read_published
 from t5.recipes import SIZES, recipe
-from t5.tasks import TASK_SETS, judge
+from t5.tasks import judge
 from t5.vocabulary import Vocabulary
 
 # fmt: off
@@ -34,52 +33,32 @@ PAPER = dict(model="t5_base", data="text:data/c4", tokens="pieces", vocab_size=3
              target_length=512, optimizer="adafactor", schedule="root", lr=0.01, warmup=0.01907,
              dropout=0.1, objective="spans")
 # fmt: on
-FIXED = [*SIZES, "architecture", "tokens", "vocab_size", "words", "objective", "every", "weights"]
 
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    sets = [*TASK_SETS, *CORPUS_SETS]
-    parser = cli.Parser("t5", __doc__, QUICK, PAPER, MODELS, sets, recipe, FIXED, several=True)
+    settled = [*SIZES, *FIXED, "architecture", "every", "weights"]  # by a checkpoint
+    parser = cli.Parser("t5", __doc__, QUICK, PAPER, MODELS, DATA, recipe, settled, several=True)
+    add_data_flags(parser)
     add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
-    text = "pieces of words (Unigram) or characters"
-    add("--tokens", choices=["pieces", "chars"], group="data", default="pieces", help=text)
-    add("--vocab-size", **count, group="data", default=2048, help="at most so many tokens")
-    text = "tasks whose texts the vocabulary is to know, too (multi30k, so that it knows German)"
-    add("--words", metavar="TASKS", group="data", help=text)
-    add("--direction", choices=["en-de", "de-en"], default="en-de", group="data",
-        help="from which language to which")  # fmt: skip
-    length = dict(type=cli.integer(3), metavar="N", group="data")
-    add("--length", **length, default=128, help="tokens of a source, at most")
-    add("--target-length", **length, default=64, help="tokens of a target, at most")
     add("--every", **count, group="training", default=250, help="steps between validations")
     text = "start from published weights (t5-small, t5-v1_1-base …), a folder, a file or a run"
     add("--weights", metavar="NAME|PATH", none="no", group="training", help=text)
-    add("--optimizer", choices=["adamw", "adafactor"], default="adamw", group="training",
-        help="which one")  # fmt: skip
+    how = dict(default="adamw", group="training", help="which one")
+    add("--optimizer", choices=["adamw", "adafactor"], **how)
     text = "after its rise the rate falls in a line, with the root of the steps, or not at all"
-    add("--schedule", choices=["line", "root", "constant"], default="line", group="training",
-        help=text)  # fmt: skip
+    how = dict(default="line", group="training", help=text)
+    add("--schedule", choices=["line", "root", "constant"], **how)
     kind = cli.number(lambda x: 0 < x < 1, "a number between 0 and 1")
-    add("--warmup", type=kind, metavar="S", default=0.1, group="training",
-        help="share of the steps before the rate falls")  # fmt: skip
-    for name, text in (("layers", "blocks of each stack"), ("heads", "heads of attention")):
-        add(f"--num-{name}", **count, none="the model's", help=text)
-    for name, text in (("d-model", "width"), ("d-kv", "width of a head"),
+    how = dict(default=0.1, group="training", help="share of the steps before the rate falls")
+    add("--warmup", type=kind, metavar="S", **how)
+    for name, text in (("num-layers", "blocks of each stack"), ("num-heads", "heads of attention"),
+                       ("d-model", "width"), ("d-kv", "width of a head"),
                        ("d-ff", "width of the feed-forward layers")):  # fmt: skip
         add(f"--{name}", **count, none="the model's", help=text)
     add("--dropout", type=cli.share, metavar="P", default=0.0, help="of values left out")
     text = "encoder and decoder, or one stack that sees the source whole (Fig. 4)"
     add("--architecture", choices=list(ARCHITECTURES), default="encoder-decoder", help=text)
-    text = "what is learned from a text: to fill gaps, or to go on (Sec. 3.3.1)"
-    add("--objective", choices=["spans", "prefix"], help=text)
-    add("--noise", type=kind, metavar="R", default=0.15, help="share of a text that is hidden")
-    wide = cli.number(lambda x: 1 <= x < 1000, "a number from 1 to below 1,000")
-    add("--span", type=wide, metavar="N", default=3.0, help="tokens of a gap, on average")
-    text = "of the tasks' proportions: 1 by their sizes, a large one all alike (Sec. 3.5.2)"
-    add("--mix-temperature", type=cli.positive, metavar="T", default=1.0, help=text)
-    text = "a task with more examples counts as if it had so many"
-    add("--mix-limit", **count, default=2**21, help=text)
     add("--beam", **count, default=1, help="width, for the test part; 1 is greedy")
     add("--length-penalty", type=cli.multiplier, metavar="A", default=0.6, help="of the beam")
     args = parser.parse_args(argv)

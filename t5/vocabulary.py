@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
 
 from common import fail
 from common.data.text import Encoded, in_words, read_tokenizer
@@ -89,7 +88,15 @@ def make_vocabulary(
 ) -> dict:
     """The `facts` of a vocabulary made of these texts: "pieces", at most `vocab_size` with the
     special ones, or "chars". What stands in `more` is learned from, too."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+    )
     from tokenizers import trainers  # isort: skip
 
     lines = [*lines_of(texts), *more]
@@ -109,8 +116,9 @@ def make_vocabulary(
     else:
         letters = letters[: max(1, room // 2)]
         if room <= len(letters):
-            fail(f"--vocab-size {vocab_size}: {len(SPECIAL) + sentinels} are special tokens and "
-                 f"sentinels, so more than {len(SPECIAL) + sentinels + len(letters):,} are needed")  # fmt: skip
+            least = len(SPECIAL) + sentinels + len(letters)
+            fail(f"--vocab-size {vocab_size}: more than {least:,} are needed, for {len(SPECIAL)} "
+                 f"special tokens, {sentinels} sentinels and the letters")  # fmt: skip
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
@@ -130,13 +138,6 @@ def make_vocabulary(
     # The library may add special tokens it already has again, at the end: they stay where they are.
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in [*SPECIAL, *names]])
     return facts_of(tokenizer.to_str())
-
-
-def Regex(pattern: str):  # noqa: N802
-    """The library's pattern."""
-    from tokenizers import Regex as Pattern
-
-    return Pattern(pattern)
 
 
 def facts_of(tokenizer: str, vocab_size: int | None = None) -> dict:

