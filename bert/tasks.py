@@ -22,7 +22,7 @@ from common import counted, fail
 from common.data import sentences
 from common.data.batches import Batches, Draw
 from common.data.classes import check_classes, classes_in, known_classes, with_test
-from common.data.sentences import LABELS, labelled, place
+from common.data.sentences import LABELS, place
 from common.data.sources import PART_NAMES, Source, named, open_source, say_parts
 from common.data.tables import Table, no_column, read_table
 from common.data.text import find_text

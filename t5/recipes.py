@@ -1,28 +1,64 @@
 """What train.py runs by default on top of QUICK and PAPER: by data, model, paper, weights."""
 
 from common import fail
-from common.data.corpora import CORPORA
 from common.data.sentences import SETS as SENTENCES
 from t5.published import model_of
-from t5.tasks import are_tasks, sets_in
+from t5.tasks import SETS, are_tasks, sets_in
 
 SIZES = ["num_layers", "d_model", "num_heads", "d_kv", "d_ff"]
 
 # fmt: off
-TEXT = dict(tokens="pieces", vocab_size=2048, steps=1500, every=500, val=20_000, batch_size=4096,
-            length=128, lr=3e-3, objective="spans")
-HOUR = TEXT | dict(model="t5_mini", vocab_size=8192, steps=8000, every=1000, val=100_000,
-                   batch_size=4096, words="multi30k")
-SETS = {  # of texts, on top of QUICK
-    "pydocs": TEXT, "english": HOUR, "brown": HOUR | dict(words=None),
-    "movie-reviews": HOUR | dict(words=None), "gutenberg": HOUR | dict(words=None),
-}
-TUNE = dict(steps=3000, every=500, val=500, batch_size=64, length=128, target_length=64, lr=1e-3,
-            tokens="pieces", vocab_size=4096)  # of tasks that are read from files
-PAPER_TUNE = dict(steps=262_144, every=5000, batch_size=128, length=512, target_length=512,
-                  lr=1e-3, schedule="constant")  # Sec. 3.1.3
+TEXT = dict(objective="spans", tokens="pieces", vocab_size=2048, steps=1500, every=500, val=20_000,
+            batch_size=4096, length=128, lr=3e-3)
+HOUR = TEXT | dict(model="t5_mini", vocab_size=8192, steps=8000, every=1000, val=100_000)
+TEXTS = {"english": HOUR | dict(words="multi30k"), "brown": HOUR, "movie-reviews": HOUR,
+         "gutenberg": HOUR, "tinystories": HOUR, "wikitext2": HOUR | dict(val=1)}  # on top of QUICK
+TUNE = dict(tokens="pieces", vocab_size=4096, steps=3000, every=500, val=500, batch_size=64,
+            length=128, target_length=64, lr=1e-3, dropout=0.1)  # of tasks in files
+PAPER_TUNE = dict(objective=None, steps=262_144, every=5000, val=500, batch_size=128, lr=1e-3,
+                  schedule="constant")  # Sec. 3.1.3, on top of PAPER
 # fmt: on
-PART = 16  # examples of a part of a step with --paper
+ALONE = ("sst2", "cola", "multi30k")  # sets that are one task
+
+
+def own_defaults(model: str, data: str | None, paper: bool, tasks: bool) -> dict:
+    """The recipe of the data on top of QUICK, or of --paper on top of PAPER."""
+    if paper:
+        dropout = {} if tasks or not model.startswith("t5_v1_1") else {"dropout": 0.0}
+        return (PAPER_TUNE if tasks else {}) | dropout  # version 1.1 has none in pre-training
+    if not tasks:
+        return dict(TEXTS.get(data, TEXT))
+    return {} if data in (None, "tasks") else dict(TUNE)
+
+
+def meaningless(tasks: bool, names: list[str], value: dict) -> dict[str, str]:
+    """The flags that mean nothing, where the data is `tasks` of these sets, or a text, and other
+    flags have these values."""
+    nothing = {}
+    if tasks:
+        why = "tasks have sources and targets as they are"
+        nothing |= dict.fromkeys(["objective", "noise", "span"], why)
+    else:
+        why = "a text has no tasks"
+        own = ["mix_temperature", "mix_limit", "target_length", "beam", "length_penalty"]
+        nothing |= dict.fromkeys(own, why)
+    if value["objective"] == "prefix":
+        nothing |= dict.fromkeys(["noise", "span"], "a text that is cut in two has no gaps")
+    if tasks and len(names) == 1 and names[0] in ALONE:
+        nothing |= dict.fromkeys(["mix_temperature", "mix_limit"], "there is one task")
+    if value["beam"] == 1:
+        nothing.setdefault("length_penalty", "it compares targets: add --beam 4")
+    if value["weights"]:
+        whose = "the weights have sizes and a vocabulary of their own"
+        nothing |= dict.fromkeys([*SIZES, "tokens", "vocab_size", "words", "architecture"], whose)
+    elif value["tokens"] == "chars":
+        every = "there are as many characters as the text has (add --tokens pieces)"
+        nothing |= {"vocab_size": every}
+    if "multi30k" not in [*names, *sets_in(value["words"] or "")]:
+        nothing["direction"] = "it is of multi30k"
+    if value["schedule"] == "constant":
+        nothing["warmup"] = "the rate is constant"
+    return nothing
 
 
 def recipe(
@@ -30,43 +66,15 @@ def recipe(
 ) -> tuple[dict, dict]:
     """The data's recipe, or the paper's, and the flags that mean nothing."""
     kind = (data or "").partition(":")[0]
-    if kind in {*SENTENCES} - {"sst2"}:
+    if kind in SENTENCES and kind not in SETS:
         fail(f"--data {data}: of sentences with labels make a table of prefix, input and target, "
              "and name it with mix:FILE")  # fmt: skip
-    weights, nothing = given.get("weights"), {}
     tasks = are_tasks(data) and not (paper and data is None)
-    if paper:
-        own = dict(PAPER_TUNE) if tasks else {}
-        if model.startswith("t5_v1_1"):
-            own["dropout"] = 0.1 if tasks else 0.0  # of version 1.1: none in pre-training
-    elif not tasks:
-        own = dict(SETS.get(data, TEXT if kind in CORPORA else {}))
-    else:
-        own = {} if data in (None, "tasks") else dict(TUNE)
-    if weights:
+    own = own_defaults(model, data, paper, tasks)
+    if (weights := given.get("weights")) and not model_chosen:
         own["model"] = model_of(weights) or model
-        whose = "the weights have sizes and a vocabulary of their own"
-        nothing |= dict.fromkeys([*SIZES, "tokens", "vocab_size", "words", "architecture"], whose)
-    if tasks:
-        why = "tasks have sources and targets as they are"
-        nothing |= dict.fromkeys(["objective", "noise", "span"], why)
-    else:
-        why = "a text has no tasks"
-        nothing |= dict.fromkeys(["mix_temperature", "mix_limit", "target_length", "beam",
-                                  "length_penalty"], why)  # fmt: skip
-        if given.get("objective", own.get("objective")) == "prefix":
-            nothing |= dict.fromkeys(["noise", "span"], "a text that is cut in two has no gaps")
-    if given.get("tokens", own.get("tokens", "chars" if not paper else "pieces")) == "chars":
-        nothing.setdefault("vocab_size", "there are as many characters as the text has (add "
-                           "--tokens pieces)")  # fmt: skip
-    if tasks and given.get("beam", 1) == 1:
-        nothing["length_penalty"] = "it compares targets: add --beam 4"
-    names = [kind] if not tasks else [name.partition(":")[0] for name in sets_in(data or "tasks")]
-    if not {"multi30k"} & {*names, given.get("words", own.get("words"))}:
-        nothing["direction"] = "it is of multi30k"
-    if tasks and names == ["sst2"]:
-        nothing |= dict.fromkeys(["mix_temperature", "mix_limit"], "there is one task")
-    if (rule := given.get("schedule", own.get("schedule"))) == "constant":
-        nothing["warmup"] = "the rate is constant"
-    assert rule is None or rule
-    return own, nothing
+    value = dict.fromkeys(["objective", "words", "weights"]) | dict(beam=1, schedule="line")
+    value |= dict(tokens="pieces" if paper or not tasks else "chars")
+    value |= {name: x for name, x in (own | given).items() if name in value}
+    names = sets_in(data or "tasks") if tasks else [kind]
+    return own, meaningless(tasks, [name.partition(":")[0] for name in names], value)
