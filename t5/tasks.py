@@ -74,7 +74,16 @@ def examples(task: str, prefix: str, inputs: list[str], targets: list[str]) -> E
 
 # ---------------------------------------------------------------------- generated
 
-TRAINED, TESTED, VALIDATED = 20_000, 150, 100  # examples of each of the six
+TRAINED, TESTED = 20_000, 150  # examples of each of the six
+NOTATIONS = [
+    "{d} {month} {y}",
+    "{d} {mon} {y}",
+    "{month} {d}, {y}",
+    "{mon} {d} {y}",
+    "{wkd} {d} {mon} {y}",
+    "{d}.{m}.{y}",
+    "{m:02}/{d:02}/{y}",
+]  # of dates
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 Made = tuple[str, str, str]  # input, target, and what decides its part
 
@@ -103,7 +112,7 @@ def counting(draw: random.Random) -> Made:
     few = draw.sample(LETTERS, 3)
     word = "".join(draw.choices(few, k=draw.randrange(4, 10)))
     letter = draw.choice(few)
-    return f"{letter} in {word}", str(word.count(letter)), f"{letter} {word}"
+    return f"{letter} {word}", str(word.count(letter)), f"{letter} {word}"
 
 
 def comparing(draw: random.Random) -> Made:
@@ -111,7 +120,7 @@ def comparing(draw: random.Random) -> Made:
     a = draw.randrange(1000)
     b = draw.randrange(1000) if draw.random() < 0.5 else max(0, a + draw.randrange(-9, 10))
     answer = "greater" if a > b else "less" if a < b else "equal"
-    return f"{a} and {b}", answer, f"{min(a, b)} {max(a, b)}"
+    return f"{a} {b}", answer, f"{min(a, b)} {max(a, b)}"
 
 
 KINDS = {"add": adding, "sort": sorting, "reverse": reversing, "count": counting,
@@ -126,7 +135,7 @@ def part_of(kind: str, key: str) -> str:
 def made(kind: str, part: str, count: int, seed: int) -> Examples:
     """`count` examples of a generated task, of the inputs of one part."""
     if kind == "date":
-        lines = pairs.date_pairs(part, count, seed)
+        lines = pairs.date_pairs(part, count, seed, notations=NOTATIONS)
         return examples(kind, kind, lines.source, lines.target)
     draw, inputs, targets = random.Random(seed_of(kind, part, seed)), [], []
     while len(inputs) < count:
