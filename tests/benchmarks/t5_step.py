@@ -72,8 +72,11 @@ def main() -> None:
             a, b = next(batches)[:2] if batches else (source, target)
             labels = b[:, 1:].contiguous()
             with dev.autocast() if default else torch.autocast(dev.device.type, enabled=False):
-                logits = model(a, b[:, :-1]) if ours else model(
-                    input_ids=a, attention_mask=a != PAD, decoder_input_ids=b[:, :-1]).logits  # fmt: skip
+                if ours:
+                    logits = model(a, b[:, :-1])
+                else:
+                    how = dict(attention_mask=a != PAD, decoder_input_ids=b[:, :-1])
+                    logits = model(input_ids=a, **how).logits
                 loss = cross_entropy(logits, labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
