@@ -77,11 +77,13 @@ class Batch(NamedTuple):
     indices: Tensor
 
 
-def with_start(source: Tensor, target: Tensor, indices: Tensor) -> Batch:
-    """A batch of targets (B, T)."""
-    start = target.new_full((len(target), 1), START)
+def as_batch(source: Tensor, target: Tensor, indices: Tensor, dev: Device) -> Batch:
+    """A batch of sources (B, S) and targets (B, T), without columns that are padding alone."""
+    source, target = (t[:, : int((t != PAD).sum(1).max())] for t in (source, target))
     count = int((target != PAD).sum())
-    return Batch(source, torch.cat([start, target], 1), count, indices)
+    target = torch.cat([target.new_full((len(target), 1), START), target], 1)
+    source, target = (t.to(dev.device, non_blocking=True) for t in (source, target))
+    return Batch(source, target, count, indices)
 
 
 # ---------------------------------------------------------------------- plain text
@@ -116,11 +118,11 @@ class Gaps:
         return len(self.tokens)
 
     def made(self, texts: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Sources and targets of texts (B, N)."""
+        """Sources and targets of texts (B, N), on the CPU."""
+        texts = texts.cpu()
         if self.objective == "prefix":
             return corruption.cut_in_two(texts, END, PAD, generator)
-        sentinels = self.sentinels.to(texts.device)
-        return corruption.corrupt(texts, sentinels, END, generator, self.rate, self.mean)
+        return corruption.corrupt(texts, self.sentinels, END, generator, self.rate, self.mean)
 
     def steps(self, rows: int, steps: int) -> "Drawn":
         """`steps` steps of `rows` texts to train on."""
@@ -144,7 +146,8 @@ class Gaps:
         for number in rounds(len(cuts), dev):
             generator = torch.Generator().manual_seed(seed_of("gaps", self.part, number))
             begins = cuts[number % len(cuts)]
-            batch = with_start(*self.made(self.tokens.take(begins, self.raw), generator), begins)
+            made = self.made(self.tokens.take(begins, self.raw), generator)
+            batch = as_batch(*made, begins, dev)
             yield batch if number < len(cuts) else batch._replace(count=0)
 
 
@@ -171,14 +174,7 @@ class Drawn:
         for step in range(self.epoch * self.count + self.first, (self.epoch + 1) * self.count):
             parts = [part.chunk(self.pieces) for part in self.draw(step)]
             for piece in range(self.dev.rank, self.pieces, self.dev.world):
-                source, target, indices = (part[piece] for part in parts)
-                yield with_start(trimmed(source), trimmed(target), indices)[:3]
-
-
-def trimmed(tokens: Tensor) -> Tensor:
-    """Tokens (B, T) without columns that are padding alone."""
-    longest = (tokens != PAD).sum(1).max()
-    return tokens[:, : int(longest)]
+                yield as_batch(*(part[piece] for part in parts), self.dev)[:3]
 
 
 def rounds(count: int, dev: Device) -> Iterator[int]:
@@ -231,11 +227,10 @@ class Mixture:
         return len(self.examples)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Padded sources and targets of these examples, on the device."""
+        """Padded sources and targets of these examples, and their places."""
         some = indices.tolist()
         parts = ([side.tokens[i] for i in some] for side in (self.sources, self.targets))
-        padded = (pad_sequence(part, batch_first=True, padding_value=PAD) for part in parts)
-        return *(tokens.to(self.dev.device) for tokens in padded), indices
+        return *(pad_sequence(part, True, PAD) for part in parts), indices
 
     def steps(self, rows: int, steps: int, temperature: float = 1.0, most: float = 2.0**21):
         """`steps` steps of `rows` examples to train on, tasks in the proportion of `mixing_rates`.
@@ -265,7 +260,7 @@ class Mixture:
         lengths = torch.tensor([len(tokens) for tokens in self.sources.tokens])
         cuts = lengths.argsort(stable=True).split(rows)
         for number in rounds(len(cuts), self.dev):
-            batch = with_start(*self.batch(cuts[number % len(cuts)]))
+            batch = as_batch(*self.batch(cuts[number % len(cuts)]), self.dev)
             yield batch if number < len(cuts) else batch._replace(count=0)
 
 

@@ -149,12 +149,14 @@ def made(kind: str, part: str, count: int, seed: int) -> Examples:
 def generated(args: argparse.Namespace) -> Source:
     """Dates to ISO form, sorting, adding, reversing, counting, comparing: 20,000 examples each."""
     kinds = ["date", *KINDS]
-    sizes = {"train": TRAINED, "val": -(-args.val // len(kinds)), "test": TESTED}
-    parts = {
-        part: together([made(kind, part, count, args.seed if part == "train" else 0)
-                        for kind in kinds])
-        for part, count in sizes.items() if count
-    }  # fmt: skip
+    sizes = {"train": len(kinds) * TRAINED, "val": args.val, "test": len(kinds) * TESTED}
+    parts = {}
+    for part, size in sizes.items():
+        counts = [len(range(place, size, len(kinds))) for place in range(len(kinds))]
+        seed = args.seed if part == "train" else 0
+        if size:
+            some = [made(*x, seed) for x in zip(kinds, [part] * len(kinds), counts, strict=True)]
+            parts[part] = together(some)
     note = "the inputs of the test part are in no other part"
     return Source([], parts, note, {"tasks": {kind: Task(kind, "exact") for kind in kinds}})
 

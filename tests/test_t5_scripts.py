@@ -206,7 +206,7 @@ def test_a_folder_of_the_users_own(refused):
         (["--direction", "de-en"], "it is of multi30k"),
         (["--data", "multi30k"], "train.en"),
         (["--data", "pydocs", "--words", "sts2"], "unknown data set 'sts2'"),
-        (["--data", "pydocs", "--vocab-size", "20"], "special tokens"),
+        (["--data", "pydocs", "--vocab-size", "4"], "special tokens"),
         (["--data", "pydocs", "--noise", "0.9", "--span", "1", "--length", "512"], "sentinels"),
         (["--weights", "nothing.pt"], "no such file"),
         (["--optimizer", "adafactor", "--fsdp"], "adafactor"),
