@@ -5,7 +5,6 @@ Usage: torchrun --nproc-per-node 2 tests/test_t5_scripts.py FOLDER trains the sa
 
 import io
 import json
-import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,11 +16,10 @@ from conftest import torchrun
 from helpers import BOTH, modes, weights
 from safetensors.torch import load_file
 
-from common.data.corpora import END as BETWEEN
-from t5 import claims, data, published, recipes, sample, tasks, train, vocabulary
+from t5 import claims, data, published, recipes, sample, tasks, train
 from t5.corruption import give_back
 from t5.data import Gaps, Mixture, mixing_rates
-from t5.model import END, PAD, START, Sizes, T5, build
+from t5.model import END, PAD, START
 from t5.tasks import judge, judged, sets_in
 from t5.vocabulary import Vocabulary, make_vocabulary
 
@@ -353,7 +351,7 @@ def test_a_model_of_sentencepiece():
 
 
 def test_gaps_of_a_text(files):
-    args, (part, val, test) = loaded("--data", "text:text.txt", "--length", "32", "--vocab-size",
+    _, (part, val, test) = loaded("--data", "text:text.txt", "--length", "32", "--vocab-size",
                                      "120", "--val", "1000")  # fmt: skip
     assert isinstance(part, Gaps)
     assert part.raw == 35
@@ -787,11 +785,6 @@ def test_claims_run(claim, files, monkeypatch):
 def test_quick_reaches_its_number(monkeypatch):
     monkeypatch.undo()
     assert train.main(["--quiet"])["test_exact"] >= 0.9
-
-
-def unused():
-    """Names that are here for the tests above."""
-    return random, BETWEEN, vocabulary, Sizes, T5, build
 
 
 if __name__ == "__main__":
