@@ -95,22 +95,22 @@ def adding(draw: random.Random) -> Made:
 
 
 def sorting(draw: random.Random) -> Made:
-    """Three to five numbers below 100, from the smallest to the largest."""
-    numbers = [draw.randrange(100) for _ in range(draw.randrange(3, 6))]
+    """Three or four numbers below 100, from the smallest to the largest."""
+    numbers = [draw.randrange(100) for _ in range(draw.randrange(3, 5))]
     answer = " ".join(map(str, sorted(numbers)))
     return " ".join(map(str, numbers)), answer, answer
 
 
 def reversing(draw: random.Random) -> Made:
-    """Three to seven letters, the last one first."""
-    word = "".join(draw.choices(LETTERS, k=draw.randrange(3, 8)))
+    """Three to six letters, the last one first."""
+    word = "".join(draw.choices(LETTERS, k=draw.randrange(3, 7)))
     return word, word[::-1], word
 
 
 def counting(draw: random.Random) -> Made:
-    """How often a letter stands in a word of four to nine."""
+    """How often a letter stands in a word of four to eight."""
     few = draw.sample(LETTERS, 3)
-    word = "".join(draw.choices(few, k=draw.randrange(4, 10)))
+    word = "".join(draw.choices(few, k=draw.randrange(4, 9)))
     letter = draw.choice(few)
     return f"{letter} {word}", str(word.count(letter)), f"{letter} {word}"
 

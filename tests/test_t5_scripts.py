@@ -176,7 +176,7 @@ def test_a_folder_of_the_users_own(refused):
         Path("own", f"{name}.tsv").write_text(
             f"prefix\tinput\ttarget\nup\t{name}\tA\nup:\tb{name}\tB\nup\tc\tA\n"
         )
-    _, (some, val, test) = loaded("--data", "mix:own")
+    _, (some, val, _) = loaded("--data", "mix:own")
     assert some.examples.inputs == ["up: train", "up: btrain", "up: c"]
     assert val.examples.inputs == ["up: dev", "up: bdev", "up: c"]
     Path("own/test.tsv").write_text("down\tx\ty\n")
