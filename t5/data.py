@@ -25,7 +25,7 @@ from common.device import Device
 from common.run import progress_bar
 from t5 import corruption
 from t5.model import END, PAD, START
-from t5.tasks import TASK_SETS, Examples, are_tasks, read_tasks
+from t5.tasks import TASK_SETS, Examples, are_tasks, judge, read_tasks
 from t5.vocabulary import Vocabulary, make_vocabulary, strange_characters
 
 POOL = 8  # steps whose examples are drawn together and grouped by length
@@ -216,15 +216,28 @@ class Mixture:
         target_length: int,
     ):
         self.part, self.examples, self.facts, self.dev = part, examples, facts, dev
-        vocabulary = Vocabulary(facts)
-        self.sources = vocabulary.encode(examples.inputs, length)
-        self.targets = vocabulary.encode(examples.targets, target_length)
+        self.vocabulary, self.target_length = Vocabulary(facts), target_length
+        self.sources = self.vocabulary.encode(examples.inputs, length)
+        self.targets = self.vocabulary.encode(examples.targets, target_length)
         self.by_task: dict[str, list[int]] = {}
         for place, task in enumerate(examples.tasks):
             self.by_task.setdefault(task, []).append(place)
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def most(self) -> int:
+        """Tokens of an answer, at most: an untrained network would go on and on."""
+        return min(self.target_length, self.facts["longest"] * 5 // 4 + 1)
+
+    def score(self, answers: list[str]) -> dict[str, float]:
+        """The metrics of all answers in order; says of the test part what else there is to say."""
+        some = self.examples
+        found, notes = judge(self.facts["tasks"], some.tasks, answers, some.targets)
+        for note in notes if self.part == "test" else ():
+            self.dev.say(f"note: {note}")
+        return {f"{self.part}_{name}": value for name, value in found.items()}
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Padded sources and targets of these examples, and their places."""

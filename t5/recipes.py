@@ -5,7 +5,9 @@ from common.data.sentences import SETS as SENTENCES
 from t5.published import model_of
 from t5.tasks import SETS, are_tasks, sets_in
 
-SIZES = ["num_layers", "d_model", "num_heads", "d_kv", "d_ff"]
+SIZES = {"num_layers": "blocks of each stack", "num_heads": "heads of attention",
+         "d_model": "width", "d_kv": "width of a head",
+         "d_ff": "width of the feed-forward layers"}  # fmt: skip
 
 # fmt: off
 TEXT = dict(objective="spans", tokens="pieces", vocab_size=2048, steps=1500, every=500, val=20_000,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import cli, fail
+from common.checkpoint import gathered
 from common.device import Device
 from common.run import Run
 from common.schedule import warmup_and_line
@@ -22,8 +23,6 @@ from t5.decoding import write
 from t5.model import ARCHITECTURES, MODELS, PAD, Text2Text, describe, rebuild
 from t5.published import Found, check_model, read_published
 from t5.recipes import SIZES, recipe
-from t5.tasks import judge
-from t5.vocabulary import Vocabulary
 
 # fmt: off
 QUICK = dict(model="t5_tiny", data="tasks", tokens="chars", steps=1200, every=300, val=600,
@@ -52,10 +51,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     kind = cli.number(lambda x: 0 < x < 1, "a number between 0 and 1")
     how = dict(default=0.1, group="training", help="share of the steps before the rate falls")
     add("--warmup", type=kind, metavar="S", **how)
-    for name, text in (("num-layers", "blocks of each stack"), ("num-heads", "heads of attention"),
-                       ("d-model", "width"), ("d-kv", "width of a head"),
-                       ("d-ff", "width of the feed-forward layers")):  # fmt: skip
-        add(f"--{name}", **count, none="the model's", help=text)
+    for name, text in SIZES.items():
+        add(f"--{name.replace('_', '-')}", **count, none="the model's", help=text)
     add("--dropout", type=cli.share, metavar="P", default=0.0, help="of values left out")
     text = "encoder and decoder, or one stack that sees the source whole (Fig. 4)"
     add("--architecture", choices=list(ARCHITECTURES), default="encoder-decoder", help=text)
@@ -114,34 +111,25 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def evaluate(
     model: Text2Text, part: Gaps | Mixture, dev: Device, args: argparse.Namespace, beam: int = 1
 ) -> tuple[dict[str, float], list[str]]:
-    """Loss and accuracy a target token; of tasks also their metrics, with the answers in order."""
+    """Loss and accuracy a target token; of tasks also their metrics, and the answers in order."""
     model.eval()
     sums, found = torch.zeros(3, dtype=torch.float64, device=dev.device), []
-    vocabulary = Vocabulary(part.facts)
-    rows = rows_of(args) if isinstance(part, Gaps) else max(1, 256 // beam)
-    for source, target, count, indices in part.in_order(rows):
+    tasks = isinstance(part, Mixture)
+    for source, target, counts, indices in part.in_order(256 // beam if tasks else rows_of(args)):
         with dev.autocast():
-            logits = model(source, target[:, :-1])
-        labels = target[:, 1:]
+            logits, labels = model(source, target[:, :-1]), target[:, 1:]
         right = (logits.argmax(2) == labels) & (labels != PAD)
         values = torch.stack([cross_entropy(logits, labels), right.sum(), labels.ne(PAD).sum()])
-        sums += values.double() * (count > 0)
-        if isinstance(part, Mixture):
-            most = min(args.target_length, part.facts["longest"] * 5 // 4 + 1)
+        sums += values.double() * (counts > 0)
+        if tasks:
             with dev.autocast():
-                written = write(model, source, most, beam, args.length_penalty,
-                                known=vocabulary.known)  # fmt: skip
-            found += zip(indices.tolist(), vocabulary.decode(written), strict=True)
+                how = (part.most, beam, args.length_penalty)
+                written = write(model, source, *how, known=part.vocabulary.known)
+            found += zip(indices.tolist(), part.vocabulary.decode(written), strict=True)
     loss, right, count = dev.sum(sums).tolist()
-    metrics = {"loss": loss / count, "token_accuracy": right / count}
+    metrics = {f"{part.part}_loss": loss / count, f"{part.part}_token_accuracy": right / count}
     answers = [text for _, text in sorted({p for some in dev.gather(found) for p in some})]
-    if isinstance(part, Mixture):
-        some = part.examples
-        more, notes = judge(part.facts["tasks"], some.tasks, answers, some.targets)
-        metrics |= more
-        for note in notes if part.part == "test" else ():
-            dev.say(f"note: {note}")
-    return {f"{part.part}_{name}": value for name, value in metrics.items()}, answers
+    return metrics | (part.score(answers) if tasks else {}), answers
 
 
 def rows_of(args: argparse.Namespace) -> int:
@@ -165,12 +153,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         optimizer = torch.optim.AdamW(model.parameters(), args.lr, **how)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step_size(args, step))
     parts = dict(model=model, optimizer=optimizer, schedule=schedule)
+    judge = rebuild(train.facts["network"]).to(dev.device) if args.fsdp else model
     tasks = isinstance(train, Mixture)
     monitor = ("val_score", max) if tasks else ("val_loss", min)
     run = Run(args, dev, monitor, **parts, dataset=train.facts)
 
     def measure(part: Gaps | Mixture, beam: int = 1) -> dict[str, float]:
-        metrics, answers = evaluate(model, part, dev, args, beam)
+        if args.fsdp:  # whole, to write with
+            judge.load_state_dict({key: gathered(v) for key, v in model.state_dict().items()})
+        metrics, answers = evaluate(judge, part, dev, args, beam)
         if part is test and tasks and dev.main:
             (run.folder / "answers.txt").write_text("\n".join(answers) + "\n", "utf-8")
         return metrics
