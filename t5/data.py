@@ -24,7 +24,7 @@ from common.data.text import Encoded
 from common.device import Device
 from common.run import progress_bar
 from t5 import corruption
-from t5.model import END, PAD, START
+from t5.model import END, PAD, START, UNKNOWN
 from t5.tasks import TASK_SETS, Examples, are_tasks, judge, read_tasks
 from t5.vocabulary import Vocabulary, make_vocabulary, strange_characters
 
@@ -120,6 +120,7 @@ class Gaps:
     def made(self, texts: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sources and targets of texts (B, N), on the CPU."""
         texts = texts.cpu()
+        texts = texts.masked_fill((texts == PAD) | (texts == END), UNKNOWN)  # "</s>" in a text
         if self.objective == "prefix":
             return corruption.cut_in_two(texts, END, PAD, generator)
         return corruption.corrupt(texts, self.sentinels, END, generator, self.rate, self.mean)
