@@ -152,7 +152,8 @@ def in_order(tokenizer):
     from tokenizers import models
 
     pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-    known = sorted(((p, s) for p, s in pieces if p not in SPECIAL), key=lambda pair: -pair[1])
+    known = [(p, s) for p, s in pieces if p not in SPECIAL]
+    known.sort(key=lambda pair: (-pair[1], len(pair[0]) == 1))
     cut = len(known)
     while cut > 1 and len(known[cut - 1][0]) == 1 and known[cut - 2][1] - known[cut - 1][1] < 2e-4:
         cut -= 1
