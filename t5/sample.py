@@ -223,8 +223,11 @@ def of_test(flags: cli.Flags, dev: Device) -> tuple[list[str], list[str]]:
     if isinstance(test, Gaps):
         source, target, *_ = next(iter(test.in_order(SHOWN)))
         bare = [[t for t in row.tolist() if t not in (START, END)] for row in source]
-        texts = [give_back(a, b.tolist(), vocabulary.sentinels)
-                 for a, b in zip(bare, target[:, 1:-1], strict=True)]  # fmt: skip
+        texts = target.tolist()
+        if flags.objective == "spans":
+            texts = [
+                give_back(a, b, vocabulary.sentinels) for a, b in zip(bare, texts, strict=True)
+            ]
         return vocabulary.decode(bare), vocabulary.decode(texts)
     some = test.examples
     chosen = torch.randperm(len(some), generator=torch.Generator().manual_seed(0))[:SHOWN]
