@@ -10,6 +10,7 @@ python t5/sample.py                                       # examples of the test
 
 import argparse
 import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -81,8 +82,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def open_model(args: argparse.Namespace) -> tuple[Text2Text, dict, cli.Flags | None, Device, Path]:
-    """The network (of published weights or a checkpoint), its facts, flags, a device, a folder."""
+Opened = tuple[Text2Text, dict, cli.Flags | None, Device, Path, str]
+
+
+def open_model(args: argparse.Namespace) -> Opened:
+    """The network (of published weights or a checkpoint), its facts, flags, a device, a folder, and
+    what to say of it."""
     if args.weights:
         found = read_published(args.weights, lambda *text: print(*text, file=sys.stderr))
         if found.vocabulary is None:
@@ -94,13 +99,13 @@ def open_model(args: argparse.Namespace) -> tuple[Text2Text, dict, cli.Flags | N
         out = args.out or new_samples(Path("runs", "t5", f"weights-{name.replace('/', '-')}"))
         published = {prefix: {"prefix": prefix} for prefix in PAPERS}
         facts = dict(found.vocabulary, tasks=found.tasks if found.model else published)
-        return found.build().to(dev.device).eval(), facts, None, dev, out
-    with contextlib.redirect_stdout(sys.stderr):  # nothing but answers goes to stdout
+        return found.build().to(dev.device).eval(), facts, None, dev, out, ""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
         checkpoint, flags, dev, out = open_run(args, "t5", MODELS)
     facts = checkpoint["dataset"]
     model = rebuild(facts["network"])
     model.load_state_dict(checkpoint["model"])
-    return model.to(dev.device).eval(), facts, flags, dev, out
+    return model.to(dev.device).eval(), facts, flags, dev, out, said.getvalue()
 
 
 class Answers:
@@ -242,9 +247,10 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     texts = read_lines(args.file) if args.file else as_typed(args.texts)
     if texts and not any(texts):
         fail("the texts are empty: there is nothing to answer")
-    model, facts, flags, dev, out = open_model(args)
+    model, facts, flags, dev, out, said = open_model(args)
     answers = Answers(model, facts, flags, dev, args)
     if args.interactive:
+        print(said, end="", file=sys.stderr)
         interact(lambda line: answers.answer([line])[0])
         return {}
     keep_what_is_there(out, *MADE)
@@ -252,6 +258,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     if not texts:
         texts, wanted = of_test(flags, dev)
     found = answers.answer(texts)
+    print(said, end="", file=sys.stderr)  # nothing but answers goes to stdout
     make_folder(out)
     (out / "answers.txt").write_text("\n".join(found) + "\n", "utf-8")
     draw_positions(model, out / "positions.png")

@@ -61,7 +61,7 @@ def files():
 
 def loaded(*argv):
     """The parts of --data, with the flags of a small network."""
-    args = train.parse_args([*argv, *QUIET, "--data-dir", "."])
+    args = train.parse_args([*QUIET, *argv, "--data-dir", "."])
     return args, data.load(args, train.Device(args))
 
 
@@ -204,8 +204,6 @@ def test_a_folder_of_the_users_own(refused):
         (["--direction", "de-en"], "it is of multi30k"),
         (["--data", "multi30k"], "train.en"),
         (["--data", "pydocs", "--words", "sts2"], "unknown data set 'sts2'"),
-        (["--data", "pydocs", "--vocab-size", "4"], "special tokens"),
-        (["--data", "pydocs", "--noise", "0.9", "--span", "1", "--length", "512"], "sentinels"),
         (["--weights", "nothing.pt"], "no such file"),
         (["--optimizer", "adafactor", "--fsdp"], "adafactor"),
         (["--schedule", "constant", "--warmup", "0.5"], "--warmup has no meaning"),
@@ -214,6 +212,14 @@ def test_a_folder_of_the_users_own(refused):
 def test_bad_flags(argv, words, refused):
     assert words in refused(train.main, [*argv, *QUIET])
     assert not Path("runs").exists()
+
+
+def test_more_gaps_than_sentinels(files, refused):
+    argv = ["--data", "text:text.txt", "--noise", "0.9", "--span", "1", "--length", "512"]
+    line = refused(train.main, [*argv, *QUIET])
+    assert "the vocabulary has 100 sentinels: lower --length or --noise, or raise --span" in line
+    line = refused(train.main, ["--data", "text:text.txt", "--vocab-size", "4", *QUIET])
+    assert "special tokens" in line
 
 
 # ---------------------------------------------------------------------- scores
@@ -356,7 +362,7 @@ def test_gaps_of_a_text(files):
     _, (part, val, test) = loaded("--data", "text:text.txt", "--length", "32", "--vocab-size",
                                      "120", "--val", "1000")  # fmt: skip
     assert isinstance(part, Gaps)
-    assert part.raw == 35
+    assert part.raw == 34
     known = Vocabulary(part.facts)
     batches = part.steps(4, 3)
     steps = list(batches)
@@ -368,15 +374,15 @@ def test_gaps_of_a_text(files):
     whole = part.tokens.take(torch.zeros(1).long(), len(part.tokens))[0].tolist()
     for a, b in zip(source.tolist(), target.tolist(), strict=True):
         text = give_back(a[:-1], b[1:-1], known.sentinels)
-        assert len(text) == 35
-        assert any(whole[i : i + 35] == text for i in range(len(whole)))
+        assert len(text) == 34
+        assert any(whole[i : i + 34] == text for i in range(len(whole)))
     assert not torch.equal(steps[0][0], steps[1][0])
     batches.seek(0, 2)
     assert torch.equal(next(iter(batches))[0], steps[2][0])
     seen = list(test.in_order(2))
-    assert sum(len(batch.source) for batch in seen) == len(test) // 35
+    assert sum(len(batch.source) for batch in seen) == len(test) // 34
     assert torch.equal(next(iter(test.in_order(2))).source, seen[0].source)
-    assert len(val) > 35
+    assert len(val) > 34
 
 
 def test_texts_cut_in_two(files):
@@ -385,7 +391,7 @@ def test_texts_cut_in_two(files):
     source, target, count = next(iter(part.steps(8, 3)))
     assert count == (target[:, 1:] != PAD).sum()
     sizes = (source != PAD).sum(1) + (target[:, 1:] != PAD).sum(1)
-    assert (sizes == 35 + 2).all()
+    assert (sizes == 34 + 2).all()
     assert len(set((source != PAD).sum(1).tolist())) > 2
 
 
