@@ -193,13 +193,15 @@ class ALBERT(Pretrained):
         """The encoder alone: (B, T) to (B, T, D)."""
         return self.albert(tokens, segments, maps)
 
+    # fmt: off
     def forward(self, tokens: Tensor, segments=None, places: Tensor | None = None) -> Outputs:
         """Tokens and segments (B, T), and the places (N,) to predict, counted through all rows."""
-        x = self.albert(tokens, segments)  # (B, T, D)
-        chosen = x if places is None else x.flatten(0, 1)[places]  # (N, D)
+        x = self.albert(tokens, segments)                                # (B, T, D)
+        chosen = x if places is None else x.flatten(0, 1)[places]        # (N, D)
         logits = self.predictions(chosen, self.albert.embeddings.word_embeddings.weight)
         pairs = self.sop_classifier(self.albert.pooled(x)) if self.settings["pairs"] else None
         return Outputs(logits, pairs)
+    # fmt: on
 
     def fill(self, tokens: Tensor, places: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits (N, V) of what stands at the places, where the tokens are [MASK]."""
@@ -275,9 +277,11 @@ def ordered_pairs(
     return found
 
 
-def mask_ngrams(example: Example, special: Special, random: Random) -> Masked:
-    """Hides 15% of the tokens, in runs of one to three whole words, n of them with a probability
-    that falls as 1/n (Sec. 4.1); what stands there is drawn as BERT's, for each token."""
+def mask_ngrams(example: Example, special: Special, random: Random, share: float = SHARE) -> Masked:
+    """Hides a share of the tokens, in runs of one to three whole words (Sec. 4.1).
+
+    What stands there is drawn for each token, as BERT's.
+    """
     words: list[list[int]] = []  # the places of each word
     begins = special.begins
     for place in candidates(example, special):
@@ -286,11 +290,11 @@ def mask_ngrams(example: Example, special: Special, random: Random) -> Masked:
             words[-1].append(place)
         else:
             words.append([place])
-    left = max(1, round(SHARE * len(example.tokens)))
+    left = max(1, round(share * len(example.tokens)))
     taken: set[int] = set()
     lengths = range(1, MOST_WORDS + 1)
     for start in random.sample(range(len(words)), len(words)):
-        (n,) = random.choices(lengths, [1 / n for n in lengths])
+        (n,) = random.choices(lengths, [1 / n for n in lengths])  # p(n) falls as 1/n
         while n and (places := run(words, start, n)) and len(places) > left:
             n -= 1  # what is left has to do
         if n and not taken.intersection(places):
@@ -318,7 +322,7 @@ def run(words: list[list[int]], start: int, n: int) -> list[int]:
 
 
 # fmt: off
-SIZES = {  # Table 1; heads of 64 dimensions, but the widest's of 128
+SIZES = {  # Table 1; H / 64 heads, but in albert_xlarge 16, as released
     "albert_base":    dict(d_model=768,  num_layers=12, num_heads=12, d_ff=3072,   d_embedding=128),
     "albert_large":   dict(d_model=1024, num_layers=24, num_heads=16, d_ff=4096,   d_embedding=128),
     "albert_xlarge":  dict(d_model=2048, num_layers=24, num_heads=16, d_ff=8192,   d_embedding=128),

@@ -44,13 +44,15 @@ Document = list[Sentence]
 
 
 def sentences_of(document: str) -> list[str]:
-    """The sentences of a document, without line breaks.
+    """The sentences of a document, without line breaks, and without lines that have neither letter
+    nor digit, such as the rules of tables.
 
     Lines that mostly end as sentences do are sentences, or several; else they were broken to fit a
     page, and what an empty line ends is a paragraph. A sentence ends at a mark before a space and
     something that isn't a small letter.
     """
     lines = [line.strip() for line in document.splitlines()]
+    lines = [line for line in lines if not line or any(map(str.isalnum, line))]
     full = [line for line in lines if line]
     whole = sum(line.endswith(CLOSED) for line in full) >= 0.8 * len(full)
     found, waiting = [], []
@@ -102,11 +104,13 @@ class Vocabulary:
         return found
 
     def encode(self, texts: Sequence[str]) -> list[Sentence]:
-        """The tokens of texts; what looks like a special token in them is text like any other."""
+        """The tokens of texts. What looks like a special token in them is text like any other, or
+        unknown, where the vocabulary has no other pieces for it."""
         self.tokenizer.encode_special_tokens = True
         lines = [self.before + text for text in texts]
         found = self.tokenizer.encode_batch_fast(lines, add_special_tokens=False)
-        return [piece.ids for piece in found]
+        never, unknown = self.special.all, self.special.unk
+        return [[unknown if t in never else t for t in piece.ids] for piece in found]
 
     def encode_with_masks(self, text: str) -> Sentence:
         """The tokens of one text, in which special tokens may be written."""
@@ -247,7 +251,10 @@ class Documents:
     def examples(self, length: int, number: int) -> list[Example]:
         """The examples of the `number`th pass over the text, of at most `length` tokens each."""
         draw = random.Random(seed_of("pairs", self.part, self.seed, number))
-        return self.arrange(self.documents, length, self.special, draw)
+        found = self.arrange(self.documents, length, self.special, draw)
+        if not found:
+            fail(f"the {self.part} part has too few words for an example: take more text")
+        return found
 
     def masked(self, example: Example, number: int, place: int) -> Masked:
         """An example of the `number`th pass, the `place`th in it, with its mask."""
@@ -283,6 +290,18 @@ class Documents:
     def batch(self, masked: list[Masked]) -> tuple[dict, dict]:
         """Inputs and answers, as the network takes them, on the device."""
         return collate(masked, self.special.pad, self.facts["family"], self.dev.device)
+
+
+def split_long(parts: Sequence[Documents | None], length: int, dev: Device) -> None:
+    """Cuts sentences that have more tokens than an example in pieces, and says how many there are:
+    else what is over would never be read."""
+    most, count = length - len(("[CLS]", "[SEP]", "[SEP]")), 0
+    for part in filter(None, parts):
+        for document in part.documents:
+            count += sum(len(sentence) > most for sentence in document)
+            document[:] = [s[i : i + most] for s in document for i in range(0, len(s), most)]
+    if count:
+        dev.say(f"note: {counted(count, 'sentence')} of more than {most} tokens cut in pieces")
 
 
 class Steps:

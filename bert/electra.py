@@ -64,12 +64,14 @@ class Generator(nn.Module):
         self.generator_predictions = GeneratorPredictions(narrower(sizes, share))
         self.generator_lm_head = Bias(sizes.vocab_size)
 
+    # fmt: off
     def forward(self, tokens: Tensor, segments=None, places: Tensor | None = None) -> Tensor:
         """Logits (N, V) of the words at the places, or (B, T, V) of all."""
-        x = self.electra(tokens, segments)  # (B, T, D)
-        chosen = x if places is None else x.flatten(0, 1)[places]  # (N, D)
+        x = self.electra(tokens, segments)                               # (B, T, D)
+        chosen = x if places is None else x.flatten(0, 1)[places]        # (N, D)
         table = self.electra.embeddings.word_embeddings.weight
         return F.linear(self.generator_predictions(chosen), table, self.generator_lm_head.bias)
+    # fmt: on
 
 
 def narrower(sizes: Sizes, share: float) -> Sizes:
@@ -113,7 +115,7 @@ class Outputs(NamedTuple):
 
 
 def draw(logits: Tensor) -> Tensor:
-    """A word for each of the logits (N, V), by their softmax (Eq. 1), through which no gradient
+    """A word for each of the logits (N, V), by their softmax (Sec. 2), through which no gradient
     goes: the largest of the logits and Gumbel's noise."""
     with torch.no_grad():
         noise = torch.empty_like(logits, dtype=torch.float32).exponential_()
@@ -146,20 +148,22 @@ class ELECTRA(Pretrained):
         """The discriminator's encoder alone: (B, T) to (B, T, D)."""
         return self.electra(tokens, segments, maps)
 
+    # fmt: off
     def forward(self, tokens: Tensor, segments, places: Tensor, targets: Tensor) -> Outputs:
         """Tokens and segments (B, T), the places (N,) that are hidden, counted through all rows,
         and what stood there."""
         real = (tokens != self.pad).flatten()
-        logits = self.generator(tokens, segments, places)  # (N, V)
-        guesses = draw(logits)  # (N,)
-        written = tokens.flatten().index_put((places,), guesses)  # (B T,)
+        logits = self.generator(tokens, segments, places)                # (N, V)
+        guesses = draw(logits)                                           # (N,)
+        written = tokens.flatten().index_put((places,), guesses)         # (B T,)
         chosen = torch.zeros_like(real).index_fill(0, places, True)
         replaced = torch.zeros_like(real).index_put((places,), guesses != targets)
         x = self.electra(written.view_as(tokens), segments, real=real.view_as(tokens))
-        scores = self.discriminator_predictions(x.flatten(0, 1)[real])  # (R,)
+        scores = self.discriminator_predictions(x.flatten(0, 1)[real])   # (R,)
         example = torch.arange(len(tokens), device=tokens.device)
         example = example.repeat_interleave(tokens.shape[1])
         return Outputs(logits, scores, *(part[real] for part in (replaced, chosen, example)))
+    # fmt: on
 
     def detect(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits (B, T) of that a token was replaced."""
@@ -233,7 +237,7 @@ def two_segments(
         at = 0
         while at < len(document):
             target = random.randint(5, length) if random.random() < 0.05 else length
-            half = length if random.random() < 0.1 else (target - 3) // 2
+            half = math.inf if random.random() < 0.1 else (target - 3) // 2
             a: list[int] = []
             b: list[int] = []
             while at < len(document) and len(a) + len(b) < target - 3:
@@ -248,10 +252,15 @@ def two_segments(
     return found
 
 
-def mask_tokens(example: Example, special: Special, random: Random, stays: float = 0.15) -> Masked:
-    """Hides 15% of the tokens, rounded up (Sec. 2), behind [MASK]; a share of them `stays`."""
+def mask_tokens(
+    example: Example, special: Special, random: Random, share: float = SHARE, stays: float = 0.15
+) -> Masked:
+    """Hides a share of the tokens, rounded up (Sec. 2), behind [MASK]; some of them `stay`.
+
+    For electra_large the share is 25% (Table 6).
+    """
     places = candidates(example, special)
-    number = min(len(places), math.ceil(SHARE * len(example.tokens)))
+    number = min(len(places), math.ceil(share * len(example.tokens)))
     replace = partial(keep, random=random, share=stays, mask=special.mask)
     return hide(example, random.sample(places, number), replace)
 

@@ -44,8 +44,11 @@ class Sizes:
             )
         if self.d_embedding is None:
             self.d_embedding = self.d_model
-        if self.attention_dropout is None:
-            self.attention_dropout = self.dropout
+
+    @property
+    def weights_dropout(self) -> float:
+        """The share of attention's weights that is left out."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
 
 class Rows:
@@ -154,8 +157,8 @@ def first_weights(module: nn.Module) -> None:
 class Pretrained(nn.Module):
     """What the five models have in common: their sizes.
 
-    `settings` are plain values that build the same network again: those of `Sizes` but for dropout,
-    and the model's `own`.
+    `settings` are plain values that build the same network again: those of `Sizes` but for
+    `dropout`, and the model's `own`.
     """
 
     family = ""
@@ -165,7 +168,7 @@ class Pretrained(nn.Module):
         self.pad, self.context = sizes.pad, sizes.context
         self.d_model, self.vocab_size = sizes.d_model, sizes.vocab_size
         settings = dataclasses.asdict(sizes) | own
-        self.settings = {k: v for k, v in settings.items() if not k.endswith("dropout")}
+        self.settings = {key: value for key, value in settings.items() if key != "dropout"}
 
 
 class FineTuned(nn.Module):

@@ -166,7 +166,10 @@ def describe(model: Pretrained) -> dict:
 
 
 def build(network: Mapping, dropout: float | None = None, **settings) -> Pretrained:
-    """The network that `describe` describes; `dropout` None is 0.1, and for ALBERT none."""
+    """The network that `describe` describes; `dropout` None is 0.1, and for ALBERT none.
+
+    Of attention's weights it is what the network says, where it does.
+    """
     values = {**network, **settings}
     family = values.pop("family")
     if dropout is None:

@@ -11,8 +11,9 @@ E d_embedding, V vocabulary, K classes.
 Parameters bear the names of the released weights (`bert.encoder.layer.0.attention.self.query`).
 Departures: logits are computed at hidden tokens alone. A random word is never padding. The loss of
 a pair counts as much as the hidden tokens of its example, so that a batch can be cut anywhere; with
-equally long examples that is the paper's sum of two means. The GELU is exact, where the released
-code approximates it by tanh.
+equally long examples that is the paper's sum of two means. A tenth of the pairs is short, where
+the released code has a tenth of the documents give short pairs. The GELU is exact, where that code
+approximates it by tanh.
 """
 
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        self.num_heads, self.dropout = sizes.num_heads, sizes.attention_dropout
+        self.num_heads, self.dropout = sizes.num_heads, sizes.weights_dropout
         for name in ("query", "key", "value"):
             self.add_module(name, nn.Linear(sizes.d_model, sizes.d_model))
 
@@ -274,13 +275,15 @@ class BERT(Pretrained):
         """The encoder alone: (B, T) to (B, T, D)."""
         return self.bert(tokens, segments, maps)
 
+    # fmt: off
     def forward(self, tokens: Tensor, segments=None, places: Tensor | None = None) -> Outputs:
         """Tokens and segments (B, T), and the places (N,) to predict, counted through all rows."""
-        x = self.bert(tokens, segments)  # (B, T, D)
-        chosen = x if places is None else x.flatten(0, 1)[places]  # (N, D)
+        x = self.bert(tokens, segments)                                  # (B, T, D)
+        chosen = x if places is None else x.flatten(0, 1)[places]        # (N, D)
         logits = self.cls.predictions(chosen, self.bert.embeddings.word_embeddings.weight)
         pairs = self.cls.seq_relationship(self.bert.pooled(x)) if self.settings["pairs"] else None
         return Outputs(logits, pairs)
+    # fmt: on
 
     def fill(self, tokens: Tensor, places: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits (N, V) of what stands at the places, where the tokens are [MASK]."""
@@ -395,14 +398,14 @@ def elsewhere(documents: list[Document], number: int, size: int, random: Random)
     return found
 
 
-def mask_tokens(example: Example, special: Special, random: Random) -> Masked:
-    """Hides 15% of the tokens: 80% behind [MASK], 10% behind a random word, 10% not at all.
+def mask_tokens(example: Example, special: Special, random: Random, share: float = SHARE) -> Masked:
+    """Hides a share of the tokens: 80% behind [MASK], 10% behind a random word, 10% not at all.
 
     Sec. 3.1, Task 1: [MASK] never occurs in what the model is fine-tuned on, so it has to make
     something of every token.
     """
     places = candidates(example, special)
-    number = min(len(places), max(1, round(SHARE * len(example.tokens))))
+    number = min(len(places), max(1, round(share * len(example.tokens))))
     words = words_but(special.vocab_size, frozenset([special.pad]))
     replace = partial(thirds, random=random, words=words, special=special)
     return hide(example, random.sample(places, number), replace)

@@ -67,14 +67,16 @@ class RoBERTa(Pretrained):
         """The encoder alone: (B, T) to (B, T, D)."""
         return self.roberta(tokens, segments, maps)
 
+    # fmt: off
     def forward(self, tokens: Tensor, segments=None, places: Tensor | None = None) -> Outputs:
         """Tokens (B, T), and the places (N,) to predict, counted through all rows.
 
         Segments (B, T) are all 0, as there is one kind.
         """
-        x = self.roberta(tokens, segments)  # (B, T, D)
-        chosen = x if places is None else x.flatten(0, 1)[places]  # (N, D)
+        x = self.roberta(tokens, segments)                               # (B, T, D)
+        chosen = x if places is None else x.flatten(0, 1)[places]        # (N, D)
         return Outputs(self.lm_head(chosen, self.roberta.embeddings.word_embeddings.weight))
+    # fmt: on
 
     def fill(self, tokens: Tensor, places: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits (N, V) of what stands at the places, where the tokens are <mask>."""
@@ -164,14 +166,14 @@ def full_sentences(
     return found
 
 
-def mask_tokens(example: Example, special: Special, random: Random) -> Masked:
-    """Hides 15% of the tokens, as BERT does, but of random words none is a special token.
+def mask_tokens(example: Example, special: Special, random: Random, share: float = SHARE) -> Masked:
+    """Hides a share of the tokens, as BERT does, but of random words none is a special token.
 
     What makes masks dynamic (Sec. 4.1) is a `random` of its own for each time that an example is
     seen; one for each example makes them static.
     """
     places = candidates(example, special)
-    number = min(len(places), max(1, int(SHARE * len(example.tokens) + random.random())))
+    number = min(len(places), max(1, int(share * len(example.tokens) + random.random())))
     words = words_but(special.vocab_size, special.all)
     replace = partial(thirds, random=random, words=words, special=special)
     return hide(example, random.sample(places, number), replace)

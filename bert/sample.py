@@ -11,6 +11,7 @@ python bert/sample.py                                             # sentences of
 
 import argparse
 import contextlib
+import io
 import random
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from bert import finetune, names, tasks
 from bert.data import Vocabulary, read_parts
 from bert.model import FAMILIES, MODELS, averaged
 from bert.published import read_weights
-from common import cli, counted, fail
+from common import cli, fail
 from common.data.corpora import CORPORA
 from common.data.text import as_typed, read_lines
 from common.device import Device
@@ -81,12 +82,13 @@ def open_model(
         found.load(model)
         facts = {**found.vocabulary, "network": found.network}
         return model.to(dev.device).eval(), facts, dev, out, None
-    with contextlib.redirect_stdout(sys.stderr):  # nothing but answers goes to stdout
+    with contextlib.redirect_stdout(io.StringIO()) as said:
         checkpoint, flags, dev, out = open_run(args, "bert", MODELS)
     facts = checkpoint["dataset"]
     tuned = "metrics" in facts
     model = finetune.build(facts) if tuned else names.build(facts["network"])
     model.load_state_dict(checkpoint["model"])
+    flags = flags.but(said=said.getvalue())  # nothing but answers goes to stdout
     return model.to(dev.device).eval(), facts, dev, out, flags
 
 
@@ -257,21 +259,19 @@ def main(argv: list[str] | None = None) -> dict:
     model, facts, dev, out, flags = open_model(args)
     if args.near:
         return near(args.near, texts or test_texts(flags), model, facts, dev, args.top)
-    if tuned := "metrics" in facts:
-        if args.out is None and not texts:
-            print(f"the first {counted(TESTED, 'example')} of the test part", file=sys.stderr)
+    tuned = "metrics" in facts
+    made = ["attention.png"] if tuned else ["fill.png", "attention.png"]
+    keep_what_is_there(out, *made)
+    if tuned:
         answers = classified(texts, model, facts, dev, flags)
-        first = next(iter(answers))
     else:
         texts = texts or hide_a_word(test_texts(flags), TESTED)
         answers = fill(texts, model, facts, dev, args.top)
-        first = texts[0]
-    made = ["attention.png"] if tuned else ["fill.png", "attention.png"]
-    keep_what_is_there(out, *made)
     make_folder(out)
     if not tuned:
         draw_fill(answers, out / "fill.png")
-    draw_attention(first, model, facts, dev, out / "attention.png")
+    draw_attention(next(iter(answers)), model, facts, dev, out / "attention.png")
+    print(flags.said if flags else "", end="", file=sys.stderr)
     print(f"wrote {' and '.join(made)} of the first text in {out}", file=sys.stderr)
     return answers
 

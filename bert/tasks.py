@@ -28,8 +28,8 @@ from common.data.tables import Table, no_column, read_table
 from common.data.text import find_text
 from common.device import Device
 
-FIRST = ["sentence1", "text1", "first", "premise", "question1", "a", *sentences.TEXTS]
-SECOND = ["sentence2", "text2", "second", "hypothesis", "question2", "b", "answer"]
+FIRST = ["sentence1", "text1", "first", "premise", "question1", *sentences.TEXTS]
+SECOND = ["sentence2", "text2", "second", "hypothesis", "question2", "answer"]
 SCORES = ["score", "similarity", "relatedness", "value", *LABELS]
 OWN = "sentences:PATH or pairs:PATH, a table of your own"  # where the files of a set are missing
 METRICS = {  # what GLUE reports beside or in place of the accuracy (Wang et al. 2018, Table 1)

@@ -16,7 +16,7 @@ import argparse
 import torch
 
 from bert import names
-from bert.data import Documents, guesses, load_text
+from bert.data import Documents, guesses, load_text, split_long
 from bert.lamb import Lamb
 from bert.model import FAMILIES, MODELS, Pretrained
 from bert.published import Found, check_model, read_weights
@@ -124,14 +124,16 @@ def make(args: argparse.Namespace, facts: dict, pad: int, found: Found | None) -
 @torch.no_grad()
 def evaluate(model: Pretrained, part: Documents, dev: Device, rows: int, length: int) -> dict:
     """Of the hidden tokens nats and the share that is right; of pairs and of replaced tokens, where
-    the model learns from them, the same."""
+    the model learns from them, the same. What ELECTRA draws is the same each time."""
     model.eval()
     sums: dict[str, torch.Tensor] = {}
-    for inputs, answers, counts in part.in_order(rows, length):
-        with dev.autocast():
-            found = model.figures(model(**inputs), **answers)
-        for name, pair in found.items():
-            sums[name] = sums.get(name, 0) + pair.double() * counts
+    with torch.random.fork_rng([dev.device] if dev.device.type == "cuda" else []):
+        torch.manual_seed(dev.rank)
+        for inputs, answers, counts in part.in_order(rows, length):
+            with dev.autocast():
+                found = model.figures(model(**inputs), **answers)
+            for name, pair in found.items():
+                sums[name] = sums.get(name, 0) + pair.double() * counts
     pairs = {name: dev.sum(pair).tolist() for name, pair in sums.items()}
     return {
         f"{part.part}_{name}": total / max(1.0, count) for name, (total, count) in pairs.items()
@@ -151,6 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = make(args, train.facts, train.special.pad, found)
     length = min(args.length or model.context, model.context)
     rows = max(1, args.batch_size // length)
+    split_long((train, val, test), length, dev)
     net = dev.wrap(model)
     decayed = [p for n, p in model.named_parameters() if p.dim() > 1 and not n.endswith("bias")]
     others = [p for n, p in model.named_parameters() if p.dim() < 2 or n.endswith("bias")]

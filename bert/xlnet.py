@@ -80,7 +80,7 @@ class RelativeAttention(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape[1:])))
         self.seg_embed = nn.Parameter(torch.empty(2, *shape[1:]))        # same segment, another
         self.layer_norm = nn.LayerNorm(width, sizes.eps)
-        self.drop, self.dropout = Dropout(sizes.dropout), sizes.attention_dropout
+        self.drop, self.dropout = Dropout(sizes.dropout), sizes.weights_dropout
 
     def project(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, T, D) to (B, H, T, d)."""
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
 
     def __init__(self, sizes: Sizes, num_memory: int):
         super().__init__()
-        self.pad, self.num_memory, self.d_model = sizes.pad, num_memory, sizes.d_model
+        self.pad, self.num_memory = sizes.pad, num_memory
         self.word_embedding = nn.Embedding(sizes.vocab_size, sizes.d_model)
         self.mask_emb = nn.Parameter(torch.empty(1, 1, sizes.d_model))  # g at the beginning
         self.layer = nn.ModuleList(Layer(sizes) for _ in range(sizes.num_layers))
@@ -202,11 +202,11 @@ class Encoder(nn.Module):
         )
         differs = F.pad(segments, (past, 0))[:, None] != segments[:, :, None]  # (B, T, S)
         streams, sights = [self.word_embedding(tokens)], [Sight(before | itself, differs)]
-        if places is not None:  # Eq. 3: g knows a place, and not what stands there
+        if places is not None:  # Eq. 4: g knows a place, and not what stands there
             streams.append(self.mask_emb.expand(*places.shape, -1).to(streams[0].dtype))
             rows = torch.arange(len(tokens), device=tokens.device)[:, None]
             sights.append(Sight(before[rows, places], differs[rows, places], places))
-        far = self.drop(distances(past, tokens.shape[1], self.d_model).to(streams[0])[None])
+        far = self.drop(distances(past, tokens.shape[1], streams[0])[None])
         streams, kept = [self.drop(x) for x in streams], []
         for number, layer in enumerate(self.layer):
             known = torch.cat([memory[number], streams[0]], 1) if memory else streams[0]
@@ -221,10 +221,11 @@ class Encoder(nn.Module):
         return found, kept or None
 
 
-def distances(past: int, length: int, d_model: int) -> Tensor:
+def distances(past: int, length: int, like: Tensor) -> Tensor:
     """Sinusoids of the distances from M + T down to 1 - T: (M + 2T, D), sines before cosines."""
-    rates = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
-    angles = torch.arange(past + length, -length, -1, dtype=torch.float64)[:, None] * rates
+    width, how = like.shape[-1], dict(dtype=like.dtype, device=like.device)
+    rates = 10_000.0 ** (-torch.arange(0, width, 2, **how) / width)
+    angles = torch.arange(past + length, -length, -1, **how)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 

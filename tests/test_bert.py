@@ -379,8 +379,8 @@ def test_networks_are_described_and_built_again(family):
     model = small(family, **own)
     described = names.describe(model)
     assert described["family"] == family
-    assert all(isinstance(v, (int, float, str)) for v in described.values())
-    assert not any("dropout" in key for key in described)
+    assert all(isinstance(v, (int, float, str, type(None))) for v in described.values())
+    assert "dropout" not in described
     again = names.build(described, dropout=0.5)
     again.load_state_dict(model.state_dict())
     assert names.describe(again) == described
@@ -772,7 +772,7 @@ def test_layers_of_albert_are_shared():
 
 
 def brute_force(model, tokens, segments, order):
-    """The log probability of each token in an order, Eq. 3 to 5 by loops over tokens: nothing is
+    """The log probability of each token in an order, Sec. 2.3 by loops over tokens: nothing is
     masked, each looks up those it may see; distances are looked at one by one."""
     body, (width, heads, d) = model.transformer, model.transformer.layer[0].rel_attn.q.shape
     turn = {place: number for number, place in enumerate(order)}
@@ -979,8 +979,13 @@ def test_where_dropout_falls(family):
 
 
 def test_attention_dropout_is_dropout_unless_given():
-    assert Sizes(50, 32, 2, 4, 64, dropout=0.3).attention_dropout == 0.3
-    assert Sizes(50, 32, 2, 4, 64, attention_dropout=0.2).attention_dropout == 0.2
+    """Also of a network that is built from its description, as when a run goes on."""
+    assert Sizes(50, 32, 2, 4, 64, dropout=0.3).weights_dropout == 0.3
+    assert Sizes(50, 32, 2, 4, 64, attention_dropout=0.0).weights_dropout == 0.0
+    for given, wanted in ((None, 0.3), (0.0, 0.0)):
+        network = names.describe(small("bert", attention_dropout=given))
+        again = names.build(network, dropout=0.3)
+        assert again.bert.encoder.layer[0].attention.self.dropout == wanted
 
 
 @pytest.mark.parametrize("family", FAMILIES)
