@@ -89,8 +89,8 @@ Made = tuple[str, str, str]  # input, target, and what decides its part
 
 
 def adding(draw: random.Random) -> Made:
-    """Two numbers below 100."""
-    a, b = draw.randrange(100), draw.randrange(100)
+    """A number below 100 and one below 10, in either order."""
+    a, b = draw.sample([draw.randrange(100), draw.randrange(10)], 2)
     return f"{a} + {b}", str(a + b), f"{min(a, b)} {max(a, b)}"
 
 
@@ -116,9 +116,9 @@ def counting(draw: random.Random) -> Made:
 
 
 def comparing(draw: random.Random) -> Made:
-    """Two numbers below 1,000, half of them near one another."""
-    a = draw.randrange(1000)
-    b = draw.randrange(1000) if draw.random() < 0.5 else max(0, a + draw.randrange(-9, 10))
+    """Two numbers below 100, half of them near one another."""
+    a = draw.randrange(100)
+    b = draw.randrange(100) if draw.random() < 0.5 else min(99, max(0, a + draw.randrange(-5, 6)))
     answer = "greater" if a > b else "less" if a < b else "equal"
     return f"{a} {b}", answer, f"{min(a, b)} {max(a, b)}"
 
