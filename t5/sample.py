@@ -1,6 +1,6 @@
 """Answers texts that begin with a prefix, with a trained T5 or a published one.
 
-python t5/sample.py "sort: 41 7 23" "add: 17 + 25"        # the newest run
+python t5/sample.py "sort: 41 7 23" "add: 17 + 5"        # the newest run
 python t5/sample.py --weights t5-small "translate English to German: A dog runs."
 python t5/sample.py "Thank you <extra_id_0> me to your party <extra_id_1> week."   # fills gaps
 python t5/sample.py --file FILE                           # a text file, line by line

@@ -51,6 +51,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     kind = cli.number(lambda x: 0 < x < 1, "a number between 0 and 1")
     how = dict(default=0.1, group="training", help="share of the steps before the rate falls")
     add("--warmup", type=kind, metavar="S", **how)
+    text = "the tables of relative positions learn so many times as fast (AdamW)"
+    add("--bias-rate", type=cli.positive, metavar="X", default=10.0, help=text)
     for name, text in SIZES.items():
         add(f"--{name.replace('_', '-')}", **count, none="the model's", help=text)
     add("--dropout", type=cli.share, metavar="P", default=0.0, help="of values left out")
@@ -149,8 +151,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.optimizer == "adafactor":
         optimizer = torch.optim.Adafactor(model.parameters(), args.lr)
     else:
+        tables = [p for n, p in model.named_parameters() if "attention_bias" in n]
+        others = [p for n, p in model.named_parameters() if "attention_bias" not in n]
+        groups = [dict(params=tables, lr=args.lr * args.bias_rate), dict(params=others)]
         how = dict(betas=(0.9, 0.98), weight_decay=0.0, fused=not args.fsdp)
-        optimizer = torch.optim.AdamW(model.parameters(), args.lr, **how)
+        optimizer = torch.optim.AdamW(groups, args.lr, **how)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step_size(args, step))
     parts = dict(model=model, optimizer=optimizer, schedule=schedule)
     judge = rebuild(train.facts["network"]).to(dev.device) if args.fsdp else model
