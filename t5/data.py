@@ -360,13 +360,9 @@ def load(
     known = {k: v for k, v in args.stored.get("dataset", {}).items() if k in FACTS}
     facts = known or vocabulary
     if not facts:
-        made = make_vocabulary(
-            [],
-            args.tokens,
-            args.vocab_size,
-            0,
-            [*train.inputs, *train.targets, *words_of(args, dev)],
-        )
+        texts = [*train.inputs, *train.targets, *words_of(args, dev)]
+        prefixes = [task.prefix for task in source.facts["tasks"].values()]
+        made = make_vocabulary([], args.tokens, args.vocab_size, 0, texts, prefixes)
         facts = dev.gather(made)[0]
     tasks = {name: vars(task) for name, task in source.facts["tasks"].items()}
     facts = dict(facts) | {"tasks": tasks}

@@ -151,9 +151,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.optimizer == "adafactor":
         optimizer = torch.optim.Adafactor(model.parameters(), args.lr)
     else:
-        tables = [p for n, p in model.named_parameters() if "attention_bias" in n]
-        others = [p for n, p in model.named_parameters() if "attention_bias" not in n]
-        groups = [dict(params=tables, lr=args.lr * args.bias_rate), dict(params=others)]
+        # Adam's steps are of one size, the first weights are not: see README.md, Departures.
+        rates = {"attention_bias": args.bias_rate, ".q.": model.sizes.d_kv**-0.5, "": 1.0}
+        kinds: dict[str, list] = {part: [] for part in rates}
+        for name, p in model.named_parameters():
+            kinds[next(part for part in rates if part in name)].append(p)
+        groups = [dict(params=some, lr=args.lr * rates[part]) for part, some in kinds.items()]
         how = dict(betas=(0.9, 0.98), weight_decay=0.0, fused=not args.fsdp)
         optimizer = torch.optim.AdamW(groups, args.lr, **how)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step_size(args, step))

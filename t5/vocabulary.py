@@ -85,10 +85,16 @@ class Vocabulary:
 
 
 def make_vocabulary(
-    texts: Iterable[str], kind: str, vocab_size: int, sentinels: int, more: Sequence[str] = ()
+    texts: Iterable[str],
+    kind: str,
+    vocab_size: int,
+    sentinels: int,
+    more: Sequence[str] = (),
+    prefixes: Sequence[str] = (),
 ) -> dict:
     """The `facts` of a vocabulary made of these texts: "pieces", at most `vocab_size` with the
-    special ones, or "chars". What stands in `more` is learned from, too."""
+    special ones, or "chars", with a token for each of the `prefixes`. What stands in `more` is
+    learned from, too."""
     from tokenizers import (
         AddedToken,
         Regex,
@@ -136,6 +142,8 @@ def make_vocabulary(
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    if kind == "chars":
+        tokenizer.add_tokens([f"{prefix}:" for prefix in prefixes])
     names = [f"<extra_id_{number}>" for number in reversed(range(sentinels))]
     # The library may add special tokens it already has again, at the end: they stay where they are.
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in [*SPECIAL, *names]])

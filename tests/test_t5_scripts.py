@@ -306,6 +306,20 @@ def test_special_tokens_in_a_text_are_text():
     assert END not in row[:-1]
 
 
+def test_a_prefix_is_a_token_of_characters():
+    known = Vocabulary(make_vocabulary([], "chars", 0, 2, ["sort: 3 1", "13"], ["sort", "a b"]))
+    (row,) = known.encode(["sort: 3 1"], 90).tokens
+    assert [known.tokenizer.id_to_token(i) for i in row[:-1].tolist()] == [
+        "sort:",
+        "▁",
+        "3",
+        "▁",
+        "1",
+    ]
+    assert known.decode([row.tolist()]) == ["sort: 3 1"]
+    assert known.sentinels == [known.known - 1, known.known - 2]
+
+
 def test_cut_texts_and_strange_characters():
     known = Vocabulary(make_vocabulary([TEXT], "chars", 0, 3))
     found = known.encode(["The dog", "the ü dog", "a"], 5)
