@@ -9,7 +9,7 @@ for tokens, segments, answers in run.progress(train.batches(32, train=True)): ..
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from common import counted, fail
 from common.data import sentences
 from common.data.batches import Batches, Draw
 from common.data.classes import check_classes, classes_in, known_classes, with_test
-from common.data.sentences import LABELS, labelled, place
+from common.data.sentences import LABELS, place
 from common.data.sources import PART_NAMES, Source, named, open_source, say_parts
 from common.data.tables import Table, no_column, read_table
 from common.data.text import find_text
@@ -60,29 +60,16 @@ class Examples:
         return Examples([self.first[i] for i in some], second, self.answers[indices])
 
 
-def of_sentences(name: str):
-    """A reader of single sentences, made of that of common/data/sentences.py."""
+def of_sentences(reader: Callable):
+    """A reader of single sentences, made of one of common/data/sentences.py."""
 
     def read(args: argparse.Namespace) -> Source:
-        source = sentences.SETS[name](args, OWN)
+        source = reader(args, OWN)
         for part, texts in source.parts.items():
             source.parts[part] = Examples(texts.texts, None, texts.labels)
         return source
 
     return read
-
-
-def cola(args: argparse.Namespace) -> Source:
-    """Sentences that are grammatical or not (Warstadt et al. 2018): 8,551 + 1,043 (dev)."""
-    root = place(args, "glue/CoLA", "train.tsv", "dev.tsv", instead=OWN)
-    words, found = {"0": "not grammatical", "1": "grammatical"}, {}
-    for part, file in (("train", "train"), ("val", "dev")):
-        pairs, _ = labelled(read_table(find_text(root / f"{file}.tsv")), "sentence", "label")
-        found[part] = [(text, words.get(label, label)) for text, label in pairs]
-    source = sentences.as_source(args, found, [])
-    for part, texts in source.parts.items():
-        source.parts[part] = Examples(texts.texts, None, texts.labels)
-    return source
 
 
 def mrpc(args: argparse.Namespace) -> Source:
@@ -209,12 +196,12 @@ def as_number(label: str, data: str) -> float:
 
 
 SETS = {
-    "sst2": of_sentences("sst2"),
-    "cola": cola,
-    "ag-news": of_sentences("ag-news"),
-    "sms-spam": of_sentences("sms-spam"),
-    "names": of_sentences("names"),
-    "sentences": of_sentences("sentences"),
+    "sst2": of_sentences(sentences.SETS["sst2"]),
+    "cola": of_sentences(sentences.cola),
+    "ag-news": of_sentences(sentences.SETS["ag-news"]),
+    "sms-spam": of_sentences(sentences.SETS["sms-spam"]),
+    "names": of_sentences(sentences.SETS["names"]),
+    "sentences": of_sentences(sentences.SETS["sentences"]),
     "mrpc": mrpc,
     "sts-b": stsb,
     "pairs": own_pairs,

@@ -106,7 +106,8 @@ class Parser(OneLineParser):
     --help, and refused if they are typed.
 
     What a checkpoint settles for good is `fixed`: to type another value beside --resume or
-    --evaluate is refused. `script` is named where a run can be gone on with.
+    --evaluate is refused. `script` is named where a run can be gone on with. With `several`, a plus
+    may join names of data sets.
     """
 
     def __init__(
@@ -120,9 +121,10 @@ class Parser(OneLineParser):
         recipe: Callable[..., tuple[dict, dict[str, str]]] | None = None,
         fixed: Iterable[str] = (),
         script: str = "train.py",
+        several: bool = False,
     ):
         super().__init__(f"python {milestone}/{script}", doc, add_help=False)
-        self.script = script
+        self.script, self.several = script, several
         self.fixed = ["model", "data", *fixed]
         self.milestone, self.quick, self.paper = milestone, quick, paper
         self.data, self.defaults, self.nothing = list(data), {}, {}
@@ -273,9 +275,16 @@ class Parser(OneLineParser):
     def check(self, values: dict, typed: dict) -> None:
         """Fails on values that don't fit together, before anything is loaded or written."""
         kinds = [name.split(":")[0] + ":" for name in self.data if ":" in name]
-        data = values["data"]
-        if data not in self.data and not any(data.startswith(k) and data != k for k in kinds):
-            fail(unknown("data set", data, self.data))
+
+        def known(data: str) -> bool:
+            return data in self.data or any(data.startswith(k) and data != k for k in kinds)
+
+        names = [values["data"]]
+        if self.several and not known(names[0]):
+            names = names[0].split("+")
+        for data in names:
+            if not known(data):
+                fail(unknown("data set", data, self.data))
         for flag, reason in self.nothing.items():
             if flag in typed and typed[flag] is not False:  # to say no to it is harmless
                 fail(f"--{flag.replace('_', '-')} has no meaning here: {reason}")

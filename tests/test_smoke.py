@@ -33,6 +33,9 @@ def few_scenes(monkeypatch):
     monkeypatch.setitem(corpora.CORPORA, "pydocs", lambda args: short)
     if "rnn" in MILESTONES:
         monkeypatch.setattr("rnn.adding.TEST", 20)
+    if "t5" in MILESTONES:
+        monkeypatch.setattr("t5.tasks.TRAINED", 20)
+        monkeypatch.setattr("t5.tasks.TESTED", 1)
 
 
 @pytest.mark.parametrize(("folder", "name"), list(models()))

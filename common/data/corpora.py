@@ -20,7 +20,7 @@ import os
 import platform
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -410,7 +410,8 @@ class Vocabulary:
     """Characters, or pieces of words (byte-pair encoding), from the `facts` of a checkpoint.
 
     `end` is the token between documents, or None; those of `never` are not to be written. Where it
-    is `spaced`, each line but a document's first is read with a space before it, which is taken
+    is `literal`, what looks like a special token in a text is text like any other. Where it is
+    `spaced`, each line but a document's first is read with a space before it, which is taken
     away again: so a word is the same tokens at a line's beginning as in the middle.
     """
 
@@ -425,6 +426,7 @@ class Vocabulary:
         if self.tokenizer:
             self.tokenizer.no_padding()
             self.tokenizer.no_truncation()
+            self.tokenizer.encode_special_tokens = facts.get("literal", False)
 
     def encode(self, text: str, after: str = "") -> Tensor:
         """Tokens (N,) of a text that stands `after` a character."""
@@ -597,7 +599,7 @@ class Tokens:
         kind = "uint8" if size <= 256 else "uint16" if size <= 65_536 else "int32"
         files = [(str(d.resolve()), d.stat().st_size, d.stat().st_mtime_ns) if isinstance(d, Path)
                  else seed_of(d) for d in text.documents]  # fmt: skip
-        names = ("characters", "tokenizer", "spaced", "published")
+        names = ("characters", "tokenizer", "spaced", "published", "literal")
         known = {k: self.facts[k] for k in names if k in self.facts}
         key = seed_of(str(files), text.begin, len(text), json.dumps(known, sort_keys=True), kind)
         path = CACHE / f"tokens-{key:016x}.{kind}"
@@ -710,12 +712,16 @@ class InOrder:
 
 
 def load_corpus(
-    args: argparse.Namespace, dev: Device, vocabulary: dict | None = None
+    args: argparse.Namespace,
+    dev: Device,
+    vocabulary: dict | None = None,
+    make: Callable[[Iterable[str]], dict] | None = None,
 ) -> tuple[Tokens, Tokens | None, Tokens]:
     """The training, validation (None without --val) and test part of `--data`.
 
     The vocabulary is that of the checkpoint that the run goes on with, or the `vocabulary` of
-    weights to start from, or made of the training part as --tokens and --vocab-size say.
+    weights to start from, or made of the training part: by `make`, which gets its blocks, or as
+    --tokens and --vocab-size say.
     """
     corpus = CORPORA[args.data.partition(":")[0]](args)
     for part, text in corpus.parts.items():
@@ -723,14 +729,17 @@ def load_corpus(
             dev.say(f"{args.data} is large: it is read in blocks, its tokens go to {CACHE}")
             text.measure(dev, "the text" if part == "all" else f"the {part} part")
     texts, known = parts_of(args, corpus), args.stored.get("dataset", {})
-    names = ("characters", "tokenizer", "vocab_size", "published", "spaced")
+    names = ("characters", "tokenizer", "vocab_size", "published", "spaced", "literal")
     facts = {name: known[name] for name in names if name in known} or vocabulary
     if not facts:
         blocks, most = texts["train"].blocks(), len(texts["train"])
         if args.tokens == "bpe":
             most = min(most, LEARNT_FROM)
         blocks = progress_bar(blocks, dev, "making the vocabulary", most // BLOCK + 1)
-        made = make_vocabulary(blocks, args.tokens, args.vocab_size, ends=True)
+        if make:
+            made = make(blocks)
+        else:
+            made = make_vocabulary(blocks, args.tokens, args.vocab_size, ends=True)
         facts = dev.gather(made)[0]
     sets = {name: Tokens(name, text, facts, dev) for name, text in texts.items()}
     kind = "characters" if "characters" in facts else "tokens"

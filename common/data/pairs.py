@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import datetime
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,7 +123,9 @@ def part_of(ordinal: int) -> str:
     return {0: "test", 1: "val"}.get(seed_of("day", ordinal) % 10, "train")
 
 
-def date_pairs(part: str, count: int, *key: int | str) -> Lines:
+def date_pairs(
+    part: str, count: int, *key: int | str, notations: Sequence[str] = NOTATIONS
+) -> Lines:
     """`count` random days of a part, 1930 to 2029, as people write them and in ISO form."""
     draw = random.Random(seed_of("dates", part, *key))
     sources, targets = [], []
@@ -131,7 +133,7 @@ def date_pairs(part: str, count: int, *key: int | str) -> Lines:
         ordinal = draw.randrange(FIRST_DAY, LAST_DAY)
         if part_of(ordinal) == part:
             day = datetime.date.fromordinal(ordinal)
-            text = write_date(day, draw.choice(NOTATIONS))
+            text = write_date(day, draw.choice(notations))
             style = draw.random()
             text = text.upper() if style < 0.1 else text.lower() if style < 0.3 else text
             sources.append(text)

@@ -104,6 +104,16 @@ def sst2(args: argparse.Namespace, instead: str = OWN) -> Source:
     return as_source(args, found, [])
 
 
+def cola(args: argparse.Namespace, instead: str = OWN) -> Source:
+    """Sentences that are grammatical or not (Warstadt et al. 2018): 8,551 + 1,043 (dev)."""
+    root = place(args, "glue/CoLA", "train.tsv", "dev.tsv", instead=instead)
+    words, found = {"0": "not grammatical", "1": "grammatical"}, {}
+    for part, file in (("train", "train"), ("val", "dev")):
+        pairs, _ = labelled(read_table(find_text(root / f"{file}.tsv")), "sentence", "label")
+        found[part] = [(text, words.get(label, label)) for text, label in pairs]
+    return as_source(args, found, [])
+
+
 def ag_news(args: argparse.Namespace, instead: str = OWN) -> Source:
     """News of four classes (Zhang et al. 2015), title and description."""
     root = place(args, "ag_news", "test.csv", instead=instead)

@@ -1,0 +1,199 @@
+"""The tokens of T5: pieces of words (Unigram, Kudo 2018) or characters, and sentinels for gaps.
+
+As in the released vocabulary token 0 is padding, 1 ends a text, 2 is what is unknown, and the
+sentinels are the last ones, from the last on: <extra_id_0> has the largest number.
+"""
+
+import collections
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from common import fail
+from common.data.text import Encoded, in_words, read_tokenizer
+from t5.model import END, PAD, UNKNOWN
+
+SPECIAL = ["<pad>", "</s>", "<unk>"]
+SENTINEL = re.compile(r"<extra_id_(\d+)>")
+LEARNT_FROM = 20_000_000  # characters that a vocabulary is made from
+
+
+class Vocabulary:
+    """A vocabulary from the `facts` of a checkpoint: the `tokenizer` as JSON.
+
+    `known` is how many tokens it has (a published table of embeddings has a few more, which mean
+    nothing); `sentinels` are in the order in which gaps get them.
+    """
+
+    def __init__(self, facts: dict):
+        self.tokenizer = read_tokenizer(facts["tokenizer"])
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.tokenizer.encode_special_tokens = True  # "</s>" in a text is text like any other
+        tokens = self.tokenizer.get_vocab()
+        self.known = max(tokens.values(), default=-1) + 1
+        marks = {int(m[1]): i for t, i in tokens.items() if (m := SENTINEL.fullmatch(t))}
+        self.sentinels = [marks[number] for number in sorted(marks)]
+        if missing := [t for i, t in enumerate(SPECIAL) if tokens.get(t) != i]:
+            fail(f"the tokenizer is of another model than T5: its {missing[0]} is token "
+                 f"{tokens.get(missing[0], 'nowhere')}")  # fmt: skip
+
+    def encode(self, texts: Sequence[str], most: int) -> Encoded:
+        """Texts as tensors of at most `most` tokens, the last of which is END."""
+        found, cut, strange = [], 0, set()
+        pieces = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        for text, piece in zip(texts, pieces, strict=True):
+            # A Unigram model takes a written "</s>" for its own piece of that name.
+            ids = [UNKNOWN if token in (PAD, END) else token for token in piece.ids]
+            if UNKNOWN in ids:
+                places = (piece.offsets[i] for i, token in enumerate(ids) if token == UNKNOWN)
+                strange.update(*(text[a:b].strip() for a, b in places))
+            cut += len(ids) >= most
+            found.append(torch.tensor([*ids[: most - 1], END]))
+        return Encoded(found, cut, sorted(strange))
+
+    def encode_prompt(self, text: str, most: int) -> Encoded:
+        """The same of one text, in which <extra_id_0> is the sentinel of that name."""
+        parts, ids, strange = re.split(f"({SENTINEL.pattern})", text), [], set()
+        # The pattern's own group stands among the parts, too: text, sentinel, number, text …
+        for place in range(0, len(parts), 3):
+            if parts[place].strip():
+                piece = self.encode([parts[place]], len(parts[place]) * 4 + 8)
+                ids += piece.tokens[0][:-1].tolist()
+                strange.update(piece.unknown)
+            if place + 2 < len(parts):
+                number = int(parts[place + 2])
+                if number >= len(self.sentinels):
+                    fail(f"the vocabulary has {len(self.sentinels)} sentinels, and no "
+                         f"{parts[place + 1]}")  # fmt: skip
+                ids.append(self.sentinels[number])
+        tokens = torch.tensor([*ids[: most - 1], END])
+        return Encoded([tokens], int(len(ids) >= most), sorted(strange))
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Lists of tokens as texts, with the names of sentinels in them."""
+        bare = [[i for i in row if i not in (PAD, END)] for row in rows]
+        texts = self.tokenizer.decode_batch(bare, skip_special_tokens=False)
+        return [re.sub(r"\s*(<extra_id_\d+>)\s*", r" \1 ", text).strip() for text in texts]
+
+    def names(self, tokens: Sequence[int]) -> list[str]:
+        """What a person calls tokens."""
+        found = (self.tokenizer.id_to_token(int(token)) or "?" for token in tokens)
+        return [name.replace("▁", "·") if name == "▁" else name.lstrip("▁") for name in found]
+
+
+def make_vocabulary(
+    texts: Iterable[str],
+    kind: str,
+    vocab_size: int,
+    sentinels: int,
+    more: Sequence[str] = (),
+    prefixes: Sequence[str] = (),
+) -> dict:
+    """The `facts` of a vocabulary made of these texts: "pieces", at most `vocab_size` with the
+    special ones, or "chars", with a token for each of the `prefixes`. What stands in `more` is
+    learned from, too."""
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+    )
+    from tokenizers import trainers  # isort: skip
+
+    lines = [*lines_of(texts), *more]
+    scheme = "always" if kind == "pieces" else "never"
+    normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    counts: collections.Counter = collections.Counter()
+    for begin in range(0, len(lines), 1000):
+        text = normalizer.normalize_str(" ".join(lines[begin : begin + 1000]))
+        counts.update(text.replace(" ", "▁"))
+    room = vocab_size - len(SPECIAL) - sentinels
+    letters = sorted(counts, key=lambda c: (-counts[c], c))
+    if kind == "chars":
+        plain = {t: i for i, t in enumerate([*SPECIAL, *sorted(letters)])}
+        tokenizer = Tokenizer(models.BPE(plain, [], unk_token=SPECIAL[UNKNOWN]))
+    else:
+        letters = letters[: max(1, room // 2)]
+        if room <= len(letters):
+            least = len(SPECIAL) + sentinels + len(letters)
+            fail(f"--vocab-size {vocab_size}: more than {least:,} are needed, for {len(SPECIAL)} "
+                 f"special tokens, {sentinels} sentinels and the letters")  # fmt: skip
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer = normalizer
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=room + len(SPECIAL),
+            special_tokens=SPECIAL,
+            unk_token=SPECIAL[UNKNOWN],
+            initial_alphabet=letters,
+            show_progress=False,
+            max_piece_length=16,
+        )
+        tokenizer.train_from_iterator(lines, trainer)
+        tokenizer = Tokenizer(in_order(tokenizer))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    if kind == "chars":
+        tokenizer.add_tokens([f"{prefix}:" for prefix in prefixes])
+    names = [f"<extra_id_{number}>" for number in reversed(range(sentinels))]
+    # The library may add special tokens it already has again, at the end: they stay where they are.
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in [*SPECIAL, *names]])
+    return facts_of(tokenizer.to_str())
+
+
+def in_order(tokenizer):
+    """The trained model with its pieces from the likeliest on: all numbers of tokens hang on that,
+    and so all weights.
+
+    The library numbers equals in another order each time. And the letters that training found no
+    use for it makes a bit likelier than the unlikeliest piece, each by another ten-thousandth, at
+    random, too.
+    """
+    from tokenizers import models
+
+    scores = dict(json.loads(tokenizer.to_str())["model"]["vocab"])
+    scores = {piece: score for piece, score in scores.items() if piece not in SPECIAL}
+    letters = [piece for piece in scores if len(piece) == 1]
+    limit = min(scores.values(), default=0) + 1e-4 * (len(letters) + 1)
+    useless = sorted(letter for letter in letters if scores[letter] <= limit)
+    scores |= dict(zip(useless, sorted(scores[letter] for letter in useless), strict=True))
+    known = [(piece, round(score, 6)) for piece, score in scores.items()]
+    known.sort(key=lambda pair: (-pair[1], pair[0]))
+    return models.Unigram([*((name, 0.0) for name in SPECIAL), *known], unk_id=UNKNOWN)
+
+
+def facts_of(tokenizer: str, vocab_size: int | None = None) -> dict:
+    """The facts of a tokenizer; of published weights, whose table of embeddings is longer, with
+    their own size."""
+    tokens = read_tokenizer(tokenizer).get_vocab()
+    size = vocab_size or max(tokens.values(), default=-1) + 1
+    found = {"tokenizer": tokenizer, "vocab_size": size, "literal": True}
+    return found | ({"published": True} if vocab_size else {})
+
+
+def lines_of(texts: Iterable[str]) -> Iterable[str]:
+    """The lines of texts, of long ones so many that they are LEARNT_FROM characters."""
+    seen, rest = 0, ""
+    for text in texts:
+        lines = (rest + text).replace("\x03", "\n").split("\n")
+        rest = lines.pop()
+        yield from filter(str.strip, lines)
+        if (seen := seen + len(text)) >= LEARNT_FROM:
+            break
+    if rest.strip():
+        yield rest
+
+
+def strange_characters(encoded: Sequence[Encoded]) -> str:
+    """What to say of characters that the vocabulary lacks; empty where there are none."""
+    unknown = sorted({c for part in encoded for c in "".join(part.unknown)})
+    return f"characters the vocabulary lacks, read as <unk>: {in_words(unknown)}" if unknown else ""
