@@ -139,7 +139,7 @@ def test_flags_that_are_refused(refused, few):
 
 def test_what_a_checkpoint_has_settled_is_not_changed(refused):
     train.main([*FLAGS, *TINY, "--max-steps", "1", "--run-dir", "run"])
-    changes = [("positions", "2d"), ("pool", "mean"), ("size", "32"), ("patch-size", "8")]
+    changes = [("positions", "2d"), ("pool", "token"), ("size", "32"), ("patch-size", "8")]
     changes += [("d-model", "32"), ("num-layers", "1"), ("num-heads", "1"), ("normalise", "half")]
     for argv in (["--evaluate", "run/last.pt"], ["--resume", "--run-dir", "run"]):
         for flag, value in changes:
@@ -251,7 +251,7 @@ def test_fine_tuning_at_a_higher_resolution_from_a_run(refused):
     argv = [*FLAGS, *TINY, "--size", "24", "--weights", "run/last.pt", "--max-steps", "1"]
     train.main([*argv, "--run-dir", "higher"])
     shapes = [weights(name)["encoder.pos_embedding"].shape for name in ("run", "higher")]
-    assert shapes == [(1, 17, 16), (1, 37, 16)]
+    assert shapes == [(1, 16, 16), (1, 36, 16)]
     flags = ["--positions", "relative"]
     train.main([*FLAGS, *TINY, *flags, "--max-steps", "1", "--run-dir", "offsets"])
     argv = [*FLAGS, *TINY, *flags, "--size", "24", "--weights", "offsets/last.pt"]
