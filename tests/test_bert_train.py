@@ -72,15 +72,17 @@ def test_a_run_is_measured_and_read_again(family):
         assert again == pytest.approx(measured, rel=1e-5)
 
 
-LONG = ["--steps", "200", "--every", "200", "--lr", "3e-3", "--batch-size", "512", "--val", "0"]
+LONG = ["--steps", "600", "--every", "600", "--lr", "5e-3", "--batch-size", "256", "--val", "0",
+        "--warmup", "0.2"]  # fmt: skip
 
 
 def test_it_learns_what_words_tell_from_afar(capsys):
     """More than the word before tells; and what was learned is what fills the gap."""
     found = run_small("runs/bert/one", *LONG, *ALONE)
     assert found["test_masked_accuracy"] > found["test_bigram_accuracy"] + 0.1
-    (gaps,) = sample.main(["the cow in the field [MASK].", "--out", "out"]).values()
-    assert gaps[0][0][0] == "moos"
+    answers = sample.main([*(f"the {a} in the house [MASK]." for a in SOUNDS), "--out", "out"])
+    said = [gap[0][0] for (gap,) in answers.values()]
+    assert sum(map(str.__eq__, said, SOUNDS.values())) > 2, said  # of five
 
 
 def test_resumed_is_uninterrupted():
