@@ -25,12 +25,12 @@ from common.folder import make_folder
 from t5.train import main as train
 
 SIZE = ["--model", "t5_tiny", "--vocab-size", "4096"]
-PRETRAINING = ["--data", "movie-reviews", "--words", "multi30k", "--steps", "800", "--every", "800",
-               "--batch-size", "2048", "--length", "64", "--lr", "3e-3", "--val", "0",
-               "--quiet"]  # fmt: skip
+PRETRAINING = ["--data", "movie-reviews", "--limit", "3000000", "--words", "multi30k",
+               "--steps", "500", "--every", "500", "--batch-size", "2048", "--length", "64",
+               "--lr", "3e-3", "--val", "0", "--quiet"]  # fmt: skip
 TUNING = ["--every", "400", "--val", "0", "--batch-size", "32", "--length", "64", "--lr", "1e-3",
           "--dropout", "0.1", "--quiet"]  # fmt: skip
-SST2 = ["--data", "sst2", "--steps", "800", "--target-length", "8"]
+SST2 = ["--data", "sst2", "--steps", "500", "--target-length", "8"]
 BOTH = ["--data", "sst2+multi30k", "--steps", "2400", "--mix-temperature", "2"]
 ALONE = {  # with T = 2 a third of the examples is of SST-2: here each has as many of its own
     "sst2": ["--data", "sst2", "--steps", "800"],

@@ -12,10 +12,10 @@ SIZES = {"num_layers": "blocks of each stack", "num_heads": "heads of attention"
 # fmt: off
 TEXT = dict(objective="spans", tokens="pieces", vocab_size=2048, steps=1500, every=500, val=20_000,
             batch_size=4096, length=128, lr=3e-3)
-HOUR = TEXT | dict(model="t5_mini", vocab_size=8192, steps=8000, every=1000, val=100_000)
+HOUR = TEXT | dict(model="t5_mini", vocab_size=8192, steps=5000, every=1000, val=100_000)
 TEXTS = {"english": HOUR | dict(words="multi30k"), "brown": HOUR, "movie-reviews": HOUR,
          "gutenberg": HOUR, "tinystories": HOUR, "wikitext2": HOUR | dict(val=1)}  # on top of QUICK
-TUNE = dict(tokens="pieces", vocab_size=4096, steps=3000, every=500, val=500, batch_size=64,
+TUNE = dict(tokens="pieces", vocab_size=4096, steps=6000, every=1000, val=500, batch_size=64,
             length=128, target_length=64, lr=1e-3, dropout=0.1)  # of tasks in files
 PAPER_TUNE = dict(objective=None, steps=262_144, every=5000, val=500, batch_size=128, lr=1e-3,
                   schedule="constant")  # Sec. 3.1.3, on top of PAPER

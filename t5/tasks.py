@@ -119,7 +119,7 @@ def comparing(draw: random.Random) -> Made:
     """Two numbers below 100, half of them near one another."""
     a = draw.randrange(100)
     b = draw.randrange(100) if draw.random() < 0.5 else min(99, max(0, a + draw.randrange(-5, 6)))
-    answer = "greater" if a > b else "less" if a < b else "equal"
+    answer = ">" if a > b else "<" if a < b else "="
     return f"{a} {b}", answer, f"{min(a, b)} {max(a, b)}"
 
 

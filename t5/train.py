@@ -143,7 +143,7 @@ def rows_of(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
-    dev = Device(args)
+    dev = Device(args, "fp32" if args.model == "t5_tiny" else "bf16")  # of small matrices
     found = start(args, dev)
     train, val, test = load(args, dev, found and found.vocabulary)
     model = make(args, train.facts, found)
