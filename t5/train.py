@@ -25,8 +25,8 @@ from t5.published import Found, check_model, read_published
 from t5.recipes import SIZES, recipe
 
 # fmt: off
-QUICK = dict(model="t5_tiny", data="tasks", tokens="chars", steps=1200, every=300, val=600,
-             batch_size=128, length=64, target_length=32, lr=3e-3)
+QUICK = dict(model="t5_tiny", data="tasks", tokens="chars", steps=3000, every=1000, val=300,
+             batch_size=32, length=64, target_length=32, lr=3e-3, clip=1.0)
 PAPER = dict(model="t5_base", data="text:data/c4", tokens="pieces", vocab_size=32_128,
              steps=524_288, every=5000, val=1_000_000, batch_size=65_536, accumulate=8, length=512,
              target_length=512, optimizer="adafactor", schedule="root", lr=0.01, warmup=0.01907,
