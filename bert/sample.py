@@ -47,8 +47,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--near", metavar="TEXT", help=text)
     add("--top", **count, default=5, help="how many answers to show (default: 5)")
     args = parser.parse_args(argv)
-    if args.weights == "":
-        fail("--weights is empty: name weights, a folder or a file, or leave it out")
     if args.weights and args.checkpoint:
         fail("give --weights or --checkpoint, one of them")
     if args.sentences and (args.file or args.near):

@@ -31,7 +31,14 @@ from common.device import DTYPES
 from common.folder import as_spelt_now, find_run, holds_run, read_flags
 
 DEVICES = ["auto", "cpu", "cuda", "mps"]
-OWN_INPUTS = ("inputs", "sentences", "file", "interactive", "graph")  # flags of a sample.py
+OWN_INPUTS = (
+    "inputs",
+    "sentences",
+    "texts",
+    "file",
+    "interactive",
+    "graph",
+)  # flags of a sample.py
 NEVER_STORED = ("resume", "evaluate", "run_dir", "max_steps", "fsdp")
 GROUPS = ("data", "training", "this paper's own", "machine", "run")
 

@@ -7,6 +7,7 @@ Our parameters bear the released names. What files hold beside them: the table o
 up to three more names, and in the oldest a table of positions that nothing reads.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -21,6 +22,7 @@ from torch import Tensor
 from common import fail
 from common.checkpoint import read_tensors, weights_in
 from common.data.text import read_tokenizer
+from common.device import Device
 from common.folder import read_flags
 from common.weights import files_of, read_config
 from t5.model import MODELS, Text2Text, rebuild
@@ -273,3 +275,16 @@ def check_model(found: Found, model: str) -> None:
     if not same:
         theirs = found.model or ("version 1.1" if gated else "version 1.0")
         fail(f"--weights {found.source} are {theirs}'s, not {model}'s: leave --model out")
+
+
+def start(args: argparse.Namespace, dev: Device) -> Found | None:
+    """The weights to start from; none where the run goes on with a checkpoint."""
+    if not args.weights or args.stored:
+        return None
+    found = read_published(args.weights, dev.say)
+    if found.vocabulary is None:
+        fail(f"--weights {args.weights}: there is no tokenizer.json or spiece.model beside the "
+             "weights, so no text can be read for them")  # fmt: skip
+    if "model" in args.typed:
+        check_model(found, args.model)
+    return found

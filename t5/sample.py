@@ -66,8 +66,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         fail("--interactive writes no files: leave --out out")
     if args.interactive and not sys.stdin:
         fail("--interactive reads the standard input, which is closed")
-    if args.weights == "":
-        fail("--weights is empty: name weights, a folder or a file, or leave it out")
     if args.weights and args.checkpoint:
         fail("give --weights or --checkpoint, one of them")
     if args.weights and not (args.texts or args.file or args.interactive):

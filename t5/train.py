@@ -21,7 +21,7 @@ from common.schedule import warmup_and_line
 from t5.data import DATA, FIXED, Gaps, Mixture, add_data_flags, load
 from t5.decoding import write
 from t5.model import ARCHITECTURES, MODELS, PAD, Text2Text, describe, rebuild
-from t5.published import Found, check_model, read_published
+from t5.published import Found, start
 from t5.recipes import SIZES, recipe
 
 # fmt: off
@@ -66,19 +66,6 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     if args.optimizer == "adafactor" and args.fsdp:
         fail("--optimizer adafactor needs whole matrices: leave --fsdp out")
     return args
-
-
-def start(args: argparse.Namespace, dev: Device) -> Found | None:
-    """The weights to start from; none where the run goes on with a checkpoint."""
-    if not args.weights or args.stored:
-        return None
-    found = read_published(args.weights, dev.say)
-    if found.vocabulary is None:
-        fail(f"--weights {args.weights}: there is no tokenizer.json or spiece.model beside the "
-             "weights, so no text can be read for them")  # fmt: skip
-    if "model" in args.typed:
-        check_model(found, args.model)
-    return found
 
 
 def make(args: argparse.Namespace, facts: dict, found: Found | None) -> Text2Text:
