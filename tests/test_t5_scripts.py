@@ -460,10 +460,10 @@ def test_a_mixture_begun_anywhere_is_the_same(files):
 def test_long_targets_are_cut_and_that_is_said(files, capsys):
     Path("mix.tsv").write_text("".join(f"p\tin{i}\t{'y' * (i + 1)}\n" for i in range(40)))
     argv = ["--data", "mix:mix.tsv", *SMALL, "--target-length", "9", "--tokens", "chars"]
-    train.main([*argv, "--max-steps", "1", "--length", "5"])
+    train.main([*argv, "--max-steps", "1", "--length", "6"])
     said = capsys.readouterr().out
     assert "32 targets cut at 9 tokens (--target-length)" in said
-    assert "30 sources cut at 5 tokens (--length)" in said
+    assert "30 sources cut at 6 tokens (--length)" in said
 
 
 # ---------------------------------------------------------------------- published weights
