@@ -10,18 +10,9 @@ import torchvision
 from helpers import compare, count, perturb
 from torch import nn
 
+from vit.layers import SelfAttention, attention, attention_kernel
 from vit.loading import current_name, interpolate
-from vit.model import (
-    MODELS,
-    POOLS,
-    POSITIONS,
-    SelfAttention,
-    VisionTransformer,
-    attention,
-    attention_kernel,
-    vit_b_16,
-    vit_tiny,
-)
+from vit.model import MODELS, POOLS, POSITIONS, VisionTransformer, vit_b_16, vit_tiny
 
 PARAMETERS = {  # of the named sizes those of the released networks
     "vit_tiny": 208_074,

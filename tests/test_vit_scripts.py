@@ -16,7 +16,8 @@ from PIL import Image
 from test_vit import as_timm, images, shaken, tiny
 
 from vit import claims, maps, sample, train
-from vit.model import MODELS, SelfAttention, VisionTransformer
+from vit.layers import SelfAttention
+from vit.model import MODELS, VisionTransformer
 
 FLAGS = ["--data", "digits", "--limit", "96", "--val", "0", "--batch-size", "32", "--quiet"]
 TINY = ["--d-model", "16", "--num-layers", "2", "--num-heads", "2", "--size", "16"]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit.model import SelfAttention, VisionTransformer
+from vit.layers import SelfAttention
+from vit.model import VisionTransformer
 
 
 @torch.inference_mode()
