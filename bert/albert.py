@@ -35,17 +35,7 @@ from bert.examples import (
     thirds,
     words_but,
 )
-from bert.layers import (
-    Dropout,
-    FineTuned,
-    Pretrained,
-    Rows,
-    Sizes,
-    accuracy,
-    first_weights,
-    gelu,
-    nats,
-)
+from bert.layers import Dropout, FineTuned, Pretrained, Rows, Sizes, accuracy, first_weights, gelu
 from bert.original import SHARE, Embeddings, Outputs, SelfAttention, count_places, join
 
 MOST_WORDS = 3  # of an n-gram that is hidden (Sec. 4.1)
@@ -202,17 +192,6 @@ class ALBERT(Pretrained):
         pairs = self.sop_classifier(self.albert.pooled(x)) if self.settings["pairs"] else None
         return Outputs(logits, pairs)
     # fmt: on
-
-    def fill(self, tokens: Tensor, places: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Logits (N, V) of what stands at the places, where the tokens are [MASK]."""
-        return self(tokens, segments, places).logits
-
-    def loss(self, outputs: Outputs, targets: Tensor, counts: Tensor, labels=None):
-        """Nats of the N hidden tokens, and for each the pair's, in all; and N.
-
-        Raises ValueError if there are labels, and the model has no `pairs`, or the other way.
-        """
-        return nats(outputs, targets, counts, labels), len(targets)
 
     def figures(self, outputs: Outputs, targets: Tensor, counts: Tensor, labels=None) -> dict:
         """By name a sum and its count: nats and share right of words, and of the order."""

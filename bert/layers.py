@@ -155,7 +155,7 @@ def first_weights(module: nn.Module) -> None:
 
 
 class Pretrained(nn.Module):
-    """What the five models have in common: their sizes.
+    """What the five models have in common: their sizes, and if they say no other, filling and loss.
 
     `settings` are plain values that build the same network again: those of `Sizes` but for
     `dropout`, and the model's `own`.
@@ -169,6 +169,17 @@ class Pretrained(nn.Module):
         self.d_model, self.vocab_size = sizes.d_model, sizes.vocab_size
         settings = dataclasses.asdict(sizes) | own
         self.settings = {key: value for key, value in settings.items() if key != "dropout"}
+
+    def fill(self, tokens: Tensor, places: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Logits (N, V) of what stands at the places, where the tokens are hidden."""
+        return self(tokens, segments, places).logits
+
+    def loss(self, outputs, targets: Tensor, counts: Tensor, labels: Tensor | None = None):
+        """Nats of the N hidden tokens, and for each the pair's, in all; and N.
+
+        Raises ValueError if there are labels, and the model has no head for them, or the other way.
+        """
+        return nats(outputs, targets, counts, labels), len(targets)
 
 
 class FineTuned(nn.Module):

@@ -49,7 +49,6 @@ from bert.layers import (
     attention_kernel,
     first_weights,
     gelu,
-    nats,
 )
 
 SHARE = 0.15  # of the tokens are hidden (Sec. 3.1)
@@ -284,17 +283,6 @@ class BERT(Pretrained):
         pairs = self.cls.seq_relationship(self.bert.pooled(x)) if self.settings["pairs"] else None
         return Outputs(logits, pairs)
     # fmt: on
-
-    def fill(self, tokens: Tensor, places: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Logits (N, V) of what stands at the places, where the tokens are [MASK]."""
-        return self(tokens, segments, places).logits
-
-    def loss(self, outputs: Outputs, targets: Tensor, counts: Tensor, labels=None):
-        """Nats of the N hidden tokens, and for each the pair's, in all; and N.
-
-        Raises ValueError if there are labels, and the model has no `pairs`, or the other way.
-        """
-        return nats(outputs, targets, counts, labels), len(targets)
 
     def figures(self, outputs: Outputs, targets: Tensor, counts: Tensor, labels=None) -> dict:
         """By name a sum and its count: nats and share right of words, and of pairs."""

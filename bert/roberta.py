@@ -32,7 +32,7 @@ from bert.examples import (
     thirds,
     words_but,
 )
-from bert.layers import Dropout, FineTuned, Pretrained, Sizes, accuracy, first_weights, gelu, nats
+from bert.layers import Dropout, FineTuned, Pretrained, Sizes, accuracy, first_weights, gelu
 from bert.original import SHARE, Encoder, Outputs
 
 # ---------------------------------------------------------------------- the network
@@ -77,14 +77,6 @@ class RoBERTa(Pretrained):
         chosen = x if places is None else x.flatten(0, 1)[places]        # (N, D)
         return Outputs(self.lm_head(chosen, self.roberta.embeddings.word_embeddings.weight))
     # fmt: on
-
-    def fill(self, tokens: Tensor, places: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Logits (N, V) of what stands at the places, where the tokens are <mask>."""
-        return self(tokens, segments, places).logits
-
-    def loss(self, outputs: Outputs, targets: Tensor, counts: Tensor, labels=None):
-        """Nats of the N hidden tokens in all, and N. Raises ValueError if examples have labels."""
-        return nats(outputs, targets, counts, labels), len(targets)
 
     def figures(self, outputs: Outputs, targets: Tensor, counts: Tensor, labels=None) -> dict:
         """By name a sum and its count: nats and share right of the hidden words."""

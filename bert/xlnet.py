@@ -44,7 +44,6 @@ from bert.layers import (
     drop_values,
     first_weights,
     gelu,
-    nats,
 )
 from bert.original import draw_pairs
 
@@ -290,11 +289,6 @@ class XLNet(Pretrained):
         ranks = torch.full_like(tokens, -1)
         ranks.view(-1)[places] = 0
         return self(tokens, segments, places, ranks).logits
-
-    def loss(self, outputs: Outputs, targets: Tensor, counts: Tensor, labels=None):
-        """Nats of the N predicted tokens in all (Eq. 5), and N. Raises ValueError if examples have
-        labels."""
-        return nats(outputs, targets, counts, labels), len(targets)
 
     def figures(self, outputs: Outputs, targets: Tensor, counts: Tensor, labels=None) -> dict:
         """By name a sum and its count: nats and share right of the predicted words."""
