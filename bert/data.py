@@ -24,7 +24,7 @@ from common import counted, fail, seed_of
 from common.data.corpora import CORPORA, Text, parts_of
 from common.data.corpora import END as BETWEEN
 from common.data.sources import say_parts
-from common.data.text import read_tokenizer
+from common.data.text import in_fixed_order, read_tokenizer
 from common.device import Device
 from common.run import progress_bar
 
@@ -189,6 +189,9 @@ def make_vocabulary(
         fail(f"--vocab-size {vocab_size}: {kind} needs more than {least:,} tokens here, one for "
              f"each special token and each {kinds}")  # fmt: skip
     tokenizer.train_from_iterator(sentences, trainer)
+    if kind == "Unigram":
+        tokenizer = in_fixed_order(tokenizer, specials, specials.index(roles["unk"]))
+        tokenizer.add_special_tokens([AddedToken(name, special=True) for name in specials])
     plain = json.loads(tokenizer.to_str())
     plain["added_tokens"] = [t for t in plain["added_tokens"] if t["content"] in specials]
     tokenizer = Tokenizer.from_str(json.dumps(plain))

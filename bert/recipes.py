@@ -13,11 +13,12 @@ PAIRS = ("bert", "albert")  # that learn from pairs of sentences
 
 # fmt: off
 HOUR = dict(model="bert_mini", vocab_size=8192, steps=6000, every=1000, val=100_000, lr=1e-3,
-            batch_size=4096, weight_decay=0.01)
+            batch_size=4096, length=None, dropout=None, weight_decay=0.01)
 SETS = {  # on top of QUICK
     "english": HOUR, "brown": HOUR, "movie-reviews": HOUR, "wikitext2": HOUR | dict(val=1),
 }
-TUNE = dict(steps=500, every=100, batch_size=4096, lr=5e-5)  # from --weights
+TUNE = dict(steps=500, every=100, batch_size=4096, length=None, dropout=None,
+            lr=5e-5)  # from --weights
 
 # On top of PAPER, which is BERT's (A.2). Steps, examples of a step, their length, peak rate, steps
 # in which it rises, beta2, clip (None: none).

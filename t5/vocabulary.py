@@ -5,14 +5,13 @@ sentinels are the last ones, from the last on: <extra_id_0> has the largest numb
 """
 
 import collections
-import json
 import re
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from common import fail
-from common.data.text import Encoded, in_words, read_tokenizer
+from common.data.text import Encoded, in_fixed_order, in_words, read_tokenizer
 from t5.model import END, PAD, UNKNOWN
 
 SPECIAL = ["<pad>", "</s>", "<unk>"]
@@ -138,7 +137,7 @@ def make_vocabulary(
             max_piece_length=16,
         )
         tokenizer.train_from_iterator(lines, trainer)
-        tokenizer = Tokenizer(in_order(tokenizer))
+        tokenizer = in_fixed_order(tokenizer, SPECIAL, UNKNOWN)
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
@@ -148,27 +147,6 @@ def make_vocabulary(
     # The library may add special tokens it already has again, at the end: they stay where they are.
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in [*SPECIAL, *names]])
     return facts_of(tokenizer.to_str())
-
-
-def in_order(tokenizer):
-    """The trained model with its pieces from the likeliest on: all numbers of tokens hang on that,
-    and so all weights.
-
-    The library numbers equals in another order each time. And the letters that training found no
-    use for it makes a bit likelier than the unlikeliest piece, each by another ten-thousandth, at
-    random, too.
-    """
-    from tokenizers import models
-
-    scores = dict(json.loads(tokenizer.to_str())["model"]["vocab"])
-    scores = {piece: score for piece, score in scores.items() if piece not in SPECIAL}
-    letters = [piece for piece in scores if len(piece) == 1]
-    limit = min(scores.values(), default=0) + 1e-4 * (len(letters) + 1)
-    useless = sorted(letter for letter in letters if scores[letter] <= limit)
-    scores |= dict(zip(useless, sorted(scores[letter] for letter in useless), strict=True))
-    known = [(piece, round(score, 6)) for piece, score in scores.items()]
-    known.sort(key=lambda pair: (-pair[1], pair[0]))
-    return models.Unigram([*((name, 0.0) for name in SPECIAL), *known], unk_id=UNKNOWN)
 
 
 def facts_of(tokenizer: str, vocab_size: int | None = None) -> dict:

@@ -92,7 +92,7 @@ def test_resumed_is_uninterrupted():
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
-def test_accumulation_is_the_large_batch(family, same_vocabulary):
+def test_accumulation_is_the_large_batch(family):
     how = [*ALONE, "--clip", "0.5", "--max-steps", "3"]
     whole = run_small("whole", *how, family=family)
     parts = run_small("parts", *how, "--accumulate", "2", family=family)
@@ -126,21 +126,8 @@ def test_it_trains_in_training_and_is_measured_without_dropout(monkeypatch):
     assert seen == BOTH
 
 
-@pytest.fixture
-def same_vocabulary(monkeypatch):
-    """Of the library's Unigram no two vocabularies are the same."""
-    made, original = {}, data.make_vocabulary
-
-    def make(sentences, *how):
-        if how not in made:
-            made[how] = original(sentences, *how)
-        return dict(made[how])
-
-    monkeypatch.setattr(data, "make_vocabulary", make)
-
-
 @pytest.mark.parametrize("family", ["bert", "xlnet"])
-def test_matrices_decay_and_nothing_else(family, same_vocabulary):
+def test_matrices_decay_and_nothing_else(family):
     for decay in ("0", "50"):
         run_small(decay, "--max-steps", "1", "--weight-decay", decay, *ALONE, family=family)
     kept = []
