@@ -28,7 +28,6 @@ from t5.model import END, PAD, START, UNKNOWN
 from t5.tasks import TASK_SETS, Examples, are_tasks, judge, read_tasks
 from t5.vocabulary import Vocabulary, make_vocabulary, strange_characters
 
-POOL = 8  # steps whose examples are drawn together and grouped by length
 SENTINELS = 100  # of a vocabulary that is made here, as of the published one
 TESTED_GAPS = 2_000  # texts of the validation and of the test part that are measured, at most
 
@@ -249,25 +248,14 @@ class Mixture:
     def steps(self, rows: int, steps: int, temperature: float = 1.0, most: float = 2.0**21):
         """`steps` steps of `rows` examples to train on, tasks in the proportion of `mixing_rates`.
 
-        Of a task's examples none comes again before all have come. The examples of POOL steps are
-        grouped by length, so that there is little padding.
+        Of a task's examples none comes again before all have come. A step isn't of examples of like
+        length, which would save padding: a length tells tasks apart, and steps of one task after
+        another's teach much less (README.md).
         """
         sizes = {task: len(places) for task, places in self.by_task.items()}
         rates = mixing_rates(sizes, temperature, most)
         order = Order(self.by_task, rates, rows, self.dev.seed)
-        both = zip(self.sources.tokens, self.targets.tokens, strict=True)
-        length = torch.tensor([len(source) + len(target) for source, target in both])
-
-        def draw(step: int) -> tuple[Tensor, Tensor, Tensor]:
-            pool, number = divmod(step, POOL)
-            places = order.pool(pool)
-            by_length = places[length[places].argsort(stable=True)].split(rows)
-            generator = torch.Generator().manual_seed(seed_of("order", self.dev.seed, pool))
-            chosen = by_length[int(torch.randperm(POOL, generator=generator)[number])]
-            mixed = torch.randperm(rows, generator=generator)
-            return self.batch(chosen[mixed])
-
-        return Drawn(draw, rows, steps, self.dev)
+        return Drawn(lambda step: self.batch(order.step(step)), rows, steps, self.dev)
 
     def in_order(self, rows: int) -> Iterator[Batch]:
         """The part once, examples of like length together; every process gets as many batches."""
@@ -279,29 +267,26 @@ class Mixture:
 
 
 class Order:
-    """Which examples come when: pools of POOL * `rows` places, each a function of the seed and its
-    number. A later pool is found by drawing the earlier ones' tasks again."""
+    """Which examples come when: of each step `rows` places, a function of the seed and its number.
+    For a later step the earlier ones' tasks are drawn again."""
 
     def __init__(
         self, by_task: dict[str, list[int]], rates: dict[str, float], rows: int, seed: int
     ):
         self.places = [torch.tensor(by_task[task]) for task in rates]
         self.rates = torch.tensor(list(rates.values()), dtype=torch.float64)
-        self.size, self.seed = POOL * rows, seed
-        self.done, self.begun = 0, torch.zeros(len(rates), dtype=torch.int64)  # pools, examples
-        self.kept: dict[int, Tensor] = {}
+        self.rows, self.seed = rows, seed
+        self.done, self.begun = 0, torch.zeros(len(rates), dtype=torch.int64)  # steps, examples
         self.orders: dict[tuple[int, int], Tensor] = {}
 
-    def tasks_of(self, pool: int) -> Tensor:
-        """How many examples of each task a pool has."""
-        generator = torch.Generator().manual_seed(seed_of("tasks", self.seed, pool))
-        drawn = torch.multinomial(self.rates, self.size, replacement=True, generator=generator)
+    def tasks_of(self, step: int) -> Tensor:
+        """How many examples of each task a step has."""
+        generator = torch.Generator().manual_seed(seed_of("tasks", self.seed, step))
+        drawn = torch.multinomial(self.rates, self.rows, replacement=True, generator=generator)
         return drawn.bincount(minlength=len(self.rates))
 
-    def pool(self, number: int) -> Tensor:
-        """The places of a pool's examples."""
-        if number in self.kept:
-            return self.kept[number]
+    def step(self, number: int) -> Tensor:
+        """The places of a step's examples, mixed."""
         if number < self.done:
             self.done = 0
             self.begun.zero_()
@@ -310,8 +295,8 @@ class Order:
             self.done += 1
         found = [self.of_task(task, int(begin), int(count)) for task, (begin, count) in
                  enumerate(zip(self.begun, self.tasks_of(number), strict=True))]  # fmt: skip
-        self.kept = {number: torch.cat(found)}
-        return self.kept[number]
+        generator = torch.Generator().manual_seed(seed_of("order", self.seed, number))
+        return torch.cat(found)[torch.randperm(self.rows, generator=generator)]
 
     def of_task(self, task: int, begin: int, count: int) -> Tensor:
         """`count` examples of a task from its `begin`th on, pass after pass over all."""

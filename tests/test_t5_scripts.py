@@ -443,6 +443,19 @@ def test_a_mixture_by_its_rates(files):
     assert few["sst2"] / 800 == pytest.approx(1 / 2, abs=0.06)
 
 
+def test_a_step_has_its_share_of_each_task(files):
+    """Steps of examples of like length would be of one task after another."""
+    _, (part, _, _) = loaded("--data", "sst2+multi30k")
+    marks = {tuple(tokens.tolist()): task for task, tokens in
+             zip(part.examples.tasks, part.sources.tokens, strict=True)}  # fmt: skip
+    steps = [[marks[tuple(t for t in row.tolist() if t != PAD)] for row in source]
+             for source, _, _ in part.steps(30, 40)]  # fmt: skip
+    for tasks in steps:
+        assert 8 <= tasks.count("sst2") <= 29  # 20 in the mean, within four deviations
+    first = Counter(tasks[0] for tasks in steps)  # and in no order: micro-batches are mixed, too
+    assert min(first["sst2"], first["multi30k"]) >= 5
+
+
 def test_a_mixture_begun_anywhere_is_the_same(files):
     _, (part, _, _) = loaded("--data", "sst2+multi30k")
     steps = list(part.steps(4, 40))
