@@ -32,7 +32,7 @@ from common.weights import IMAGENET, add_weight_flags, check_weights, keep_froze
 from mobilenet.model import MODELS, folded
 
 # fmt: off
-QUICK = dict(model="mobilenet_v2_cifar", data="shapes",               epochs=4,   val=500, batch_size=64, lr=0.03,  optimizer="sgd",     schedule="cosine")  # noqa: E501
+QUICK = dict(model="mobilenet_v2_cifar", data="shapes",               epochs=4,   val=500, batch_size=32, lr=0.03,  optimizer="sgd",     schedule="cosine")  # noqa: E501
 PAPER = dict(model="mobilenet_v1",       data="folder:data/imagenet", epochs=300, val=0,   batch_size=96, lr=0.045, optimizer="rmsprop", schedule="stairs")  # noqa: E501
 V3 = dict(epochs=600, batch_size=4096, lr=0.1, decay=1e-5, average=0.9999)  # its Sec. 6.1.1
 # fmt: on

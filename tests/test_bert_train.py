@@ -29,9 +29,9 @@ SIZES = {"roberta": "340"}  # of vocabularies; else 140
 ALONE = ("--dropout", "0", "--precision", "fp32")
 
 
-def small_corpus(args=None):
+def small_corpus(args=None, count=9):
     """Sentences in which the last word follows from the second, far before it."""
-    documents = ["\n".join(LINES[(7 * i + 3 * k) % 25] for k in range(12)) for i in range(9)]
+    documents = ["\n".join(LINES[(7 * i + 3 * k) % 25] for k in range(12)) for i in range(count)]
     return corpora.Corpus({"all": corpora.Text(documents)})
 
 
@@ -72,14 +72,16 @@ def test_a_run_is_measured_and_read_again(family):
         assert again == pytest.approx(measured, rel=1e-5)
 
 
-LONG = ["--steps", "400", "--every", "400", "--lr", "5e-3", "--batch-size", "256", "--val", "0",
+LONG = ["--d-model", "64", "--d-ff", "256", "--num-heads", "4", "--length", "16", "--no-pairs",
+        "--steps", "600", "--every", "600", "--lr", "3e-3", "--batch-size", "256", "--val", "0",
         "--warmup", "0.2"]  # fmt: skip
 
 
-def test_it_learns_what_words_tell_from_afar():
-    """More than the word before tells."""
+def test_it_learns_what_words_tell_from_afar(monkeypatch):
+    """Far more than the word before tells; seventy hidden tokens, of seeds 0 and 1 97% right."""
+    monkeypatch.setitem(corpora.CORPORA, "pydocs", lambda args: small_corpus(count=60))
     found = run_small("run", *LONG, *ALONE)
-    assert found["test_masked_accuracy"] > found["test_bigram_accuracy"]
+    assert found["test_masked_accuracy"] > found["test_bigram_accuracy"] + 0.15
 
 
 def test_resumed_is_uninterrupted():
