@@ -1,14 +1,12 @@
 """Trains MobileNets: v1 (Howard et al. 2017), v2 (Sandler et al. 2018), v3 (Howard et al. 2019).
 
-python mobilenet/train.py                                 # shapes: 97.9%, 86 s of one core
+python mobilenet/train.py                                 # shapes: 98.4%
 python mobilenet/train.py --data cifar10 --data-dir PATH --epochs 15
 python mobilenet/train.py --model mobilenet_v1_cifar --no-separable    # full convolutions
 python mobilenet/train.py --paper --data folder:PATH      # v1 on ImageNet's tree
 python mobilenet/train.py --paper --model mobilenet_v3_large --data folder:PATH
 python mobilenet/train.py --model mobilenet_v2 --data folder:PATH --size 128     # your own images
 python mobilenet/train.py --model mobilenet_v2 --weights imagenet --freeze --data folder:PATH
-
-Measured on a Zen 5 server that others share (see the README).
 """
 
 import argparse
