@@ -95,3 +95,12 @@ def unrecorded(model: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def look_ahead(model: nn.Module, parts: list, dev: Device) -> WholeStep:
+    """The features of all parts of a step, without gradients (the first of two passes)."""
+    step = WholeStep(dev)
+    with torch.no_grad(), unrecorded(model), dev.autocast():
+        for images, texts, keys in parts:
+            step.add(*model(images, texts)[:2], keys)
+    return step

@@ -1,4 +1,4 @@
-"""What both Transformers of CLIP are made of: attention, with a causal mask or without, and a block.
+"""What both Transformers of CLIP are made of: attention, causal or not, and a block.
 
 Shapes: B batch, T tokens, D width, A heads, d dimensions of a head. Parameters bear the names of
 the released code, which are those of `nn.MultiheadAttention`.
@@ -97,9 +97,7 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """`num_layers` blocks, one after another."""
 
-    def __init__(
-        self, width: int, num_layers: int, num_heads: int, causal: bool, activation: str
-    ):
+    def __init__(self, width: int, num_layers: int, num_heads: int, causal: bool, activation: str):
         super().__init__()
         blocks = (
             ResidualAttentionBlock(width, num_heads, causal, activation) for _ in range(num_layers)

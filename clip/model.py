@@ -3,7 +3,7 @@ Sutskever 2021, arXiv:2103.00020).
 
 An image encoder and a text encoder learn one space: of a batch of pairs each image's own caption is
 to be the nearest of all captions there, and each caption's own image the nearest image. No labels
-are needed, and whatever can be said in words can be asked afterwards: "a photo of a dog" is a class.
+are needed, and afterwards whatever can be said in words is a class: "a photo of a dog".
 
 Shapes: B batch, H and W pixels, T tokens, D width of the text encoder, E dimensions of the space,
 V vocabulary.
@@ -106,7 +106,7 @@ class CLIP(nn.Module):
         x = self.token_embedding(tokens)                                # (B, T, D)
         x = x + self.positional_embedding[: tokens.shape[1]]            # (B, T, D)
         x = self.ln_final(self.transformer(x))                          # (B, T, D)
-        ends = (tokens == self.end_token).int().argmax(1)               # (B,), the first one's place
+        ends = (tokens == self.end_token).int().argmax(1)               # (B,), of the first one
         x = x[torch.arange(len(x), device=x.device), ends]              # (B, D)
         return unit(x @ self.text_projection)                           # (B, E)
     # fmt: on

@@ -1,11 +1,11 @@
-"""Published weights: OpenAI's CLIPs and others of their form, from the Hugging Face hub, a folder or
-a file, with their tokenizer.
+"""Published weights: OpenAI's CLIPs and others of their form, from the Hugging Face hub, a folder
+or a file, with their tokenizer.
 
 found = read_published("openai/clip-vit-base-patch32", dev.say)   # or a folder, a file, a run
 model = found.build()                                             # with these weights
 
-Files of transformers and state_dicts of OpenAI's code or open_clip's are taken as they are. OpenAI's
-own downloads are TorchScript programs, which aren't run here: save the state_dict() of one.
+Files of transformers and state_dicts of OpenAI's code or open_clip's are taken as they are. What
+OpenAI gives for download are TorchScript programs, which aren't run here: save their state_dict().
 """
 
 import dataclasses

@@ -115,8 +115,8 @@ class AttentionPool2d(nn.Module):
         x = x.flatten(2).transpose(1, 2)                                       # (B, h w, C)
         x = torch.cat([x.mean(1, keepdim=True), x], 1) + self.positional_embedding
         query, key, value = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
-        heads = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)       # (B, A, 1 or h w + 1, d)
-                 for part in (query, key, value))  # fmt: skip
+        heads = [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)       # (B, A, T, d),
+                 for part in (query, key, value)]                              # T is 1 or h w + 1
         seen = F.scaled_dot_product_attention(*heads)                          # (B, A, 1, d)
         return self.c_proj(seen.flatten(1))                                    # (B, E)
     # fmt: on

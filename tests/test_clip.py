@@ -18,8 +18,8 @@ from clip.names import current
 from clip.tokens import END, FEWEST, START, Tokens, from_merges, from_vocabulary, read_merges
 from clip.tokens import train_tokenizer as train
 from clip.vision import AttentionPool2d, Bottleneck, ModifiedResNet
-from common.device import Device
 from common import Flags
+from common.device import Device
 
 TINY = dict(embed_dim=24, image_size=32, text_width=64, text_layers=2, text_heads=2, context=16,
             vocab_size=50)  # fmt: skip
@@ -358,7 +358,7 @@ def test_loss_by_hand():
     assert found.item() == pytest.approx(total / 8)
     plain = contrastive_loss(images, texts, scale, torch.eye(4, dtype=torch.bool))
     logits = scale * images @ texts.T
-    wanted = (F.cross_entropy(logits, torch.arange(4)) + F.cross_entropy(logits.T, torch.arange(4)))
+    wanted = F.cross_entropy(logits, torch.arange(4)) + F.cross_entropy(logits.T, torch.arange(4))
     torch.testing.assert_close(plain, wanted / 2)
 
 
@@ -367,7 +367,10 @@ def test_equal_captions_do_not_push_each_other_away():
     images, texts = features(3, 0), features(3, 1)
     texts[1] = texts[0]
     pulls = []
-    for same in (torch.eye(3, dtype=torch.bool), torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]]) > 0):
+    for same in (
+        torch.eye(3, dtype=torch.bool),
+        torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]]) > 0,
+    ):
         image, text = images.clone().requires_grad_(), texts.clone()
         contrastive_loss(image, text, torch.tensor(100.0), same).backward()
         pulls.append(image.grad[0] @ texts[0])
