@@ -182,8 +182,8 @@ def captions_of(args: argparse.Namespace) -> Source:
     """A CSV of the user's, with a column of images and one of captions; perhaps one of parts."""
     path = Path(args.data.partition(":")[2]).expanduser()
     if not path.is_file():
-        fail(f"--data {args.data}: there is no file {path}; name a table with columns for image and "
-             "caption, or take --data shapes, which needs no files")  # fmt: skip
+        fail(f"--data {args.data}: there is no file {path}; name a table with an image and a "
+             "caption column, or take --data shapes, which needs no files")  # fmt: skip
     return from_table(path, args.data)
 
 
