@@ -1,7 +1,7 @@
 """Images with captions: the world of shapes without end, Flickr8k, a table of the user's.
 
     train, val, test = load_captions(args, dev, size=64)
-    for images, texts in run.progress(train.batches(args.batch_size)): ...
+    for images, texts, labels in run.progress(train.batches(args.batch_size)): ...
 
 Captions are strings: how they become tokens is the milestone's. An image may have several; in
 training one is drawn for each image in each epoch, by the seed.
@@ -96,7 +96,8 @@ class CaptionSet:
         return len(self.captions)
 
     def batches(self, batch_size: int) -> Batches:
-        """Batches of training: images (B, 3, S, S), normalised, on the device; and B captions."""
+        """Batches of training: images (B, 3, S, S), normalised, on the device; B captions; and the
+        classes (B,), or None where there are none."""
 
         def fetch(parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterator:
             if self.endless:
@@ -106,16 +107,18 @@ class CaptionSet:
             chosen = self.chosen(epoch)
             made = self.images.batches(batch_size).fetch(parts, draws, epoch)
             for part, (images, _) in zip(parts, made, strict=True):
-                yield images, [chosen[i] for i in part.tolist()]
+                labels = None if self.labels is None else self.labels[part].to(self.dev.device)
+                yield images, [chosen[i] for i in part.tolist()], labels
 
         return Batches(len(self), batch_size, self.dev, True, fetch)
 
-    def fresh(self, epoch: int, places: Tensor) -> tuple[Tensor, list[str]]:
-        """The scenes at `places` of an epoch, normalised, and their captions."""
+    def fresh(self, epoch: int, places: Tensor) -> tuple[Tensor, list[str], Tensor]:
+        """The scenes at `places` of an epoch, normalised, their captions and classes."""
         begin = epoch * len(self)
         scenes = ShapeImages([begin + i for i in places.tolist()], self.endless.seed)
         pixels, texts = scenes.pairs(self.size)
-        return self.images.normalise(pixels.to(self.dev.device)), texts
+        labels = world.labels_of(scenes.indices).to(self.dev.device)
+        return self.images.normalise(pixels.to(self.dev.device)), texts, labels
 
     def first(self, count: int) -> "CaptionSet":
         """The first images, as a part to be evaluated on, with their captions and classes."""
