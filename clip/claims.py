@@ -10,7 +10,7 @@ objective: telling captions apart teaches more than predicting their words, at e
 accuracy without labels against multiply-adds (Fig. 2).
 prompts: a sentence names a class better than its bare name, an ensemble better than one (Fig. 4).
 robustness: without labels less is lost than of a supervised network, where backgrounds, noise and
-colours are not those of training (Fig. 13). Both have the same image encoder and see as many scenes.
+colours are not those of training (Fig. 13). Both have one image encoder and see as many scenes.
 batch: the more pairs are told apart at once, the better, of as many scenes in all.
 
 Networks are those of train.py and predict.py without flags, but for what is compared; those of
@@ -135,8 +135,8 @@ def compare_objectives(args: argparse.Namespace) -> tuple[Results, dict]:
         runs = [history(folder, "val_zero_shot") for folder in places]
         length = epochs if arm == "words" else args.epochs
         scenes = 10_000 * price[arm] / 1e9  # billions of multiply-adds of an epoch
-        curves[arm] = {epoch * scenes: [100 * run[epoch] for run in runs]
-                       for epoch in range(1, length + 1) if all(epoch in run for run in runs)}  # fmt: skip
+        whole = [epoch for epoch in range(1, length + 1) if all(epoch in run for run in runs)]
+        curves[arm] = {n * scenes: [100 * run[n] for run in runs] for n in whole}
     ratio = price["CLIP"] / price["words"]
     print(f"a pair costs CLIP {ratio:.2f} times as many multiply-adds as a bag of words: "
           f"{args.epochs} epochs and {epochs}")  # fmt: skip
