@@ -354,6 +354,7 @@ def test_loss_by_hand():
         by_image = [math.exp(7 * images[j] @ texts[i]) for j in range(4)]
         for odds in (by_text, by_image):
             total -= sum(math.log(odds[j] / sum(odds)) for j in right) / len(right)
+            total -= math.log(len(right))
     found = contrastive_loss(images, texts, scale, same)
     assert found.item() == pytest.approx(total / 8)
     plain = contrastive_loss(images, texts, scale, torch.eye(4, dtype=torch.bool))
@@ -362,24 +363,30 @@ def test_loss_by_hand():
     torch.testing.assert_close(plain, wanted / 2)
 
 
-def test_equal_captions_do_not_push_each_other_away():
-    """The gradient of an image towards a text that is its own, of another pair, is not away."""
-    images, texts = features(3, 0), features(3, 1)
-    texts[1] = texts[0]
-    pulls = []
-    for same in (
-        torch.eye(3, dtype=torch.bool),
-        torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]]) > 0,
-    ):
-        image, text = images.clone().requires_grad_(), texts.clone()
-        contrastive_loss(image, text, torch.tensor(100.0), same).backward()
-        pulls.append(image.grad[0] @ texts[0])
-    assert pulls[1] < pulls[0]
+def test_equal_captions_are_right_answers_to_each_other():
+    """A network that knows all has no loss and no gradient; without `same` it would seem to have.
+    As texts are equal, so are the gradients of both: nothing is pushed away."""
     perfect = torch.eye(3, 6, dtype=torch.float64)
     perfect[1] = perfect[0]
     same = perfect @ perfect.T > 0.5
-    found = contrastive_loss(perfect, perfect, torch.tensor(100.0), same)
-    assert found.item() == pytest.approx(2 * math.log(2) / 3)  # no gradient is left: two are right
+    scale, alone = torch.tensor(100.0), torch.eye(3, dtype=torch.bool)
+    images = perfect.clone().requires_grad_()
+    found = contrastive_loss(images, perfect, scale, same)
+    assert abs(found.item()) < 1e-12
+    found.backward()
+    assert images.grad.abs().max() < 1e-12
+    plain = contrastive_loss(perfect, perfect, scale, alone)
+    assert plain.item() == pytest.approx(2 * math.log(2) / 3)
+    texts, grads = features(3, 1), []
+    texts[1] = texts[0]
+    for wanted in (same, alone):
+        images = features(3, 0).requires_grad_()
+        contrastive_loss(images, texts, scale, wanted).backward()
+        grads.append(images.grad)
+    torch.testing.assert_close(*grads)
+    other = features(3, 2)  # unequal texts that are said to be equal: now it matters
+    values = [contrastive_loss(features(3, 0), other, scale, wanted) for wanted in (same, alone)]
+    assert abs(values[0] - values[1]) > 0.1
 
 
 def test_parts_of_a_step_add_up():
@@ -547,7 +554,7 @@ def test_a_state_dict_under_openais_names():
         if kind is RESNET:
             assert found.network["vision_layers"] == [1, 2, 1, 1]
             assert found.network["vision_heads"] == 4  # 256 channels
-        assert built.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 24)
+        assert built.eval().encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 24)
 
 
 def test_sizes_of_the_published_networks():

@@ -17,7 +17,7 @@ from conftest import torchrun
 from helpers import weights
 from PIL import Image
 
-from clip import evaluation, predict, prompts, sample, train
+from clip import claims, evaluation, predict, prompts, sample, train
 from clip.model import clip_small
 from clip.pairs import square_window
 from clip.tokens import Tokens, train_tokenizer
