@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common import seed_of
-from common.device import Device
+from common.device import REDUCED, Device
 
 
 def contrastive_loss(
@@ -46,8 +46,10 @@ def gather(part: Tensor, dev: Device) -> list[Tensor]:
     """The tensors of all processes, of equal shapes, without gradients."""
     if not dev.distributed:
         return [part.detach()]
-    parts = [torch.empty_like(part) for _ in range(dev.world)]
-    dist.all_gather(parts, part.detach().contiguous())
+    sent = part.detach().contiguous()
+    parts = [torch.empty_like(sent) for _ in range(dev.world)]
+    REDUCED.append(sent)
+    dist.all_gather(parts, sent)
     return parts
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,8 @@ def test_first_weights():
         (block.mlp.c_proj.weight, 256**-0.5 / 4),
     ]:
         assert tensor.std().item() == pytest.approx(std, rel=0.05)
+    small = clip_small().visual
+    assert (small.layer1[0].bn3.weight == 1).all()
     visual = clip_resnet50(image_size=64, text_layers=1).visual
     for name in ("layer1", "layer4"):
         assert not getattr(visual, name)[0].bn3.weight.any()
@@ -235,6 +238,7 @@ def test_stages_of_the_modified_resnet():
 def test_shrinking_is_a_mean_and_not_a_stride():
     """Sec. 2.4: all convolutions have stride 1; a shift by less than the stride isn't lost."""
     block = Bottleneck(8, 4, stride=2)
+    torch.nn.init.zeros_(block.bn3.weight)
     assert {m.stride for m in block.modules() if isinstance(m, torch.nn.Conv2d)} == {(1, 1)}
     x = torch.randn(2, 8, 6, 6)
     wanted = F.relu(block.downsample[2](block.downsample[1](F.avg_pool2d(x, 2))))
@@ -625,3 +629,34 @@ def test_a_vocabulary_given_with_its_numbers():
     vocabulary = {"a</w>": 0, "b</w>": 1, "ab</w>": 3, "a": 2, START: 4, END: 5}
     tokens = Tokens(from_vocabulary(vocabulary, [("a", "b</w>")]))
     assert tokens.encode(["a ab"], 77)[0].tolist() == [[4, 0, 3, 5]]
+
+
+def test_weights_of_the_hub_from_its_cache(monkeypatch, refused):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    theirs, root = folder_of(), Path("cache").resolve()
+    name = "openai/clip-vit-base-patch32"
+    folder = root / f"models--{name.replace('/', '--')}"
+    (folder / "snapshots/abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("abc")
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        (folder / "snapshots/abc" / file).write_bytes(Path("theirs", file).read_bytes())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+    find = partial(huggingface_hub.try_to_load_from_cache, cache_dir=root)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", find)
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", offline)
+    found = published.read_published(name)
+    tokens = Tokens(found.tokenizer).encode(["the dog"], 16)[0]
+    wanted = theirs.get_text_features(tokens)
+    wanted = F.normalize(getattr(wanted, "pooler_output", wanted), dim=1)
+    ours = found.build().double().eval().encode_text(tokens)
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    line = refused(published.read_published, "openai/clip-vit-large-patch14")
+    for words in ("--weights openai/clip-vit-large-patch14", "model.safetensors", "(no network)"):
+        assert words in line

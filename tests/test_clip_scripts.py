@@ -187,7 +187,7 @@ def test_recipes():
     assert flags("--paper", "--model", "clip_resnet50").beta2 == 0.999
     assert flags("--paper", "--model", "clip_resnet50").eps == 1e-8
     assert flags("--data", "flickr8k").size == 64
-    assert flags().size == 24
+    assert flags().size == 32
 
 
 def test_bad_flags(refused, scenes):
