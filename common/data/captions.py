@@ -43,6 +43,7 @@ COLUMNS = {  # names that tables have for them, in any case
 FOLDERS = (".", "images", "Images", "Flicker8k_Dataset")  # beside a table, where images may lie
 FLICKR = (("flickr8k_subset", "captions.csv"), ("flickr8k", "captions.txt"),
           ("Flickr8k", "captions.txt"), (".", "captions.csv"), (".", "captions.txt"))  # fmt: skip
+PLAIN = 4  # one step in so many has the plain captions of scenes
 STATISTICS = 2000  # scenes without end that are held: for mean and deviation, and `first`
 
 
@@ -51,7 +52,7 @@ class Captioned:
     """Images, the captions of each, and its class where there are classes.
 
     `endless` scenes are others in each epoch; `captions` are then those of the first. With `kinds`
-    all images have as many captions, each in its own way, and a step takes all in one of these.
+    all images have two captions, in full and plain, and a step takes all in one of these ways.
     """
 
     pixels: ImageFiles | ShapeImages
@@ -133,9 +134,10 @@ class CaptionSet:
         return images, self.in_one_way(both, epoch, step), labels
 
     def in_one_way(self, captions: Sequence[list[str]], epoch: int, step: int) -> list[str]:
-        """Of each image the caption in the way of this step."""
-        way = seed_of("way", self.dev.seed, epoch, step) % len(captions[0])
-        return [some[way] for some in captions]
+        """Of each image the caption in the way of this step: the first, or in one step of PLAIN
+        the second."""
+        plain = seed_of("way", self.dev.seed, epoch, step) % PLAIN == 0
+        return [some[plain] for some in captions]
 
     def first(self, count: int) -> "CaptionSet":
         """The first images, as a part to be evaluated on, with their captions and classes."""
