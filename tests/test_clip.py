@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import count, perturb
 
 from clip import published
-from clip.contrast import WholeStep, contrastive_loss, unrecorded
+from clip.contrast import WholeStep, contrastive_loss, look_ahead, unrecorded
 from clip.layers import QuickGELU
 from clip.model import MODELS, SIZES, clip_resnet50, clip_small
 from clip.names import current
@@ -425,6 +425,12 @@ def test_looking_ahead_leaves_batch_norm_as_it_is():
         assert torch.equal(value, before[key]) or key.endswith("num_batches_tracked"), key
     torch.testing.assert_close(ahead, model.encode_image(x))
     assert not torch.equal(model.visual.bn1.running_mean, before["visual.bn1.running_mean"])
+    before = model.visual.bn1.running_mean.clone()
+    parts = [(x, texts_of(4), torch.arange(4)), (x + 1, texts_of(4), torch.arange(4))]
+    step = look_ahead(model, parts, Device(Flags(**DEVICE)))
+    assert torch.equal(model.visual.bn1.running_mean, before)
+    assert [len(some) for some in (step.images, step.texts, step.keys)] == [2, 2, 2]
+    assert not step.images[0].requires_grad
 
 
 # ---------------------------------------------------------------------- the tokenizer

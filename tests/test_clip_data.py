@@ -221,7 +221,7 @@ def test_images_without_a_caption_are_left_out_aloud(capsys):
 def test_what_tables_may_lack(refused):
     photos("mine")
     for rows, head, words in [
-        ([("0.png", "a")], ("image", "words"), "the column caption: mine/pairs.csv has no such column"),
+        ([("0.png", "a")], ("image", "words"), "the column caption: mine/pairs.csv has no"),
         ([("0.png", "a")], ("photo_id", "caption"), "the column image"),
         ([("nothing.png", "a"), ("0.png", "b")], ("image", "caption"),
          "line 2 names nothing.png, which is not in mine"),
