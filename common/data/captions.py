@@ -5,7 +5,7 @@
 
 Captions are strings: how they become tokens is the milestone's. An image may have several; in
 training one is drawn for each image in each epoch, by the seed; of scenes, which are described in
-two ways, one way for all of a step: in which way an image is described can't be seen.
+two ways ("a photo of ..." or without), one way for all of a step: an image doesn't tell which.
 """
 
 import argparse
@@ -43,7 +43,6 @@ COLUMNS = {  # names that tables have for them, in any case
 FOLDERS = (".", "images", "Images", "Flicker8k_Dataset")  # beside a table, where images may lie
 FLICKR = (("flickr8k_subset", "captions.csv"), ("flickr8k", "captions.txt"),
           ("Flickr8k", "captions.txt"), (".", "captions.csv"), (".", "captions.txt"))  # fmt: skip
-PLAIN = 4  # one step in so many has the plain captions of scenes
 STATISTICS = 2000  # scenes without end that are held: for mean and deviation, and `first`
 
 
@@ -52,7 +51,7 @@ class Captioned:
     """Images, the captions of each, and its class where there are classes.
 
     `endless` scenes are others in each epoch; `captions` are then those of the first. With `kinds`
-    all images have two captions, in full and plain, and a step takes all in one of these ways.
+    all images have two captions, said in two ways, and a step takes all in one of these.
     """
 
     pixels: ImageFiles | ShapeImages
@@ -134,10 +133,9 @@ class CaptionSet:
         return images, self.in_one_way(both, epoch, step), labels
 
     def in_one_way(self, captions: Sequence[list[str]], epoch: int, step: int) -> list[str]:
-        """Of each image the caption in the way of this step: the first, or in one step of PLAIN
-        the second."""
-        plain = seed_of("way", self.dev.seed, epoch, step) % PLAIN == 0
-        return [some[plain] for some in captions]
+        """Of each image the caption in the way of this step."""
+        way = seed_of("way", self.dev.seed, epoch, step) % len(captions[0])
+        return [some[way] for some in captions]
 
     def first(self, count: int) -> "CaptionSet":
         """The first images, as a part to be evaluated on, with their captions and classes."""
@@ -154,7 +152,7 @@ class CaptionSet:
         return [some[int(u * len(some))] for some, u in zip(self.captions, places, strict=True)]
 
     def example(self, count: int) -> list[str]:
-        """Captions of the first images as a step might have them, of scenes those in full."""
+        """Captions of the first images as a step might have them."""
         return [some[0] for some in self.captions[:count]] if self.kinds else self.chosen(0)[:count]
 
     def texts(self) -> tuple[list[str], list[list[int]]]:
@@ -175,7 +173,7 @@ def repeated(texts: Sequence[str]) -> int:
 def scenes(args: argparse.Namespace) -> Source:
     """Scenes of the world of shapes; with `shapes:N` N of them, else new ones in each epoch.
 
-    In training a scene has two captions, in full and plain; validation and test know the full one.
+    In training a scene has two captions, that differ in "a photo of"; else the one without.
     """
     typed, counts, parts = args.data.partition(":")[2], dict(world.NUM_SCENES), {}
     if typed:
@@ -189,7 +187,7 @@ def scenes(args: argparse.Namespace) -> Source:
         if part in counts:
             images = ShapeImages(range(counts[part]), seed)
             captions = images.captions()
-            if part != "train":  # all that is said of a scene
+            if part != "train":
                 captions = [some[:1] for some in captions]
             labels = world.labels_of(images.indices)
             endless = part == "train" and not typed
