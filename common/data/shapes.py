@@ -72,6 +72,19 @@ class ShapeImages:
         for begin in range(0, len(self), chunk):
             yield paint(random_numbers(self.indices[begin : begin + chunk], self.seed, 3), size)[0]
 
+    def captions(self, chunk: int = 1000) -> list[list[str]]:
+        """Two sentences on each (see `two_captions`); nothing is drawn for that."""
+        lines = []
+        for begin in range(0, len(self), chunk):
+            world = random_numbers(self.indices[begin : begin + chunk], self.seed, 3)
+            lines += two_captions(world)
+        return lines
+
+    def pairs(self, size: int) -> tuple[Tensor, list[list[str]]]:
+        """The pixels of all, uint8 (N, 3, size, size), and their captions, at once."""
+        world = random_numbers(self.indices, self.seed, 3)
+        return paint(world, size)[0], two_captions(world)
+
 
 def draw(indices: Iterable[int], size: int = 64, seed: int = 0, max_objects: int = 3) -> Scenes:
     """Draws the scenes of a seed, with all that is known of them; `size` is their side in pixels.
@@ -134,6 +147,12 @@ def random_numbers(indices: list[int], seed: int, max_objects: int) -> dict[str,
         "rgb": (tone[colour] + (u[..., 4:7] - 0.5) * 0.16).clamp(0, 1),
         "anchor": (scene[:, 1] * count).long(),
     }
+
+
+def two_captions(world: dict[str, Tensor]) -> list[list[str]]:
+    """Of each scene what `describe` says, and the same as "a photo of ..."."""
+    texts = [describe(world, scene) for scene in range(len(world["count"]))]
+    return [[text, f"a photo of {text}"] for text in texts]
 
 
 def describe(world: dict[str, Tensor], scene: int) -> str:
