@@ -450,9 +450,9 @@ def test_a_step_has_its_share_of_each_task(files):
              zip(part.examples.tasks, part.sources.tokens, strict=True)}  # fmt: skip
     steps = [[marks[tuple(t for t in row.tolist() if t != PAD)] for row in source]
              for source, _, _ in part.steps(30, 40)]  # fmt: skip
-    for tasks in steps:
-        assert 8 <= tasks.count("sst2") <= 29  # 20 in the mean, within four deviations
-    first = Counter(tasks[0] for tasks in steps)  # and in no order: micro-batches are mixed, too
+    for names in steps:
+        assert 8 <= names.count("sst2") <= 29  # 20 in the mean, within four deviations
+    first = Counter(names[0] for names in steps)  # and in no order: micro-batches are mixed, too
     assert min(first["sst2"], first["multi30k"]) >= 5
 
 
