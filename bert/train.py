@@ -28,7 +28,7 @@ from common.run import Run
 from common.schedule import warmup_and_line
 
 # fmt: off
-QUICK = dict(model="bert_tiny", data="pydocs", vocab_size=2048, steps=3200, every=400, val=20_000,
+QUICK = dict(model="bert_tiny", data="pydocs", vocab_size=2048, steps=4200, every=600, val=20_000,
              batch_size=512, length=32, lr=2e-3, weight_decay=0.01, dropout=0.0, clip=1.0)
 PAPER = dict(model="bert_base", data="text:data/wikipedia", vocab_size=30_522, steps=1_000_000,
              every=10_000, val=1_000_000, batch_size=131_072, accumulate=8, lr=1e-4,
