@@ -63,8 +63,9 @@ CLAIMS = {
     "permutation": ["permutations", "no pairs"],
 }
 SHARED = {
-    "masking": ["--model", "bert_tiny", "--quiet"],  # QUICK
-    "sharing": ["--model", "albert_tiny", "--num-layers", "4", "--quiet"],
+    "masking": ["--model", "bert_tiny", "--steps", "3200", "--every", "800", "--quiet"],
+    "sharing": ["--model", "albert_tiny", "--num-layers", "4", "--steps", "3200", "--every", "800",
+                "--quiet"],
 }
 # fmt: on
 SHOWN = {"no pairs": "hidden words", "pairs": "hidden words and pairs"}  # other names of arms
