@@ -35,7 +35,7 @@ from common.schedule import cosine
 from common.weights import keep_frozen, trained
 
 # fmt: off
-QUICK = dict(model="clip_small",    data="shapes",                epochs=5,  val=500, batch_size=64,    lr=2e-3,  # noqa: E501
+QUICK = dict(model="clip_small",    data="shapes",                epochs=8,  val=250, batch_size=64,    lr=2e-3,  # noqa: E501
              weight_decay=0.1, warmup=0.1)
 PAPER = dict(model="clip_vit_b_32", data="captions:data/web.csv", epochs=32, val=0,   batch_size=32768, lr=5e-4,  # noqa: E501
              weight_decay=0.2, warmup=2000, accumulate=64)  # Tables 18 and 19
