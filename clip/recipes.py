@@ -32,6 +32,7 @@ def recipe(
             own["size"] = 28
     elif not data.startswith("shapes"):
         own |= dict(size=64, epochs=60, batch_size=64, lr=1e-3, vocab_size=2048)
+    own["text_rate"] = 0.1 if model == "clip_small" else 1.0
     own["beta2"], own["eps"] = (0.999, 1e-8) if model == "clip_resnet50" else (0.98, 1e-6)
     return own, nothing
 
@@ -52,6 +53,8 @@ def add_own_flags(parser: cli.Parser) -> None:
     add("--weight-decay", type=cli.not_negative, metavar="W", default=0.2, help=text)
     text = "steps in which the rate rises, or below 1 their share; then it falls as half a cosine"
     add("--warmup", type=cli.not_negative, metavar="N", default=0.1, help=text)
+    text = "of the blocks of the text encoder, times the rate of the rest"
+    add("--text-rate", type=cli.multiplier, metavar="S", default=1.0, help=text)
     text = "Adam's: how slowly its mean of squares moves"
     add("--beta2", type=cli.share, metavar="B", default=0.98, help=text)
     add("--eps", type=cli.positive, metavar="E", default=1e-6, help="Adam's: added to its root")

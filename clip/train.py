@@ -13,6 +13,7 @@ and --accumulate share the loss.
 """
 
 import argparse
+import itertools
 from functools import partial
 
 import torch
@@ -34,7 +35,7 @@ from common.schedule import cosine
 from common.weights import keep_frozen, trained
 
 # fmt: off
-QUICK = dict(model="clip_small",    data="shapes",                epochs=5,  val=500, batch_size=128,   lr=3e-3,  # noqa: E501
+QUICK = dict(model="clip_small",    data="shapes",                epochs=8,  val=250, batch_size=64,    lr=2e-3,  # noqa: E501
              weight_decay=0.1, warmup=0.1)
 PAPER = dict(model="clip_vit_b_32", data="captions:data/web.csv", epochs=32, val=0,   batch_size=32768, lr=5e-4,  # noqa: E501
              weight_decay=0.2, warmup=2000, accumulate=64)  # Tables 18 and 19
@@ -106,11 +107,15 @@ def make(args: argparse.Namespace, train: CaptionSet, dev: Device, found: Found 
 
 
 def make_optimizer(args: cli.Flags, model: CLIP) -> torch.optim.Optimizer:
-    """AdamW; of the weights all decay but gains, biases and the scale (Sec. 2.5)."""
+    """AdamW; of the weights all decay but gains, biases and the scale (Sec. 2.5). The rate of the
+    text encoder's blocks is `--text-rate` times that of the rest."""
+    blocks = {p for name, p in model.named_parameters() if name.startswith("transformer.")}
     groups = [
-        dict(params=[p for p in trained(model) if (p.dim() > 1) == decayed],
-             weight_decay=args.weight_decay * decayed) for decayed in (True, False)
+        dict(params=[p for p in trained(model) if (p.dim() > 1, p in blocks) == (decayed, text)],
+             weight_decay=args.weight_decay * decayed, lr=args.lr * (args.text_rate if text else 1))
+        for decayed, text in itertools.product((True, False), repeat=2)
     ]  # fmt: skip
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, args.lr, (0.9, args.beta2), args.eps, fused=True)
 
 

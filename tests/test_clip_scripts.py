@@ -150,17 +150,22 @@ def test_the_scale_stays_at_its_limit(scenes, monkeypatch):
 def test_matrices_decay_and_nothing_else(scenes):
     args = train.parse_args([*TINY, *FLAGS])
     model = clip_small(**train.sizes_of(args) | dict(vocab_size=560))
-    decayed, others = train.make_optimizer(args, model).param_groups
-    assert decayed["weight_decay"] == args.weight_decay > 0
-    assert others["weight_decay"] == 0
-    assert decayed["betas"] == (0.9, 0.98)
-    assert decayed["eps"] == 1e-6
+    groups = train.make_optimizer(args, model).param_groups
+    assert all(group["betas"] == (0.9, 0.98) and group["eps"] == 1e-6 for group in groups)
     names = {id(p): name for name, p in model.named_parameters()}
-    kept = {names[id(p)] for p in others["params"]}
+    kept, decayed = set(), set()
+    for group in groups:
+        some = {names[id(p)] for p in group["params"]}
+        assert group["weight_decay"] in (0, args.weight_decay)
+        (decayed if group["weight_decay"] else kept).update(some)
+        blocks = {name.startswith("transformer.") for name in some}
+        assert blocks == {group["lr"] < args.lr}
+        assert group["lr"] == pytest.approx(args.lr * (0.1 if True in blocks else 1))
     assert "logit_scale" in kept
     assert "ln_final.weight" in kept
     assert all(name.endswith(("bias", "weight", "logit_scale")) for name in kept)
-    assert {names[id(p)] for p in decayed["params"]} | kept == set(names.values())
+    assert decayed | kept == set(names.values())
+    assert len(decayed) + len(kept) == len(names)
     assert "text_projection" not in kept
 
 
