@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.heads import RegionHeads
-from maskrcnn.proposals import RegionProposals, full
+from maskrcnn.proposals import RegionProposals
 from maskrcnn.pyramid import Backbone
 from resnet.model import BasicBlock, ResNet, resnet50
 
@@ -66,11 +66,11 @@ class RCNN(nn.Module):
         if self.training and targets is None:
             raise ValueError("in training mode: targets are needed")
         targets = targets if self.training else None
-        padded, sizes, scaled = self.prepare(images, targets)       # (B, 3, H, W)
-        maps = self.backbone(padded)                                # (B, C, H/s, W/s) each
+        padded, sizes, scaled = self.prepare(images, targets)  # (B, 3, H, W)
+        maps = self.backbone(padded)  # (B, C, H/s, W/s) each
         place = tuple(padded.shape[-2:])
-        boxes, _, losses = self.rpn(maps, place, sizes, scaled)     # (n, 4) each
-        maps = maps[:-1] if len(maps) > 1 else maps                 # the coarsest only proposes
+        boxes, _, losses = self.rpn(maps, place, sizes, scaled)  # (n, 4) each
+        maps = maps[:-1] if len(maps) > 1 else maps  # the coarsest only proposes
         found, more = self.roi_heads(maps, boxes, place, sizes, scaled)
         if targets is not None:
             return {**more, **losses}
@@ -90,7 +90,9 @@ class RCNN(nn.Module):
             if targets is not None:
                 scaled.append(scale_target(targets[number], old, new))
         sizes = [tuple(image.shape[-2:]) for image in done]
-        height, width = (-(-max(side) // DIVISIBLE) * DIVISIBLE for side in zip(*sizes, strict=True))
+        height, width = (
+            -(-max(side) // DIVISIBLE) * DIVISIBLE for side in zip(*sizes, strict=True)
+        )
         if all(size == (height, width) for size in sizes):
             padded = torch.stack(done)
         else:

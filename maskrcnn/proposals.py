@@ -179,7 +179,7 @@ class ProposalHead(nn.Module):
 
     # fmt: off
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps (B, C, H/s, W/s) to logits (B, A) and moves (B, A, 4), level by level, row by row."""
+        """Maps (B, C, H/s, W/s) to logits (B, A) and moves (B, A, 4), row by row."""
         logits, deltas = [], []
         for x in maps:                                                  # (B, C, H/s, W/s)
             x = self.conv(x)

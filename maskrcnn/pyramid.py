@@ -63,7 +63,7 @@ class Body(nn.Module):
             self.add_module(name, getattr(network, name))
         self.num_maps = num_maps
 
-    def forward(self, x: Tensor) -> list[Tensor]:       # (B, 3, H, W)
+    def forward(self, x: Tensor) -> list[Tensor]:  # (B, 3, H, W)
         """Images (B, 3, H, W) to maps (B, C, H/s, W/s), the finest first."""
         x = self.relu(self.bn1(self.conv1(x)))
         x, maps = self.maxpool(x), []
