@@ -268,32 +268,32 @@ def small(
     masks: str | None,
     pool: str,
     pyramid: bool,
-    width: int,
     mean: Sequence[float],
     std: Sequence[float],
     most: int,
+    width: int,
+    proposals: int,
+    regions: int,
 ) -> RCNN:
     """Three stages of ResNet-18's blocks, a pyramid of three levels and a coarser one."""
     channels = 2 * width
     network = ResNet(BasicBlock, (2, 2, 2), 1, width)
     backbone = Backbone(network, channels, 3 if pyramid else 1)
     sizes = ((12,), (24,), (48,), (96,))
+    amount = (proposals, proposals)
     rpn = RegionProposals(
-        channels,
-        sizes if pyramid else (sum(sizes, ()),),
-        before=(200, 200),
-        after=(200, 100),
-        number=64,
+        channels, sizes if pyramid else (sum(sizes, ()),), before=amount, after=amount, number=64
     )
     heads = RegionHeads(
         channels,
         num_classes,
-        units=4 * channels,
+        units=256,
         mask_widths=(channels,) * 2,
         pool=pool,
         masks=masks,
         side=56.0,
-        number=48,
+        mask_size=7,
+        number=regions,
         most=most,
     )
     return RCNN(backbone, rpn, heads, min_size, max_size, mean, std)
@@ -307,13 +307,20 @@ def maskrcnn_small(
     masks: str = "sigmoid",
     pool: str = "align",
     pyramid: bool = True,
-    width: int = 32,
     mean: Sequence[float] = IMAGENET[0],
     std: Sequence[float] = IMAGENET[1],
     most: int = 100,
+    width: int = 24,
+    proposals: int = 200,
+    regions: int = 64,
 ) -> RCNN:
-    """Not in the paper: for images of 96 to 256 pixels, and one processor."""
-    return small(num_classes, min_size, max_size, masks, pool, pyramid, width, mean, std, most)
+    """Not in the paper: for images of 96 to 256 pixels, and one processor.
+
+    Backbone of `width` to 4 times as many channels, masks of 14 x 14 pixels; `proposals` are made
+    of an image, and `regions` of them trained on.
+    """
+    rest = mean, std, most, width, proposals, regions
+    return small(num_classes, min_size, max_size, masks, pool, pyramid, *rest)
 
 
 def fasterrcnn_small(
@@ -323,13 +330,16 @@ def fasterrcnn_small(
     *,
     pool: str = "align",
     pyramid: bool = True,
-    width: int = 32,
     mean: Sequence[float] = IMAGENET[0],
     std: Sequence[float] = IMAGENET[1],
     most: int = 100,
+    width: int = 24,
+    proposals: int = 200,
+    regions: int = 64,
 ) -> RCNN:
     """The same without masks, for data that has boxes alone."""
-    return small(num_classes, min_size, max_size, None, pool, pyramid, width, mean, std, most)
+    rest = mean, std, most, width, proposals, regions
+    return small(num_classes, min_size, max_size, None, pool, pyramid, *rest)
 
 
 MODELS = {

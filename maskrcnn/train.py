@@ -48,6 +48,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     own["min_size"], own["max_size"] = [800], 1333
     if small or kind == "shapes":
         own["min_size"], own["max_size"] = ([256], 512) if kind != "shapes" else ([96], 512)
+    own["proposals"], own["regions"] = (64, 32) if kind == "shapes" else (300, 128)
     own["mirror"] = "both" if kind in ("nuclei", "bccd") else "sideways"
     weights = given.get("weights", PAPER["weights"] if paper else None)
     own["norms"] = "frozen" if weights and not small else "batch"
@@ -56,7 +57,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         reason = f"{model} trains all it has, from the beginning"
         nothing |= {"norms": reason, "trainable": reason}
     else:
-        nothing["width"] = f"{model} has the paper's width"
+        nothing |= dict.fromkeys(("width", "proposals", "regions"), f"{model} has the paper's")
     if model.startswith("fasterrcnn"):
         nothing["masks"] = f"{model} draws none"
     if given.get("augment") is False:
@@ -74,7 +75,9 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--min-size", type=cli.integer(32), nargs="+", metavar="S", help=text)
     add("--max-size", type=cli.integer(32), metavar="S", help="pixels of the longer side, at most")
     add("--detections", **count, default=100, help="objects of an image, at most")
-    add("--width", **count, default=32, help="channels that small models begin with")
+    add("--width", **count, default=24, help="channels that small models begin with")
+    add("--proposals", **count, help="of small models, for each image")
+    add("--regions", **count, help="proposals of each image that are trained on")
     text = "batch norm learns, or is frozen: for weights that were trained before"
     add("--norms", choices=["frozen", "batch"], help=text)
     text = "how many of the backbone's five parts learn, the last ones"
@@ -103,7 +106,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
 def build(args: cli.Flags, facts: dict) -> RCNN:
     """The network that the flags ask for."""
     flags = dict(min_size=args.min_size, max_size=args.max_size, pool=args.pool,
-                 masks=args.masks, pyramid=args.pyramid, width=args.width, most=args.detections,
+                 masks=args.masks, pyramid=args.pyramid, most=args.detections, width=args.width,
+                 proposals=args.proposals, regions=args.regions,
                  frozen=args.norms == "frozen", trainable=args.trainable,
                  mean=facts["mean"], std=facts["std"])  # fmt: skip
     factory = MODELS[args.model]
@@ -151,7 +155,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         settings = dict(momentum=0.9, weight_decay=1e-4, fused=not args.fsdp)
         optimizer = torch.optim.SGD(trained(model), args.lr, **settings)
     else:
-        optimizer = torch.optim.AdamW(trained(model), args.lr, weight_decay=0.05)
+        optimizer = torch.optim.AdamW(
+            trained(model), args.lr, weight_decay=0.05, fused=not args.fsdp
+        )
     steps = args.epochs * len(train.batches(args.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(step_size, steps, args))
     metric = "val_mask_ap50" if args.model.startswith("maskrcnn") else "val_box_ap50"
