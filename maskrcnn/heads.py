@@ -52,8 +52,8 @@ def align(
     Maps x (B, C, H, W) and regions (R, 5), the image's number and a box in pixels, to
     (R, C, size, size). `scale` is cells of the map over pixels. A region is cut into size x size
     parts of equal size, each the mean of `samples` x `samples` places, read between the four
-    nearest cells. By `aligned` a cell's value stands in its middle, else in its corner, as in the published
-    weights, where a region also has a cell's side at least.
+    nearest cells. By `aligned` a cell's value stands in its middle, else in its corner, as in the
+    published weights, where a region also has a cell's side at least.
 
     Reading between cells is linear, first along the rows and then along the columns.
     """
@@ -74,7 +74,7 @@ def align(
 
 
 def reading(begin: Tensor, step: Tensor, size: int, samples: int, length: int) -> Tensor:
-    """How much of each cell in a line of `length` goes into each of `size` parts: (R, size, length).
+    """How much of each cell in a line goes into each of `size` parts: (R, size, length).
 
     Parts begin at `begin` (R,) and are `step` (R,) long. A place reads the two cells about it, the
     nearer the more; beyond the last cell it reads that one, and more than a cell outside nothing.
