@@ -373,7 +373,7 @@ def test_several_sizes_are_drawn_as_torchvisions():
 
 
 def test_far_padding_changes_no_stride():
-    """A small image beside a large one: where torchvision guesses the strides anew, we know them."""
+    """Small images padded to far larger ones, and strips that would scale to no pixel at all."""
     ours, _ = pair()
     ours.eval()
     small, large = torch.rand(3, 33, 33).double(), torch.rand(3, 60, 90).double()
@@ -514,7 +514,7 @@ def test_released_files_mean_what_they_mean_there():
 
 
 def test_other_classes_get_new_last_layers(refused):
-    """What depends on the number of classes is new, the rest is the file's; masks may be missing."""
+    """What depends on the classes is new, the rest is the file's; masks may be missing."""
     quiet = types.SimpleNamespace(say=lambda *text: None)
     theirs, facts = maskrcnn_small(5), {"mean": [0, 0, 0], "std": [1, 1, 1]}
     torch.save(theirs.state_dict(), "file.pth")
