@@ -63,14 +63,18 @@ def align(
         reading(box[:, axis], sides[:, axis] / size, size, samples, length).to(x.dtype)
         for axis, length in enumerate((x.shape[3], x.shape[2]))
     )  # (R, size, W), (R, size, H)
-    counts = torch.bincount(regions[:, 0].long(), minlength=len(x)).tolist()
-    order = regions[:, 0].argsort(stable=True)
-    read = [
-        torch.einsum("rih,chw->ricw", some, one)  # (n, size, C, W)
-        for one, some in zip(x, rows[order].split(counts), strict=True)
-    ]
-    found = torch.einsum("ricw,rjw->rcij", torch.cat(read), columns[order])
-    return found[order.argsort()]
+    # The regions of an image side by side, so that one product reads all images.
+    image = regions[:, 0].long()
+    mine = F.one_hot(image, len(x)).cumsum(0)  # (R, B): how many there are so far
+    most = int(mine[-1].max()) if len(mine) else 0
+    place = image * most + mine.gather(1, image[:, None])[:, 0] - 1
+    together = rows.new_zeros(len(x) * most, size, x.shape[2]).index_copy(0, place, rows)
+    lines = x.permute(0, 2, 3, 1).flatten(2)  # (B, H, W * C)
+    read = together.view(len(x), most * size, -1) @ lines  # (B, most * size, W * C)
+    read = read.view(len(x) * most, size, x.shape[3], -1).index_select(0, place)
+    # (R, size, W, C), then along the columns
+    found = columns @ read.transpose(1, 2).flatten(2)  # (R, size, size * C)
+    return found.unflatten(2, (size, -1)).permute(0, 3, 2, 1)
 
 
 def reading(begin: Tensor, step: Tensor, size: int, samples: int, length: int) -> Tensor:
@@ -269,27 +273,24 @@ class RegionHeads(nn.Module):
         """
         if targets is not None:
             return [], self.losses(maps, boxes, image, targets)
-        found = self.find(*self.judge(maps, boxes, image), boxes, sizes)
+        found = self.find(*self.judge(self.pool(maps, boxes, image, self.size)), boxes, sizes)
         if self.masks:
             counts = [len(one["boxes"]) for one in found]
             labels = torch.cat([one["labels"] for one in found])
-            logits = self.draw(maps, [one["boxes"] for one in found], image)
+            regions = self.pool(maps, [one["boxes"] for one in found], image, self.mask_size)
+            logits = self.draw(regions)
             shares = mask_probabilities(logits, labels, self.masks)[:, None]
             for one, masks in zip(found, shares.split(counts), strict=True):
                 one["masks"] = masks
         return found, {}
 
     # fmt: off
-    def judge(
-        self, maps: list[Tensor], boxes: list[Tensor], image: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (R, K) and moves (R, K, 4) of all regions."""
-        x = self.pool(maps, boxes, image, self.size)        # (R, C, S, S)
+    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:    # (R, C, S, S)
+        """Logits (R, K) and moves (R, K, 4) of regions."""
         return self.box_predictor(self.box_head(x))         # (R, K), (R, K, 4)
 
-    def draw(self, maps: list[Tensor], boxes: list[Tensor], image: tuple[int, int]) -> Tensor:
-        """Logits (R, K, Q, Q) of the masks of all regions."""
-        x = self.pool(maps, boxes, image, self.mask_size)   # (R, C, 14, 14)
+    def draw(self, x: Tensor) -> Tensor:                    # (R, C, 14, 14)
+        """Logits (R, K, Q, Q) of the masks of regions."""
         return self.mask_predictor(self.mask_head(x))       # (R, K, 28, 28)
     # fmt: on
 
@@ -302,7 +303,8 @@ class RegionHeads(nn.Module):
     ) -> dict[str, Tensor]:
         """L_cls + L_box + L_mask (Sec. 3), each under torchvision's name."""
         chosen = [self.choose(*pair) for pair in zip(boxes, targets, strict=True)]
-        logits, moves = self.judge(maps, [some.boxes for some in chosen], image)
+        x = self.pool(maps, [some.boxes for some in chosen], image, self.size)
+        logits, moves = self.judge(x)
         together = Chosen(*map(torch.cat, zip(*chosen, strict=True)))
         labels, there = together.labels, (together.labels > 0).nonzero()[:, 0]
         wanted = encode(together.truth[there], together.boxes[there], BOX_WEIGHTS)
@@ -312,7 +314,11 @@ class RegionHeads(nn.Module):
         }
         if self.masks:  # of the regions with an object alone
             some = [Chosen(*(part[one.labels > 0] for part in one)) for one in chosen]
-            logits = self.draw(maps, [one.boxes for one in some], image)
+            if self.mask_size == self.size:
+                x = x[there]
+            else:
+                x = self.pool(maps, [one.boxes for one in some], image, self.mask_size)
+            logits = self.draw(x)
             side = logits.shape[3]
             truth = [mask_truth(one, target["masks"], side)
                      for one, target in zip(some, targets, strict=True)]  # fmt: skip

@@ -401,7 +401,7 @@ def test_exposure_stays_within_its_bounds():
     images, _ = change([image * 0.4] * 300, [{}] * 300, draw, "no", 1.5)
     means = torch.stack([i.mean() for i in images]) / (0.4 * image.mean())
     assert 0.6 < means.min() < 0.75 and 1.35 < means.max() < 1.5
-    assert all(0 <= i.min() and i.max() <= 1 for i in images)
+    assert all(i.min() >= 0 and i.max() <= 1 for i in images)
 
 
 def test_augmentation_is_a_function_of_the_step():
