@@ -26,7 +26,7 @@ from maskrcnn.scores import answer_of, draw_curves, measure
 
 COCO = "coco:data/coco/annotations/instances_train2017.json"
 # fmt: off
-QUICK = dict(model="maskrcnn_small",       data="shapes", epochs=6, val=250, batch_size=8,
+QUICK = dict(model="maskrcnn_small",        data="shapes", epochs=3, val=100, batch_size=8,
              lr=2e-3, optimizer="adamw", warmup=100)
 PAPER = dict(model="maskrcnn_resnet50_fpn", data=COCO,    epochs=22, val=0,  batch_size=16,
              lr=0.02, optimizer="sgd", warmup=500, weights="imagenet")  # Sec. 3.1: 160k steps
@@ -50,8 +50,8 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         own["min_size"], own["max_size"] = ([256], 512) if kind != "shapes" else ([96], 512)
     own["proposals"], own["regions"] = (64, 32) if kind == "shapes" else (300, 128)
     own["mirror"] = "both" if kind in ("nuclei", "bccd") else "sideways"
-    weights = given.get("weights", PAPER["weights"] if paper else None)
-    own["norms"] = "frozen" if weights and not small else "batch"
+    own["weights"] = PAPER["weights"] if paper and not small else None
+    own["norms"] = "frozen" if given.get("weights", own["weights"]) and not small else "batch"
     own["trainable"] = 3 if own["norms"] == "frozen" else 5  # Sec. 4: the first two stay
     if small:
         reason = f"{model} trains all it has, from the beginning"
