@@ -202,6 +202,7 @@ def load_instances(
     source = open_source(args, dev, readers)
     facts, notes, sets = {"classes": source.classes}, [source.note], {}
     facts["top"], counts = source.facts.get("top"), Counter()
+    facts["points"] = source.facts.get("points", 0)  # of Pascal's measure, in 2007
     first = source.parts["train"]
     if isinstance(first, boxed.Part) and not isinstance(first.images, ShapeImages):
         paths = [path for part in source.parts.values() for path in part.images]

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from common.data.boxes import indexed
+from common.detection import Found
+from common.precision import average_precisions
+from common.precision import draw_curves as precision_curves
 from maskrcnn.data import InstanceSet, Things, run_lengths
 
 KINDS = {"box": "bbox", "mask": "segm"}  # ours, and COCO's names
@@ -112,7 +115,10 @@ def measure(
     answers: Sequence[Answer], images: InstanceSet, most: int = 100
 ) -> tuple[dict[str, float], dict[str, np.ndarray | None]]:
     """The scores of boxes (`box_ap` …) and, where both sides have them, masks (`mask_ap` …), and
-    the precisions that they are the means of."""
+    the precisions that they are the means of.
+
+    Where there are boxes alone, also the mean of Pascal's average precision at 0.5 (`map50`).
+    """
     truth = truth_of(images.things, images.sizes, images.facts["classes"])
     results = as_coco(answers, range(len(answers)))
     masks = all(a.masks is not None for a in answers) and images.things[0].masks is not None
@@ -120,20 +126,24 @@ def measure(
     for kind in ("box", "mask") if masks else ("box",):
         curves[kind] = precisions(truth, results, kind, most)
         metrics |= {f"{kind}_{key}": value for key, value in scores_of(curves[kind]).items()}
+    if images.things[0].masks is None:
+        found = [Found(*answer[:3]) for answer in answers]
+        own = [things.objects for things in images.things]
+        points, count = images.facts.get("points", 0), len(images.facts["classes"])
+        averages = [a for a in average_precisions(found, own, count, points)[0] if a is not None]
+        metrics["map50"] = sum(averages) / max(1, len(averages))
     return metrics, curves
 
 
 def draw_curves(curve: np.ndarray | None, classes: Sequence[str], path) -> None:
     """Draws precision over recall of each class at an overlap of 0.5, from `precisions`."""
-    from common import precision
-
     lines, averages = [None] * len(classes), [None] * len(classes)
     for number in range(len(classes) if curve is not None else 0):
         values = curve[0, :, number, 0]
         if (values > -1).all():
             lines[number] = values, np.linspace(0, 1, len(values))
             averages[number] = float(values.mean())
-    precision.draw_curves(lines, averages, classes, path)
+    precision_curves(lines, averages, classes, path)
 
 
 def overlaps(found: Tensor, truth: Tensor) -> Tensor:

@@ -463,6 +463,17 @@ def test_scores_by_size():
     assert found["ap"] == pytest.approx(1 / 3)
 
 
+def test_boxes_alone_have_pascals_measure_too():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
+    objects = data.Objects(boxes, torch.tensor([0, 1]), torch.zeros(2).bool())
+    images = types.SimpleNamespace(things=[data.Things(objects, None)], sizes=[(50, 50)],
+                                   facts={"classes": ["a", "b"]})  # fmt: skip
+    answer = scores.Answer(boxes[:1], torch.tensor([0.9]), torch.tensor([0]), None)
+    metrics, curves = scores.measure([answer], images)
+    assert metrics["map50"] == metrics["box_ap50"] == pytest.approx(0.5)
+    assert list(curves) == ["box"] and "mask_ap" not in metrics
+
+
 def test_answers_of_the_model():
     masks = torch.zeros(2, 1, 8, 9)
     masks[0, 0, 2:4, 3:7], masks[1] = 0.6, 0.4
