@@ -216,7 +216,8 @@ def load_instances(
         elif isinstance(part.images, ShapeImages):
             content = of_scenes(part.images, args.min_size[-1], dev)
         else:
-            content = of_files(part, args, facts, has_masks(args.data), counts, dev)
+            masks = args.model.startswith("maskrcnn")
+            content = of_files(part, args, facts, masks, counts, dev)
         sets[name] = InstanceSet(name, *content, facts, dev, getattr(args, "workers", 0))
     notes += [text.format(counted(counts[key], *words)) for key, (text, *words) in SAID.items()
               if counts[key]]  # fmt: skip

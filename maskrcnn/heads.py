@@ -57,6 +57,8 @@ def align(
 
     Reading between cells is linear, first along the rows and then along the columns.
     """
+    if not len(regions):
+        return x.new_zeros(0, x.shape[1], size, size)
     box = regions[:, 1:] * scale - (0.5 if aligned else 0.0)
     sides = (box[:, 2:] - box[:, :2]).clamp(min=0.0 if aligned else 1.0)
     columns, rows = (
@@ -66,7 +68,7 @@ def align(
     # The regions of an image side by side, so that one product reads all images.
     image = regions[:, 0].long()
     mine = F.one_hot(image, len(x)).cumsum(0)  # (R, B): how many there are so far
-    most = int(mine[-1].max()) if len(mine) else 0
+    most = int(mine[-1].max())
     place = image * most + mine.gather(1, image[:, None])[:, 0] - 1
     together = rows.new_zeros(len(x) * most, size, x.shape[2]).index_copy(0, place, rows)
     lines = x.permute(0, 2, 3, 1).flatten(2)  # (B, H, W * C)

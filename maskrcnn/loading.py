@@ -55,16 +55,18 @@ def check_weights(args: argparse.Namespace) -> None:
 def start_from(model: nn.Module, args: argparse.Namespace, dev: Device, facts: dict) -> None:
     """Loads `args.weights`, if any, into `model`, and freezes all but its last layers on --freeze.
 
-    `facts` and `model` get the mean and deviation of pixels that the weights were trained with.
+    `facts` and `model` get the mean and deviation of pixels that the weights were trained with,
+    also those of a run that is measured or goes on.
     """
-    if args.weights and not args.evaluate and not args.stored:
+    known = args.stored.get("dataset")
+    if args.weights and not args.stored:
         state, known = read(args)
         note = load(model, fitted(model, state, args), args, HEADS, MASKS)
-        if known:
-            facts.update({key: list(known[key]) for key in ("mean", "std")})
-            model.mean, model.std = tuple(facts["mean"]), tuple(facts["std"])
         whose = "those they were trained with" if known else "those of the data"
         dev.say(f"weights of {args.weights}{note}; mean and deviation are {whose}")
+    if known:
+        facts.update({key: list(known[key]) for key in ("mean", "std")})
+        model.mean, model.std = tuple(facts["mean"]), tuple(facts["std"])
     if args.freeze:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(tuple(f"{head}." for head in HEADS)))

@@ -129,6 +129,13 @@ def test_training_on_files_from_weights(capsys):
     assert after["roi_heads.box_predictor.cls_score.weight"].shape[0] == 2
     facts = [torch.load(f"{name}/last.pt")["dataset"] for name in ("first", "second")]
     assert facts[0]["mean"] == facts[1]["mean"] and facts[1]["classes"] == ["thing"]
+    again = train.main(["--evaluate", "second/last.pt", "--run-dir", "again", "--quiet"])
+    assert again == {key: metrics[key] for key in again}  # with the mean that it was trained with
+    built = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", lambda model, *rest: built.append(model.mean) or {})
+        train.main(["--evaluate", "second/last.pt", "--run-dir", "other", "--quiet"])
+    assert list(built[0]) == facts[0]["mean"]
     moved = train.main([*argv, "--run-dir", "third"])
     assert not torch.equal(weights("third")["backbone.body.conv1.weight"],
                            before["backbone.body.conv1.weight"])  # fmt: skip
@@ -242,7 +249,9 @@ def test_samples_of_own_images(taught, capsys, refused):
     folder, _ = taught
     Path("mine").mkdir()
     shutil.copy(folder / "0.png", "mine/small.png")
-    Image.open(folder / "1.png").resize((144, 96)).save("mine/large.png")
+    large = Image.new("RGB", (144, 96))
+    large.paste(Image.open(folder / "1.png").resize((96, 96)))
+    large.save("mine/large.png")
     Image.new("RGB", (40, 30)).save("mine/empty.jpg")
     argv = ["--checkpoint", str(folder / "run/last.pt")]
     found = sample.main(["mine", *argv, "--out", "out"])
@@ -254,7 +263,7 @@ def test_samples_of_own_images(taught, capsys, refused):
     capsys.readouterr()
     by_name = {image["file_name"]: image for image in known.imgs.values()}
     assert known.cats[1]["name"] == "thing"
-    for name, box in (("mine/small.png", [4, 22, 20, 20]), ("mine/large.png", [24, 36, 60, 40])):
+    for name, box in (("mine/small.png", [4, 22, 20, 20]), ("mine/large.png", [16, 36, 40, 40])):
         image = by_name[name]
         (row, *_) = known.imgToAnns[image["id"]]
         assert row["bbox"] == pytest.approx(box, abs=8)
@@ -305,9 +314,9 @@ def test_published_weights_find_on_own_images(monkeypatch, refused):
     found = sample.main([*argv, "--model", "fasterrcnn_resnet50_fpn", "--out", "out"])
     assert found["categories"][16]["name"] == "cat"
     assert len(found["annotations"]) == len(wanted["boxes"]) > 3
-    for row, box, score in zip(found["annotations"], wanted["boxes"].tolist(),
-                               wanted["scores"].tolist(), strict=True):  # fmt: skip
-        assert row["category_id"] == 17 and row["score"] == pytest.approx(score, abs=1e-3)
+    theirs = (wanted[key].tolist() for key in ("boxes", "labels", "scores"))
+    for row, box, label, score in zip(found["annotations"], *theirs, strict=True):
+        assert row["category_id"] == label and row["score"] == pytest.approx(score, abs=1e-3)
         left, top, width, height = row["bbox"]
         assert [left, top, left + width, top + height] == pytest.approx(box, abs=0.1)
 
