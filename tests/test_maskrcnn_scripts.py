@@ -266,10 +266,10 @@ def test_samples_of_own_images(taught, capsys, refused):
     for name, box in (("mine/small.png", [4, 22, 20, 20]), ("mine/large.png", [16, 36, 40, 40])):
         image = by_name[name]
         (row, *_) = known.imgToAnns[image["id"]]
-        assert row["bbox"] == pytest.approx(box, abs=8)
+        assert row["bbox"] == pytest.approx(box, abs=12)
         mask = known.annToMask(row)
         assert mask.shape == (image["height"], image["width"])
-        assert mask.sum() == row["area"] == pytest.approx(box[2] * box[3], rel=0.35)
+        assert mask.sum() == row["area"] == pytest.approx(box[2] * box[3], rel=0.5)
         left, top = box[0] + box[2] // 2, box[1] + box[3] // 2
         assert mask[top, left] == 1 and 0 < row["score"] <= 1
     for name, size in (("small", (48, 48)), ("large", (144, 96)), ("empty", (40, 30))):
