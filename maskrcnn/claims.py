@@ -32,15 +32,15 @@ from maskrcnn.train import build, evaluate
 from maskrcnn.train import main as train
 from maskrcnn.train import parse_args as train_flags
 
-LONGER = ["--epochs", "6"]  # of the small network on shapes
+LONGER = ["--epochs", "4"]  # of the small network on shapes
 CLAIMS = {  # arms, by the claim: their names, their flags
-    "align": {"align": ["--no-pyramid"], "pool": ["--no-pyramid", "--pool", "pool"]},
+    "align": {"single": ["--no-pyramid"], "pool": ["--no-pyramid", "--pool", "pool"]},
     "masks": {"default": [], "softmax": ["--masks", "softmax"]},
     "pyramid": {"default": [], "single": ["--no-pyramid"]},
     "proposals": {"default": []},
 }
 NAMES = {
-    "align": {"align": "RoIAlign", "pool": "RoIPool"},
+    "align": {"single": "RoIAlign", "pool": "RoIPool"},
     "masks": {"default": "sigmoid, a mask a class", "softmax": "softmax over classes"},
     "pyramid": {"default": "pyramid", "single": "single map"},
 }

@@ -291,7 +291,8 @@ def nuclei(args: argparse.Namespace, dev: Device) -> Source:
 def own(args: argparse.Namespace, dev: Device) -> Source:
     """The user's images/ and labels/ (or masks/), perhaps below train/, val/ and test/."""
     found, notes = find_pairs(args.data)
-    return numbered(args, found, ["object"], notes, dev)
+    classes = args.stored.get("dataset", {}).get("classes", [])  # of the model that is measured
+    return numbered(args, found, classes if len(classes) == 1 else ["object"], notes, dev)
 
 
 def numbered(

@@ -134,7 +134,8 @@ class RegionPool(nn.Module):
         if self.kind == "pool":
             return roi_pool(x, regions, size, scale)
         if x.requires_grad and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= SMALL_MAP:
-            return align(x, regions, size, scale)
+            with torch.autocast("cpu", enabled=False):  # places between cells need all digits
+                return align(x, regions, size, scale)
         return roi_align(x, regions, size, scale, 2)
 
 
