@@ -26,11 +26,11 @@ from maskrcnn.scores import answer_of, draw_curves, measure
 
 COCO = "coco:data/coco/annotations/instances_train2017.json"
 # fmt: off
-QUICK = dict(model="maskrcnn_small",        data="shapes", epochs=2, val=100, batch_size=8,
-             lr=2e-3, optimizer="adamw", warmup=100)
+QUICK = dict(model="maskrcnn_small",        data="shapes", epochs=3, val=100, batch_size=8,
+             lr=2e-3, optimizer="adamw", warmup=100, limit=2000)
 PAPER = dict(model="maskrcnn_resnet50_fpn", data=COCO,    epochs=22, val=0,  batch_size=16,
              lr=0.02, optimizer="sgd", warmup=500, weights="imagenet")  # Sec. 3.1: 160k steps
-FILES = dict(val=0, batch_size=4, lr=1e-3)  # of small models on images in files
+FILES = dict(val=0, batch_size=4, lr=1e-3, limit=None)  # of small models on images in files
 EPOCHS = {"nuclei": 40, "bccd": 30}  # with FILES
 LARGE = dict(batch_size=2, lr=0.0025, optimizer="sgd", warmup=100)  # of ResNet-50: a 1/8 of PAPER
 # fmt: on
