@@ -10,7 +10,7 @@ Shapes: B batch, R regions, K classes with the background (0), C channels, S cel
 region, Q pixels a side of a mask (2S), M objects of an image.
 
 `pool="pool"` (RoIPool, which rounds) and `masks="softmax"` (one class a pixel) are what the paper
-compares with in Table 2; `recipes` has neither.
+compares with in Table 2, not what it recommends.
 """
 
 import math
@@ -36,7 +36,7 @@ from maskrcnn.proposals import (
 )
 
 # Cells of a map up to which, on a CPU, the two products are the faster way to learn: torchvision's
-# backward pass adds up number by number there (3 times as long on 24 x 24 cells).
+# backward pass adds up number by number there (it was a third of the small network's step).
 SMALL_MAP = 1024
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # moves are small: brought to about deviation 1
 

@@ -205,7 +205,7 @@ def show(
             tiles.append(overlay(large, objects.boxes * scale, objects.labels, masks, names))
         columns.append(tiles)
         total += len(answer.labels)
-    sheet(columns).save(out / "predictions.jpg", quality=80)
+    sheet(columns).save(out / "predictions.jpg", quality=70)
     objects, images = counted(total, "object"), counted(count, "test image")
     print(f"{objects} in {images} over {args.threshold:g} (above: the truth; below: found)")
     print(f"wrote {out / 'predictions.jpg'}")

@@ -47,6 +47,8 @@ def test_exact_parameter_counts():
         parts += [model.roi_heads.mask_head, model.roi_heads.mask_predictor]
         counts = [26_852_416, 593_935, 13_895_680, 466_375, 2_360_320, 285_787]
         assert list(map(total, parts)) == counts
+        assert total(maskrcnn_small(11)) == 1_220_329
+        assert total(fasterrcnn_small(11)) == 1_168_958
 
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"])
