@@ -160,6 +160,20 @@ def test_one_folder(clone):
     assert set(there) & set(MILESTONES) == {"lenet"}
 
 
+def test_one_folder_with_the_network_that_it_takes(clone):
+    """Mask R-CNN builds on ResNet: its branch has both, and the tests of both."""
+    if not {"maskrcnn", "resnet"} <= set(MILESTONES):
+        pytest.skip("a tree without one of the two")
+    ((_, commit),) = branches.main(["--only", "maskrcnn"]).items()
+    there = git("ls-tree", "-d", "--name-only", commit).split()
+    assert set(there) & set(MILESTONES) == {"maskrcnn", "resnet"}
+    tests = git("ls-tree", "--name-only", commit, "tests/").split()
+    assert {"tests/test_maskrcnn.py", "tests/test_resnet.py"} <= set(tests)
+    assert "tests/test_yolo.py" not in tests
+    entries = [entry["folder"] for entry in branches.entries_of(commit)]
+    assert entries == ["resnet", "maskrcnn"]
+
+
 def test_what_is_refused(clone, refused, monkeypatch):
     git("branch", "milestone/1998-lenet")
     line = refused(branches.main, [])

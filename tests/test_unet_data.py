@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from common.data.masks import read_mask
 from common.device import Device
-from unet.data import UNKNOWN, load_masks, look_up, read_mask, separate, two_distances
+from unet.data import UNKNOWN, load_masks, look_up, separate, two_distances
 from unet.scores import class_scores, iou_of, match_cells, overlay, tally
 
 

@@ -2,7 +2,8 @@
 
     python tools/branches.py && git log --oneline milestone/2015-resnet
     git diff milestone/1998-lenet milestone/2012-alexnet  # what the next paper brought
-    python tools/branches.py --only resnet                # a branch with that folder and common
+    python tools/branches.py --only resnet                # a branch with that folder and common,
+                                                          # and with those whose networks it takes
 
 Built from the committed tree of the repository that this file lies in, with git's plumbing: the
 working tree, the index and the current branch stay as they are. The same tree gives the same
@@ -78,6 +79,18 @@ def imports(blob: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.partition(".")[0])
     return names
+
+
+def needed(commit: str, folder: str, folders: Iterable[str]) -> set[str]:
+    """The folders that a folder's files import, be it through one another; itself among them."""
+    found, waiting = set(), [folder]
+    while waiting:
+        found.add(here := waiting.pop())
+        rows = [row.split("\t", 1) for row in git("ls-tree", "-r", commit, f"{here}/").splitlines()]
+        for info, path in rows:
+            if path.endswith(".py"):
+                waiting += sorted((imports(info.split()[2]) & set(folders)) - found)
+    return found
 
 
 def kept_files(commit: str, gone: set[str]) -> list[tuple[str, str, str]]:
@@ -291,12 +304,12 @@ def build(commit: str, entries: list[dict]) -> dict[str, str]:
 
 
 def build_only(commit: str, entries: list[dict], folder: str) -> dict[str, str]:
-    """Stores a commit with one folder and common, without history."""
+    """Stores a commit with one folder, those that it imports, and common, without history."""
     folders = [entry["folder"] for entry in entries]
     if folder not in folders:
         fail(unknown("milestone", folder, folders))
     entry = entries[folders.index(folder)]
-    tree = write_tree(commit, set(folders) - {folder})
+    tree = write_tree(commit, set(folders) - needed(commit, folder, folders))
     new = write_commit(tree, None, message(commit, entry), entry["year"], folders.index(folder))
     return {f"milestone/only-{folder}": new}
 
@@ -306,7 +319,9 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     parser = argparse.ArgumentParser(
         "python tools/branches.py", description=__doc__.split("\n\n")[0]
     )
-    parser.add_argument("--only", metavar="FOLDER", help="one branch: this folder and common")
+    parser.add_argument(
+        "--only", metavar="FOLDER", help="one branch: this folder, what it builds on, and common"
+    )
     parser.error = lambda text: fail(text.removeprefix("argument "))
     args = parser.parse_args(argv)
     commit = git("rev-parse", "--verify", "HEAD^{commit}").strip()

@@ -16,10 +16,11 @@ from torch import Tensor
 from common import cli, counted
 from common.classify import names_for
 from common.data.files import find_images, luminance, white_in
+from common.data.masks import read_image
 from common.device import Device
 from common.folder import make_folder, open_run
 from common.run import progress_bar
-from unet.data import MaskSet, load_masks, norm_of, normalise, read_image
+from unet.data import MaskSet, load_masks, norm_of, normalise
 from unet.model import MODELS, UNet, segment
 from unet.scores import overlay
 from unet.train import build

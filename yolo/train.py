@@ -21,13 +21,13 @@ from common.data.batches import Draw
 from common.data.images import add_image_flags
 from common.detection import Found, coco_precision, suppress
 from common.device import Device
+from common.precision import average_precisions, draw_curves
 from common.run import Run
 from common.schedule import cosine
 from common.weights import add_weight_flags, check_weights, keep_frozen, start_from, trained
 from yolo.augment import random_exposure, random_mirror, random_scale_and_shift
 from yolo.errors import SIMILAR, breakdown, similar_classes
 from yolo.model import MODELS, decode, yolo_loss
-from yolo.precision import average_precisions, draw_curves
 
 # fmt: off
 QUICK = dict(model="yolov1_small", data="shapes",  epochs=10,  val=250, batch_size=16, lr=2e-3, optimizer="adamw")  # noqa: E501

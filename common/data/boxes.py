@@ -69,6 +69,15 @@ class Objects(NamedTuple):
     difficult: Tensor  # bool (n,): neither trained on nor counted
 
 
+class Outline(NamedTuple):
+    """Which pixels an object has, as COCO's format writes it; see `Entry`."""
+
+    segmentation: object
+    name: str  # of the annotation
+    size: tuple[float, float]  # width and height of the picture that it was drawn on
+    turn: int  # how EXIF turns that picture
+
+
 @dataclasses.dataclass
 class Part:
     """One part of a data set as it was found: files (or scenes still to be drawn) and objects."""
@@ -76,6 +85,7 @@ class Part:
     images: list[str] | ShapeImages
     objects: list[Objects]  # in shares of the image; empty for scenes
     sizes: list[tuple[int, int]]  # width and height of the images as they are seen
+    outlines: list[list[Outline]] = dataclasses.field(default_factory=list)  # if there are some
 
     def __len__(self) -> int:
         return len(self.images)
@@ -84,8 +94,8 @@ class Part:
         """The images at `indices`."""
         if isinstance(self.images, ShapeImages):
             return Part(self.images.take(indices), [], [])
-        lists = (self.images, self.objects, self.sizes)
-        return Part(*([items[i] for i in indices.tolist()] for items in lists))
+        lists = (self.images, self.objects, self.sizes, self.outlines)
+        return Part(*([items[i] for i in indices.tolist()] if items else [] for items in lists))
 
 
 class SquareFiles(ImageFiles):
@@ -181,6 +191,7 @@ class Entry(NamedTuple):
     where: str  # the file that says so
     size: tuple[float, float] | None  # of the picture that the boxes were drawn on, if it says
     things: list[tuple[str, list[float], bool]]  # class, box in pixels from 0, difficult
+    outlines: list[tuple[object, str]] | None = None  # segmentation and name of each annotation
 
 
 def as_source(parts: dict[str, list[Entry]], classes: list[str] | None, *notes: str) -> Source:
@@ -202,7 +213,7 @@ def as_source(parts: dict[str, list[Entry]], classes: list[str] | None, *notes: 
     certain = {turn > 1 for some in photos if len(some) == 1 for _, turn in some}
     stored, ready = certain == {True}, {}
     for name, part in placed.items():
-        objects = []
+        objects, outlines = [], []
         for entry, size, _, some in part:
             (width, height), turn = some[-1 if stored else 0]
             if entry.things:
@@ -211,8 +222,13 @@ def as_source(parts: dict[str, list[Entry]], classes: list[str] | None, *notes: 
                 counts["unclear"] += len(some) > 1 and not stored
                 counts["scaled"] += (width, height) != own
                 counts["exchanged"] += entry.size not in (None, (width, height))
-            objects.append(objects_of(entry, (width, height), turn, classes, counts))
-        ready[name] = Part([str(e.image) for e, *_ in part], objects, [s for _, s, *_ in part])
+            content, kept = objects_of(entry, (width, height), turn, classes, counts)
+            objects.append(content)
+            if entry.outlines is not None:
+                frame = (width, height), turn
+                outlines.append([Outline(*entry.outlines[number], *frame) for number in kept])
+        images, sizes = [str(entry.image) for entry, *_ in part], [size for _, size, *_ in part]
+        ready[name] = Part(images, objects, sizes, outlines)
     return Source(classes, ready, "; ".join(filter(None, [*notes, *said(counts)])))
 
 
@@ -281,10 +297,11 @@ def fits(entry: Entry, size: tuple[float, float]) -> bool:
 
 def objects_of(
     entry: Entry, size: tuple[float, float], turn: int, classes: list[str], counts: Counter
-) -> Objects:
-    """The objects of an entry, whose boxes were drawn on a picture of `size`, then turned."""
-    boxes, labels, flags = [], [], []
-    for name, box, difficult in entry.things:
+) -> tuple[Objects, list[int]]:
+    """The objects of an entry, whose boxes were drawn on a picture of `size`, then turned, and
+    which of its things they are."""
+    boxes, labels, flags, kept = [], [], [], []
+    for number, (name, box, difficult) in enumerate(entry.things):
         if name not in classes:
             fail(f"{entry.where}: {unknown('class', name, classes)}")
         if not all(map(math.isfinite, box)):
@@ -298,8 +315,9 @@ def objects_of(
         boxes.append(turned([v / size[i % 2] for i, v in enumerate(clipped)], turn))
         labels.append(classes.index(name))
         flags.append(difficult)
+        kept.append(number)
     shares = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
-    return Objects(shares, torch.tensor(labels).long(), torch.tensor(flags).bool())
+    return Objects(shares, torch.tensor(labels).long(), torch.tensor(flags).bool()), kept
 
 
 def turned(box: list[float], turn: int) -> list[float]:
@@ -646,14 +664,15 @@ def read_coco(path: Path) -> tuple[list[Entry], list[str], str]:
     for key, image in known.imgs.items():
         places = [below(folder, files[key].replace("\\", "/"), str(path)) for folder in folders]
         file = next((place for place in places if place.exists()), places[0])
-        things = []
+        things, outlines = [], []
         for annotation in known.imgToAnns[key]:
             left, top, width, height = map(float, annotation["bbox"])
             box = [left, top, left + width, top + height]
             crowd = bool(annotation.get("iscrowd", 0))
             things.append((names[annotation["category_id"]], box, crowd))
+            outlines.append((annotation.get("segmentation"), f"annotation {annotation['id']}"))
         size = sides(image.get("width"), image.get("height"))
-        entries.append(Entry(file, str(path), size, things))
+        entries.append(Entry(file, str(path), size, things, outlines))
     shared = [name for name, count in Counter(names.values()).items() if count > 1]
     note = f"categories of one name taken for one class: {', '.join(shared)}" if shared else ""
     twice = len(entries) - len({entry.image for entry in entries})

@@ -220,14 +220,17 @@ def luminance(pixels: Tensor) -> Tensor:
 
 
 def read_files(
-    files: ImageFiles, keys: Iterable[list], workers: int, dev: Device
-) -> Iterator[Tensor]:
-    """Reads `files[key]` for batches of keys, in order, with worker processes a little ahead."""
+    files: ImageFiles, keys: Iterable[list], workers: int, dev: Device, whole: bool = True
+) -> Iterator[Tensor | list[Tensor]]:
+    """Reads `files[key]` for batches of keys, in order, with worker processes a little ahead.
+
+    Batches are tensors or, if not `whole`, lists: of images that differ in size.
+    """
     loader = torch.utils.data.DataLoader(
         files,
         batch_sampler=keys,
         num_workers=workers if len(files) > 256 else 0,
-        collate_fn=collate,
+        collate_fn=collate if whole else listed,
         worker_init_fn=ignore_interrupt,
         generator=torch.Generator(),  # leaves the global random state as it is: resuming is exact
         pin_memory=dev.device.type == "cuda",
@@ -240,7 +243,13 @@ def read_files(
 
 def collate(images: list[Tensor | str]) -> Tensor | str:
     """One tensor; or the first complaint about an unreadable file."""
-    return next((image for image in images if isinstance(image, str)), None) or torch.stack(images)
+    found = listed(images)
+    return found if isinstance(found, str) else torch.stack(found)
+
+
+def listed(images: list[Tensor | str]) -> list[Tensor] | str:
+    """The images of a batch; or the first complaint about an unreadable file."""
+    return next((image for image in images if isinstance(image, str)), None) or images
 
 
 def ignore_interrupt(_worker: int) -> None:
