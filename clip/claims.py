@@ -105,7 +105,7 @@ def open_network(folder: Path, args: argparse.Namespace) -> tuple[CLIP | Predict
 
 
 def costs() -> dict[str, int]:
-    """Multiply-adds of one pair, forward, by the objective. Captions have 12 tokens, as they have
+    """Multiply-adds of one pair, forward, by the objective. Captions have 10 tokens, as they have
     in the mean."""
     sizes = sizes_of(flags_of([]))
     with torch.device("meta"):
@@ -115,8 +115,8 @@ def costs() -> dict[str, int]:
         class Pair(torch.nn.Module):
             def forward(self, image: Tensor) -> None:
                 model.visual(image)
-                words = torch.zeros(1, 12, dtype=torch.int64)
-                x = model.token_embedding(words) + model.positional_embedding[:12]
+                words = torch.zeros(1, 10, dtype=torch.int64)
+                x = model.token_embedding(words) + model.positional_embedding[:10]
                 model.transformer(x)
 
         return {"CLIP": multiply_adds(Pair(), image), "words": multiply_adds(alone, image)}

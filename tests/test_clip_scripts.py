@@ -576,5 +576,5 @@ def test_costs_of_the_objectives():
 @pytest.mark.slow
 def test_quick_reaches_the_readmes_number():
     metrics = train.main(["--quiet"])
-    assert metrics["test_match"] >= 0.4
-    assert metrics["test_zero_shot"] >= 0.65
+    assert metrics["test_match"] > 0.7
+    assert metrics["test_zero_shot"] > 0.62
