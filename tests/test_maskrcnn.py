@@ -155,6 +155,7 @@ def test_boxes_are_matched_as_torchvisions():
     iou = torch.rand(5, 400)
     iou[:, 7] = iou[:, 8]  # equal
     iou[4] *= 0.2  # one that nothing overlaps much
+    iou[:, 3] = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.25])  # and what overlaps it most
     for high, low, rescue in ((0.7, 0.3, True), (0.5, 0.5, False)):
         matcher = theirs_utils.Matcher(high, low, allow_low_quality_matches=rescue)
         assert proposals.match(iou, high, low, rescue).tolist() == matcher(iou).tolist()
