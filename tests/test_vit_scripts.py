@@ -44,7 +44,7 @@ def small_b_32(monkeypatch):
 
 def test_recipes():
     args = train.parse_args([])
-    assert (args.model, args.size, args.patch_size, args.augment) == ("vit_tiny", 24, 4, False)
+    assert (args.model, args.size, args.patch_size, args.augment) == ("vit_tiny", 24, 8, False)
     assert (args.optimizer, args.normalise, args.clip, args.pool) == ("adamw", "data", None, "mean")
     args = train.parse_args(["--data", "cifar10"])
     assert (args.size, args.patch_size, args.augment) == (32, 4, True)
@@ -123,7 +123,7 @@ def test_flags_that_are_refused(refused, few):
         assert not Path("runs").exists()
         return text
 
-    assert "30 pixels can't be cut into patches of 4" in line("--size", "30")
+    assert "30 pixels can't be cut into patches of 8" in line("--size", "30")
     assert "patches of 14" in line("--model", "vit_h_14", "--size", "64")
     assert "5 heads can't share 64 dimensions" in line("--num-heads", "5", "--d-model", "64")
     assert "--d-model has no meaning here: vit_b_16 has its own" in line(

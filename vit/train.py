@@ -6,8 +6,6 @@ python vit/train.py --paper --data folder:PATH              # ImageNet's tree: B
 python vit/train.py --paper --weights imagenet --data folder:PATH    # fine-tuning, at 384 pixels
 python vit/train.py --model vit_b_16 --weights imagenet --freeze --data folder:PATH
 python vit/train.py --data folder:PATH --size 64            # your own images, from scratch
-
-vit_tiny is for small images, and gains nothing from bf16 on a CPU.
 """
 
 import argparse
@@ -36,7 +34,7 @@ from common.weights import (
 from vit.model import MODELS, POOLS, POSITIONS, SIZES, VisionTransformer
 
 # fmt: off
-QUICK = dict(model="vit_tiny", data="shapes:25000",         epochs=3,   val=500, batch_size=32,   lr=2e-3, weight_decay=0.05,  # noqa: E501
+QUICK = dict(model="vit_tiny", data="shapes:50000",         epochs=5,   val=500, batch_size=32,   lr=1.3e-3, weight_decay=0.05,  # noqa: E501
              warmup=0.4, pool="mean")
 PAPER = dict(model="vit_b_16", data="folder:data/imagenet", epochs=300, val=0,   batch_size=4096, lr=3e-3, weight_decay=0.3,  # noqa: E501
              dropout=0.1, warmup=10_000, clip=1.0, normalise="half")  # Table 3, B.1
@@ -60,7 +58,8 @@ def recipe(
     tuning = (PAPERS_TUNING if paper else TUNING) if weights else {}
     scenes = (data or QUICK["data"]).startswith("shapes") and not photos
     if model == "vit_tiny":
-        sizes = dict(size=64, patch_size=8) if photos else dict(size=24 if scenes else 32)
+        small = dict(size=24, patch_size=8, d_model=96) if scenes else dict(size=32)
+        sizes = dict(size=64, patch_size=8) if photos else small
         return SIZES["tiny"] | dict(augment=not scenes) | sizes | tuning, {}
     patch = SIZES[model.removeprefix("vit_")]["patch_size"]
     size = (518 if patch == 14 else 384) if paper and weights else 224  # Sec. 4.2
