@@ -155,11 +155,17 @@ class DVAE(nn.Module):
 
         `beta` weighs the KL term. Raises ValueError for sizes that are no multiple of `factor`.
         """
-        logits = self.logits(x)                                # (B, K, h, w)
+        nats, kl = self.terms(x, self.logits(x), temperature, hard)
+        return nats + beta * kl, nats, kl                      # Eq. 1, negated
+
+    def terms(
+        self, x: Tensor, logits: Tensor, temperature: float, hard: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The two terms of images (B, C, H, W) whose codes have these logits (B, K, h, w)."""
         z = relaxed(logits, temperature, hard)                 # (B, K, h, w)
         nats = -log_laplace(mapped(x), wide(self.decoder(z))).mean()
         kl = divergence(logits).sum((1, 2)).mean() / x[0].numel()
-        return nats + beta * kl, nats, kl                      # Eq. 1, negated
+        return nats, kl
     # fmt: on
 
     def logits(self, x: Tensor) -> Tensor:

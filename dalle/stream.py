@@ -132,7 +132,7 @@ class DALLE(nn.Module):
         read anew.
         """
         n, cache = codes.shape[1], state["cache"]
-        if cache is None or not n:
+        if cache is None or not cache[0]:
             x = torch.cat([self.read_text(state["text"]), self.read_codes(codes)], 1)
         else:
             x = self.read_codes(codes[:, -1:], n - 1)
