@@ -25,7 +25,7 @@ OWN = {
         num_codes=256, width=32, epochs=4, batch_size=32, lr=3e-3, beta=1.0, beta_rise=0.2,
         temperature=0.25, cooling=0.8, ema=0.99, weight_decay=1e-4, warmup=0.05, clip=1.0),
     "dalle_small": dict(
-        vocab_size=256, text_length=20, d_model=128, num_layers=4, num_heads=4, kernel=5,
+        vocab_size=256, text_length=17, d_model=128, num_layers=4, num_heads=4, kernel=5,
         prompts=200, draw_temperature=0.7),
     "dvae": dict(num_codes=8192, width=256, weight_decay=1e-4, warmup=0.0),
     "dalle": dict(text_length=256, d_model=3968, num_layers=64, num_heads=62, kernel=11),
@@ -48,7 +48,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     kind, small = "dvae" if model.startswith("dvae") else "dalle", model.endswith("_small")
     own = (DVAE if kind == "dvae" else STREAM) | OWN[model]
     scenes = (data or ("" if paper else "shapes")).startswith("shapes")
-    own |= dict(size=256 if paper else 32 if scenes else 64)
+    own |= dict(size=256 if paper else 24 if scenes and small else 64)
     if kind == "dvae" and paper:
         own |= DVAE_PAPER
     elif not scenes:

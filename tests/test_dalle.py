@@ -462,6 +462,7 @@ def test_the_loss_weighs_the_image_seven_to_one():
     model = tiny_dalle()
     text, codes = example(model)
     text_logits, image_logits = model(text, codes)
+    text_logits, image_logits = text_logits.detach(), image_logits.detach()
     loss, of_text, of_image = stream.losses(text_logits, image_logits, text, codes)
     nats = []
     for b, i in itertools.product(range(3), range(5)):
