@@ -133,8 +133,8 @@ SIZES = {  # Tables 19 and 20; the last is ours, for small images
                           text_width=768, text_layers=12, text_heads=12),
     "clip_resnet50": dict(embed_dim=1024, image_size=224, patch_size=None,
                           vision_layers=(3, 4, 6, 3), vision_width=64, vision_heads=32, **TEXT),
-    "clip_small":    dict(embed_dim=64, image_size=24, patch_size=None, vision_layers=(1, 1, 1),
-                          vision_width=24, vision_heads=4, stem_stride=2,
+    "clip_small":    dict(embed_dim=64, image_size=32, patch_size=None, vision_layers=(1, 1, 1),
+                          vision_width=16, vision_heads=4, stem_stride=2,
                           text_width=64, text_layers=2, text_heads=2, vocab_size=1024),
 }
 # fmt: on
@@ -161,7 +161,7 @@ def clip_resnet50(**settings) -> CLIP:
 
 
 def clip_small(**settings) -> CLIP:
-    """Not of the paper: a small modified ResNet for images of 24 pixels, and two layers of text."""
+    """Not of the paper: a small modified ResNet for images of 32 pixels, and two layers of text."""
     return CLIP(**SIZES["clip_small"] | settings)
 
 

@@ -39,7 +39,7 @@ def recipe(
 def add_own_flags(parser: cli.Parser) -> None:
     """The flags of sizes and of the optimiser, which predict.py has, too."""
     add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
-    add("--size", type=cli.integer(8), metavar="S", default=24, help="pixels the network sees")
+    add("--size", type=cli.integer(8), metavar="S", default=32, help="pixels the network sees")
     text = "at most so many tokens of a vocabulary that is trained on the captions"
     add("--vocab-size", type=cli.integer(FEWEST), metavar="N", default=1024, help=text)
     for name, of in (("embed-dim", "dimensions of the space that images and texts share"),

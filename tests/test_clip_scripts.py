@@ -17,7 +17,7 @@ from conftest import torchrun
 from helpers import weights
 from PIL import Image
 
-from clip import evaluation, predict, prompts, sample, train
+from clip import claims, evaluation, predict, prompts, sample, train
 from clip.model import clip_small
 from clip.pairs import square_window
 from clip.tokens import Tokens, train_tokenizer
@@ -187,7 +187,7 @@ def test_recipes():
     assert flags("--paper", "--model", "clip_resnet50").beta2 == 0.999
     assert flags("--paper", "--model", "clip_resnet50").eps == 1e-8
     assert flags("--data", "flickr8k").size == 64
-    assert flags().size == 24
+    assert flags().size == 32
 
 
 def test_bad_flags(refused, scenes):
