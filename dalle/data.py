@@ -65,9 +65,10 @@ class Words:
         return texts.encode(self.tokenizer, lowered, self.length + 1)
 
     def known(self, caption: str) -> bool:
-        """Whether a caption has a word, and one that training had."""
-        tokens = self.tokens([caption]).tokens[0][:-1]
-        return bool((tokens != UNKNOWN).any())
+        """Whether a caption has a word, or a letter, that training had."""
+        tokens = self.tokens([caption]).tokens[0][:-1].tolist()
+        names = (self.tokenizer.id_to_token(token) for token in tokens if token != UNKNOWN)
+        return any(name.strip("▁") for name in names)
 
 
 def make_words(train: CaptionSet, args: cli.Flags, dev: Device) -> None:

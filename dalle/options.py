@@ -11,6 +11,7 @@ from dalle.model import MODELS
 from dalle.stream import SPARSE
 
 CODES = {"dalle": "dvae", "dalle_small": "dvae_small"}  # which dVAE a transformer trains first
+FACTORS = {"dvae": 8, "dvae_small": 4}  # pixels, down and across, that a code stands for
 # fmt: off
 SIZES = ("text_length", "d_model", "num_layers", "num_heads", "attention", "kernel")
 STREAM = dict(  # flags of the transformer alone
@@ -140,10 +141,17 @@ def odd(text: str) -> int:
     return number
 
 
+def check_size(size: int, factor: int) -> None:
+    """Ends in one line where images can't be cut into the squares that codes stand for."""
+    if size % factor:
+        fail(f"--size {size}: a code stands for {factor}x{factor} pixels, so --size is a multiple "
+             f"of {factor}")  # fmt: skip
+
+
 def check(args: cli.Flags) -> None:
     """Ends in one line if flags don't fit together."""
-    if args.warmup >= 1 and args.max_steps is None and args.epochs < 1:
-        fail("--warmup is longer than the training")
+    if not args.codes and not args.weights and not args.stored:
+        check_size(args.size, FACTORS[CODES.get(args.model, args.model)])
     if "weights" in args.typed and args.evaluate:
         fail("--weights starts a training, and --evaluate trains nothing: leave one of them away")
     if "weights" in args.typed and args.paper:

@@ -45,8 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     text = "image files, or folders of them, to rebuild from their codes"
     add("--rebuild", nargs="+", type=Path, metavar="IMAGE", help=text)
     add("--count", **count, help="images of each caption (default: 8)")
-    add("--temperature", type=cli.not_negative, metavar="T",
-        help="below 1 likelier, 0 the likeliest, above 1 bolder (default: as in the test)")  # fmt: skip
+    text = "below 1 likelier, 0 the likeliest, above 1 bolder (default: as in the test)"
+    add("--temperature", type=cli.not_negative, metavar="T", help=text)
     add("--top-k", **count, help="draw from the K likeliest codes alone (default: all)")
     share = cli.number(lambda x: 0 < x <= 1, "a number above 0, at most 1")
     add("--top-p", type=share, metavar="P",

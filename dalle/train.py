@@ -26,9 +26,9 @@ from common.run import Run
 from dalle.data import Words, check_captions, load, make_words, reworded, say_losses
 from dalle.evaluate import prompt_metrics, stream_metrics
 from dalle.model import DALLE, DVAE, MODELS, losses
-from dalle.options import CODES, SIZES, parse
+from dalle.options import CODES, SIZES, check_size, parse
 from dalle.published import network_of, read_codes
-from dalle.train_dvae import check_size, step_size, train_dvae, train_first
+from dalle.train_dvae import step_size, train_dvae, train_first
 
 # fmt: off
 QUICK = dict(model="dalle_small", data="shapes",                epochs=3, val=500, batch_size=32,   lr=2e-3,  # noqa: E501

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import types
@@ -503,12 +502,12 @@ def test_codes_of_another_autoencoder(refused):
         (["--kernel", "4"], "--kernel 4: a square around a token has an odd side"),
         (["--attention", "diagonal"], "unknown attention 'diagonal'"),
         (["--temperature", "0.5"], "--temperature has no meaning here: it is for dvae"),
-        (["--model", "dvae_small", "--prompts", "5"], "--prompts has no meaning here: it is for dalle"),
+        (["--model", "dvae_small", "--prompts", "5"], "--prompts has no meaning here"),
         (["--model", "dvae", "--width", "8"], "--width has no meaning here: dvae has the paper's"),
         (["--data", "digits"], "has images but no captions"),
         (["--data", "folder:tree"], "has images but no captions"),
         (["--data", "captions:none.csv"], "none.csv"),
-        (["--data", "captions:none.csv", "--prompts", "5"], "only captions of shapes can be judged"),
+        (["--data", "captions:none.csv", "--prompts", "5"], "only captions of shapes"),
         (["--data", "captions:none.csv", "--captions", "short"], "only captions of shapes"),
         (["--draw-temperature", "-1"], "--draw-temperature"),
         (["--model", "dvae_small", "--evaluate", "x", "--weights", "y"], "x"),
@@ -648,19 +647,26 @@ def test_the_best_of_several():
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("clip"), reason="needs the folder clip")
-def test_clip_re_ranks(trained, monkeypatch):
+def test_clip_re_ranks(trained):
     """The scores are the cosines that clip itself computes, and images come in their order."""
-    from clip.tokens import Tokens
-    from clip.train import main as train_clip
+    from clip.model import CLIP
+    from clip.tokens import Tokens, train_tokenizer
 
-    small = ["--embed-dim", "16", "--vision-width", "8", "--text-width", "32", "--text-layers", "1"]
-    train_clip([*small, *TINY, "--max-steps", "1", "--run-dir", "clip"])
+    tokens = Tokens(train_tokenizer(["a red star", "a large blue ring left of a moon"] * 4, 600))
+    network = dict(embed_dim=16, image_size=16, patch_size=8, vision_layers=1, vision_width=32,
+                   vision_heads=2, text_width=32, text_layers=1, text_heads=2,
+                   vocab_size=tokens.size, end_token=tokens.end)  # fmt: skip
+    facts = dict(network=network, tokenizer=tokens.tokenizer.to_str(), mean=[0.5] * 3,
+                 std=[0.2, 0.3, 0.4])  # fmt: skip
+    flags = {"milestone": "clip", "model": "clip_small"}
+    content = {"config": {"flags": flags}, "dataset": facts, "model": CLIP(**network).state_dict()}
+    Path("clip").mkdir()
+    torch.save(content, "clip/last.pt")
     dev = train.Device(train.parse_args(["--quiet", "--precision", "fp32"]))
     scorer = rerank.read_clip("clip", dev)
     captions = ["a red star", "a large blue ring left of a small moon"]
     images = torch.rand(2, 3, 3, 8, 8)
     found = scorer.scores(images, captions)
-    tokens = Tokens(torch.load("clip/last.pt")["dataset"]["tokenizer"])
     rows = tokens.encode(captions, scorer.context)[0]
     larger = nn.functional.interpolate(
         images.flatten(0, 1), [scorer.size] * 2, mode="bilinear", antialias=True
@@ -673,4 +679,4 @@ def test_clip_re_ranks(trained, monkeypatch):
     found = sample.main(["a red star", *trained, "--count", "4", "--rerank", "clip", "--out", "a"])
     scores = found["a red star"]
     assert scores == sorted(scores, reverse=True)
-    shutil.rmtree("a")
+    assert len(set(scores)) > 1
