@@ -59,7 +59,9 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     other = STREAM if kind == "dvae" else DVAE
     nothing = {flag: f"it is for {'dalle' if kind == 'dvae' else 'dvae'} and its small one"
                for flag in other}  # fmt: skip
-    if kind == "dalle":
+    if kind == "dvae":
+        nothing["fsdp"] = "a dVAE is small enough for one device: torchrun alone shares its steps"
+    else:
         nothing.pop("num_codes")
         own["num_codes"] = OWN[CODES[model]]["num_codes"]
         if codes := given.get("codes"):

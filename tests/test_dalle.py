@@ -336,7 +336,7 @@ def test_kinds_of_layers():
     assert stream.kinds_of("dense", 3) == ["dense"] * 3
 
 
-@pytest.mark.parametrize("kind", layers.KINDS)
+@pytest.mark.parametrize("kind", ["row", "column"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_blocks_are_the_mask(kind, layout):
     """The quick way equals the written-out one, values and gradients."""

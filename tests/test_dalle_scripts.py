@@ -189,6 +189,16 @@ def test_two_processes_train_both_stages_and_draw():
     assert 0 <= row["test_right"] <= 1
 
 
+def test_a_sharded_transformer_trains_and_draws():
+    codes_run()
+    stream_run("--max-steps", "2", "--prompts", "0")
+    done = torchrun(str(ROOT / "dalle/train.py"), *STREAM_FLAGS, *TINY, "--codes", "codes",
+                    "--epochs", "1", "--prompts", "3", "--max-steps", "2", "--fsdp", "--run-dir",
+                    "shards")  # fmt: skip
+    assert not done.returncode, done.stderr
+    assert_same("run", "shards", exact=False)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_other_precisions(precision):
     flags = ["--precision", precision, "--max-steps", "1"]
