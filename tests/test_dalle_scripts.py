@@ -19,7 +19,7 @@ from torch import nn
 
 from common import scenes
 from common.data.drawing import CLASSES
-from dalle import data, evaluate, published, rerank, sample, train, train_dvae
+from dalle import claims, data, evaluate, published, rerank, sample, train, train_dvae
 from dalle.dvae import DVAE
 from dalle.model import MODELS
 
@@ -591,6 +591,13 @@ def test_samples(trained, capsys):
     assert Path("run/samples/samples.png").exists()
 
 
+def test_masks_are_drawn(trained, refused):
+    assert sample.main(["--masks", *trained, "--out", "a"]) == {"row": [1], "conv": [2]}
+    assert Path("a/masks.png").exists()
+    assert "draws no images" in refused(sample.main, ["--masks", "a moon", *trained])
+    assert "draws nothing" in refused(sample.main, ["--masks", "--checkpoint", "codes/last.pt"])
+
+
 def test_an_image_is_gone_on_with(trained, monkeypatch):
     Image.new("RGB", (40, 30), (200, 10, 10)).save("photo.png")
     seen = []
@@ -642,6 +649,92 @@ def test_bad_flags_of_samples(argv, words, trained, refused, capsys):
     given = trained if "--checkpoint" not in argv else []
     assert words in refused(sample.main, [*argv, *given])
     assert not Path("run/samples").exists()
+
+
+# ---------------------------------------------------------------------- claims
+
+
+@pytest.fixture
+def tiny_claims(monkeypatch):
+    """Runs of a step, on few scenes, which are validated on a few."""
+    monkeypatch.setitem(train.QUICK, "val", 4)
+    monkeypatch.setattr(claims, "NUMBERS", (16, 256))
+    monkeypatch.setattr(claims, "BEST_OF", (1, 2))
+    return ["--seeds", "0", "1", "--max-steps", "1", "--prompts", "3", "--out", "out"]
+
+
+def test_claims_of_codes_and_attention(tiny_claims, capsys, monkeypatch):
+    found = claims.main(["codes", *tiny_claims])
+    assert list(found) == ["16 codes", "256 codes"]
+    assert len(found["16 codes"]["test_error"]["values"]) == 2
+    found = claims.main(["sparse", *tiny_claims])
+    assert list(found) == ["sparse", "rows alone", "dense"]
+    assert "--attention dense" in found["dense"]["command"]
+    assert len(found["dense"]["test_right"]["values"]) == 2
+    for claim in ("codes", "sparse"):
+        assert json.loads(Path(f"out/claim_{claim}.json").read_text())
+        assert Path(f"out/claim_{claim}.png").exists()
+    said = capsys.readouterr().out
+    assert "perplexity" in said and "image_loss" in said
+    runs = sorted(path.name[:-7] for path in Path("runs/dalle-claims").iterdir())
+    assert runs == sorted([f"{k} codes" for k in (16, 16, 256, 256)]
+                          + ["sparse", "rows alone", "dense"] * 2)  # fmt: skip
+    streams = {}
+    for path in Path("runs/dalle-claims").glob("*/last.pt"):
+        content = torch.load(path)
+        flags = content["config"]["flags"]
+        if flags["model"] == "dalle_small":
+            streams.setdefault(flags["seed"], []).append(content["dvae"]["decoder.blocks.input.w"])
+    for seed in (0, 1):  # of a seed all arms learn the same codes
+        assert len(streams[seed]) == 3
+        assert all(torch.equal(w, streams[seed][0]) for w in streams[seed])
+    monkeypatch.setattr(train, "train_dvae", None)
+    monkeypatch.setattr(claims, "train", None)
+    assert claims.main(["sparse", *tiny_claims]) == found  # all is done
+
+
+def test_claim_of_captions(tiny_claims):
+    found = claims.main(["captions", *tiny_claims[:1], "0", *tiny_claims[3:]])
+    assert list(found) == ["short", "descriptive", "mixed"]
+    assert "--captions short" in found["short"]["command"]
+    kinds = {}
+    for path in Path("runs/dalle-claims").glob("*/config.json"):
+        flags = json.loads(path.read_text())["flags"]
+        kinds[path.parent.name.split("-")[0]] = flags["captions"]
+    assert kinds.items() >= {"short": "short", "descriptive": "own", "mixed": "mixed"}.items()
+
+
+def test_claim_of_re_ranking(tiny_claims, monkeypatch):
+    """With scores that know the truth, the best of two is right where one of two is."""
+    asked = scenes.one_object(3, 24)
+    real, noise = asked.pixels / 255, torch.zeros(3, 3, 24, 24)
+    scripts = []
+    monkeypatch.setattr(claims, "run_script", lambda *given: scripts.append(given))
+
+    def draw(model, dvae, text, dev, seed, temperature):
+        assert temperature == 1
+        return torch.stack([noise, real], 1).flatten(0, 1)
+
+    class Truth:
+        def scores(self, images, captions):
+            assert captions == asked.captions
+            return images.flatten(2).sum(2)
+
+        def right(self, images, shapes, colours):
+            found = torch.stack(scenes.wanted(asked.captions))
+            assert torch.equal(torch.stack([shapes, colours])[:, ::2], found)
+            return images.flatten(1).any(1)
+
+    monkeypatch.setattr(claims, "draw", draw)
+    monkeypatch.setattr(claims, "read_clip", lambda place, dev: Truth())
+    monkeypatch.setattr(claims, "ready", lambda dev: Truth())
+    found = claims.main(["rerank", *tiny_claims[:1], "0", *tiny_claims[3:]])
+    assert found["best of 1"]["test_right"]["mean"] == 0.5
+    assert found["best of 2"]["test_right"]["mean"] == 1.0
+    ((script, argv),) = scripts
+    assert script == ROOT / "clip/train.py"
+    assert argv[: argv.index("--seed")] == ["--epochs", "4", "--quiet", "--max-steps", "1"]
+    assert Path("out/claim_rerank.png").exists()
 
 
 # ---------------------------------------------------------------------- re-ranking
