@@ -3,7 +3,7 @@
     python dalle/claims.py codes       # the number of codes: how many are used, what is rebuilt
     python dalle/claims.py sparse      # row, column and square attention against dense
     python dalle/claims.py rerank      # the best of 1, 8 and 64 draws by CLIP (Fig. 6c)
-    python dalle/claims.py captions    # short, descriptive and mixed captions (DALL-E 3)
+    python dalle/claims.py captions    # plain, descriptive and mixed captions (DALL-E 3)
 
 `sparse` and `captions` train their transformers on the codes of one dVAE for each seed, which
 `codes` trains too; `rerank` draws with the one that `sparse` trains, and trains CLIP by
@@ -44,7 +44,7 @@ SHOWN = {
     "codes": ("used", "perplexity", "error"),
     "sparse": ("image_loss", "right"),
     "rerank": ("right",),
-    "captions": ("right", "short_right", "image_loss"),
+    "captions": ("right", "plain_right", "image_loss"),
 }
 Results = dict[str, list[dict[str, float]]]
 Found = tuple[Results, dict[str, str], dict[str, list[Path]]]
@@ -178,14 +178,14 @@ def compare_best_of(args: argparse.Namespace) -> tuple[Results, dict[str, str]]:
 
 
 def compare_captions(args: argparse.Namespace) -> tuple[Results, dict[str, str]]:
-    """Transformers that learnt from short captions, from descriptive ones, and from a mixture."""
-    arms = {"short": ["--captions", "short"], "descriptive": [], "mixed": ["--captions", "mixed"]}
+    """Transformers that learnt from plain captions, from descriptive ones, and from a mixture."""
+    arms = {"plain": ["--captions", "plain"], "descriptive": [], "mixed": ["--captions", "mixed"]}
     results, commands, _ = run_streams(args, arms)
     from common.plot import bars
 
     panels = {
         "descriptive prompts: shape and colour right (%)": "test_right",
-        "short prompts: shape right (%)": "test_short_right",
+        "plain prompts: shape right (%)": "test_plain_right",
     }
     bars({title: {arm: [100 * run[key] for run in runs] for arm, runs in results.items()}
           for title, key in panels.items()}, args.out / "claim_captions.png")  # fmt: skip
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> dict:
         words = []
         for key in SHOWN[args.claim]:
             values = [run[f"test_{key}"] for run in runs if f"test_{key}" in run]
-            percent = key in ("used", "right", "short_right")
+            percent = key in ("used", "right", "plain_right")
             how = {} if percent else dict(scale=1, digits=4 if key == "error" else 2, unit="")
             words += [f"{key} {plus_minus(values, **how)}"] if values else []
         print(f"{arm:>{width}}: {', '.join(words)}")

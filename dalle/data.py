@@ -12,11 +12,14 @@ from common.data.captions import CAPTION_SETS, CaptionSet, load_captions
 from common.data.images import IMAGE_SETS, ImageSet, load_images
 from common.data.text import UNKNOWN, read_tokenizer, train_bpe
 from common.device import Device
-from common.scenes import FIRST
 
 DATA = [*CAPTION_SETS, *(name for name in IMAGE_SETS if not name.startswith("shapes"))]
 RANGE = dict(mean=[0.0] * 3, std=[1.0] * 3)  # pixels stay from 0 to 1
-SHORT = 0.05  # of the captions of `mixed` (Betker et al. 2023, Sec. 3.3)
+WAYS = {  # shares of the steps in which captions of scenes are in full, and plain
+    "full": (1.0, 0.0),
+    "plain": (0.0, 1.0),
+    "mixed": (0.95, 0.05),  # Betker et al. 2023, Sec. 3.3
+}
 
 
 def has_captions(data: str) -> bool:
@@ -35,9 +38,11 @@ def load(args: cli.Flags, dev: Device) -> tuple:
         found = scaled_window(numbers, height, width, size, size, size * 9 // 8)
         return found if mirrored else found * found.new_tensor([1, 1, 1, 1, 0])
 
-    if has_captions(args.data):
-        return load_captions(args, dev, size, RANGE, window)
-    return load_images(args, dev, size, window=window, **RANGE)
+    if not has_captions(args.data):
+        return load_images(args, dev, size, window=window, **RANGE)
+    parts = load_captions(args, dev, size, RANGE, window)
+    parts[0].ways = WAYS[args.captions]
+    return parts
 
 
 def images_of(part: CaptionSet | ImageSet) -> ImageSet:
@@ -84,28 +89,6 @@ def say_losses(words: Words, parts: Sequence[CaptionSet | None], dev: Device) ->
     found = [words.tokens(part.texts()[0]) for part in parts if part]
     if note := texts.losses(found, words.length):
         dev.say(f"note: {note}")
-
-
-def reworded(captions: list[str], kind: str, key: int) -> list[str]:
-    """Captions of shapes as they are ("own"), as short as alt texts, of which only the first shape
-    is left, or `mixed`, a share SHORT of them short: which ones, is drawn from the key.
-
-    Raises ValueError where a caption names no shape.
-    """
-    if kind == "own":
-        return captions
-    generator = torch.Generator().manual_seed(key)
-    drawn = torch.rand(len(captions), generator=generator).tolist()
-    limit = 1.0 if kind == "short" else SHORT
-    return [short(text) if u < limit else text for text, u in zip(captions, drawn, strict=True)]
-
-
-def short(caption: str) -> str:
-    """What an alt text would say: "an orange ring left of …" is a "ring"."""
-    found = FIRST.search(caption)
-    if not found:
-        raise ValueError(f"the caption {caption!r} names no shape of the world with its colour")
-    return found[2]
 
 
 def check_captions(args: cli.Flags) -> None:

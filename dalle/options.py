@@ -5,7 +5,7 @@ from pathlib import Path
 from common import cli, fail
 from common.data.images import add_image_flags
 from common.folder import read_flags
-from dalle.data import DATA
+from dalle.data import DATA, WAYS
 from dalle.layers import KINDS
 from dalle.model import MODELS
 from dalle.stream import SPARSE
@@ -15,7 +15,7 @@ FACTORS = {"dvae": 8, "dvae_small": 4}  # pixels, down and across, that a code s
 # fmt: off
 SIZES = ("text_length", "d_model", "num_layers", "num_heads", "attention", "kernel")
 STREAM = dict(  # flags of the transformer alone
-    codes=None, vocab_size=16_384, attention=SPARSE, dropout=0.0, beta2=0.96, captions="own",
+    codes=None, vocab_size=16_384, attention=SPARSE, dropout=0.0, beta2=0.96, captions="full",
     text_length=None, d_model=None, num_layers=None, num_heads=None, kernel=None, prompts=0,
     draw_temperature=1.0)
 DVAE = dict(  # of the dVAE alone; App. A.2
@@ -70,7 +70,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
             own |= {key: known[key] for key in ("size", "num_codes") if known.get(key)}
             nothing["num_codes"] = "the codes of --codes have their own number"
         if not scenes:
-            reason = "only captions of shapes can be judged, and made short"
+            reason = "only captions of shapes can be judged, and are plain or in full"
             nothing |= dict.fromkeys(("prompts", "captions"), reason)
     if not small:
         sizes = ("width", "d_model", "num_layers", "num_heads")
@@ -88,8 +88,9 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     text = "tokens that the captions' vocabulary has at most"
     add("--vocab-size", type=cli.integer(8), metavar="N", group="data", help=text)
     add("--text-length", **count, group="data", help="places for a caption's tokens")
-    text = "of shapes: as they are, short as alt texts, or 5%% of these mixed in".replace("%%", "%")
-    add("--captions", choices=["own", "short", "mixed"], default="own", group="data", help=text)
+    text = "of shapes: in full, plain (a photo of a star), or mixed: 95% of the steps in full"
+    ways = dict(choices=list(WAYS), default="full", group="data")
+    add("--captions", **ways, help=text)
     text = "steps in which the rate rises, or below 1 their share"
     add("--warmup", type=cli.not_negative, metavar="N", group="training", default=0.1, help=text)
     kind = cli.number(lambda x: 0 < x <= 1, "a number above 0, at most 1")

@@ -216,10 +216,10 @@ def draw_masks(model: DALLE, out: Path) -> dict[str, list[int]]:
         kinds.setdefault(block.attn.kind, []).append(number)
     figure = Figure(figsize=(2.6 * len(kinds), 4.6), layout="constrained")
     axes = figure.subplots(2, len(kinds), squeeze=False)
-    middle = height // 2 * width + width // 2
+    middle = min(height // 2 * width + width // 2, height * width - 2)  # the last isn't read
     for column, (kind, layers) in enumerate(kinds.items()):
         mask = stream_mask(kind, model.layout)
-        axes[0, column].imshow(mask, cmap="Blues", vmin=0, vmax=1.4)
+        axes[0, column].imshow(mask.numpy(), cmap="Blues", vmin=0, vmax=1.4)
         numbers = ", ".join(map(str, layers[:6])) + (" …" if len(layers) > 6 else "")
         title = f"{kind}: layer{'s' if len(layers) > 1 else ''} {numbers}"
         axes[0, column].set_title(title, fontsize=9)
@@ -228,7 +228,7 @@ def draw_masks(model: DALLE, out: Path) -> dict[str, list[int]]:
         grid = torch.zeros(height * width)
         grid[: mask.shape[1] - prefix] = mask[prefix + middle, prefix:].float()
         grid[middle] = 1.4
-        axes[1, column].imshow(grid.view(height, width), cmap="Blues", vmin=0, vmax=1.4)
+        axes[1, column].imshow(grid.view(height, width).numpy(), cmap="Blues", vmin=0, vmax=1.4)
         axes[1, column].set_title("of the image, from its middle", fontsize=9)
     for axis in axes.flat:
         axis.set_xticks([])

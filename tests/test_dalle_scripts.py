@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from common import scenes
-from common.data.drawing import CLASSES
+from common.data.shapes import ShapeImages
 from dalle import claims, data, evaluate, published, rerank, sample, train, train_dvae
 from dalle.dvae import DVAE
 from dalle.model import MODELS
@@ -69,7 +69,7 @@ def test_both_stages_in_one_command(capsys):
     found = train.main([*[flag for flag in BOTH if flag != "--quiet"], "--run-dir", "run",
                         "--prompts", "4"])  # fmt: skip
     assert {f"test_{key}" for key in ("loss", "text_loss", "image_loss", "right", "shape", "colour",
-            "rebuilt", "judge", "short_right")} <= found.keys()  # fmt: skip
+            "rebuilt", "judge", "plain_right")} <= found.keys()  # fmt: skip
     assert all(map(math.isfinite, found.values()))
     assert found["test_right"] <= min(found["test_shape"], found["test_colour"])
     said = capsys.readouterr().out
@@ -303,16 +303,21 @@ def test_words_are_lower_case_tokens_without_an_end():
     assert not words.known("Ж")
 
 
-def test_captions_short_and_mixed():
-    long = [f"a large red {name} left of a small blue ring" for name in CLASSES] * 100
-    assert data.reworded(long, "own", 1) == long
-    assert data.reworded(long, "short", 1) == CLASSES * 100
-    mixed = data.reworded(long, "mixed", 1)
-    share = sum(text in CLASSES for text in mixed) / len(mixed)
-    assert 0.02 < share < 0.09
-    assert mixed == data.reworded(long, "mixed", 1) != data.reworded(long, "mixed", 2)
-    with pytest.raises(ValueError, match="names no shape"):
-        data.short("two dogs")
+@pytest.mark.parametrize(
+    ("kind", "low", "high"), [("full", 0, 0), ("plain", 1, 1), ("mixed", 0.01, 0.12)]
+)
+def test_captions_in_full_and_plain(kind, low, high, monkeypatch):
+    monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 400, "test": 12})
+    for source in ("shapes", "shapes:400"):  # new scenes in each epoch, or the same
+        args = train.parse_args(["--data", source, "--captions", kind, *TINY[2:], "--size", "8"])
+        part = data.load(args, train.Device(args))[0]
+        found = []
+        for epoch in range(2):
+            batches = part.batches(2)
+            batches.seek(epoch, 0)
+            found += [text for _, texts, _ in batches for text in texts]
+        share = sum(text.startswith("a photo of") for text in found) / len(found)
+        assert low <= share <= high
 
 
 # ---------------------------------------------------------------------- measuring draws
@@ -349,9 +354,13 @@ def test_what_is_right_is_as_the_judge_sees_it(monkeypatch):
     dvae = published.read_codes("codes")
     found = evaluate.prompt_metrics(None, dvae, words, args, dev)
     assert found["test_right"] == found["test_judge"] == found["test_shape"] == 0.5
-    assert found["test_short_right"] == 0.5
+    assert found["test_plain_right"] == 0.5
     assert found["test_rebuilt"] == 0
-    assert [text for text, _ in given] == [asked.captions, [c.split()[-1] for c in asked.captions]]
+    (full, _), (plain, _) = given
+    assert full == asked.captions
+    assert [text.split()[-1] for text in plain] == [text.split()[-1] for text in full]
+    known = {both[1] for both in ShapeImages(range(200), 0).captions()}
+    assert set(plain) <= known  # as training has them
     assert given[0][1]["temperature"] == args.draw_temperature
 
 
@@ -518,7 +527,7 @@ def test_codes_of_another_autoencoder(refused):
         (["--data", "folder:tree"], "has images but no captions"),
         (["--data", "captions:none.csv"], "none.csv"),
         (["--data", "captions:none.csv", "--prompts", "5"], "only captions of shapes"),
-        (["--data", "captions:none.csv", "--captions", "short"], "only captions of shapes"),
+        (["--data", "captions:none.csv", "--captions", "plain"], "only captions of shapes"),
         (["--draw-temperature", "-1"], "--draw-temperature"),
         (["--model", "dvae_small", "--evaluate", "x", "--weights", "y"], "x"),
         (["--model", "dvae_small", "--paper", "--weights", "y"], "leave --weights out"),
@@ -695,13 +704,13 @@ def test_claims_of_codes_and_attention(tiny_claims, capsys, monkeypatch):
 
 def test_claim_of_captions(tiny_claims):
     found = claims.main(["captions", *tiny_claims[:1], "0", *tiny_claims[3:]])
-    assert list(found) == ["short", "descriptive", "mixed"]
-    assert "--captions short" in found["short"]["command"]
+    assert list(found) == ["plain", "descriptive", "mixed"]
+    assert "--captions plain" in found["plain"]["command"]
     kinds = {}
     for path in Path("runs/dalle-claims").glob("*/config.json"):
         flags = json.loads(path.read_text())["flags"]
         kinds[path.parent.name.split("-")[0]] = flags["captions"]
-    assert kinds.items() >= {"short": "short", "descriptive": "own", "mixed": "mixed"}.items()
+    assert kinds.items() >= {"plain": "plain", "descriptive": "full", "mixed": "mixed"}.items()
 
 
 def test_claim_of_re_ranking(tiny_claims, monkeypatch):
