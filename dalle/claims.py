@@ -2,7 +2,7 @@
 
     python dalle/claims.py codes       # the number of codes: how many are used, what is rebuilt
     python dalle/claims.py sparse      # row, column and square attention against dense
-    python dalle/claims.py rerank      # the best of 1, 8 and 64 draws by CLIP (Fig. 6c)
+    python dalle/claims.py rerank      # the best of 1, 8 and 64 draws by CLIP (Fig. 6)
     python dalle/claims.py captions    # plain, descriptive and mixed captions (DALL-E 3)
 
 `sparse` and `captions` train their transformers on the codes of one dVAE for each seed, which
