@@ -49,7 +49,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     kind, small = "dvae" if model.startswith("dvae") else "dalle", model.endswith("_small")
     own = (DVAE if kind == "dvae" else STREAM) | OWN[model]
     scenes = (data or ("" if paper else "shapes")).startswith("shapes")
-    own |= dict(size=256 if paper else 24 if scenes and small else 64)
+    own |= dict(size=256 if paper else 64 if not scenes else 24 if small else 32)
     if kind == "dvae" and paper:
         own |= DVAE_PAPER
     elif not scenes:
