@@ -34,8 +34,8 @@ OWN = {
 PHOTOS = {  # of image files, which are fewer and larger than scenes
     "dvae_small": dict(size=64, epochs=60, num_codes=512),
     "dalle_small": dict(
-        size=64, epochs=100, vocab_size=2048, text_length=32, d_model=256, num_layers=6,
-        num_heads=8, dropout=0.1),
+        size=64, epochs=60, vocab_size=2048, text_length=32, d_model=192, num_layers=4,
+        num_heads=6, dropout=0.1),
 }
 DVAE_PAPER = dict(  # App. A.2: 3 million steps, and a cosine over 1.2 of them
     epochs=6, batch_size=512, lr=1e-4, clip=None, weight_decay=1e-4, warmup=0.0, fall=0.4,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import count, perturb
 
 from common.decode import generate, keep
-from dalle import dvae, layers, stream
+from dalle import dvae, layers, stream, train
 from dalle.layers import Layout, blockwise, stream_mask
 from dalle.model import MODELS
 
@@ -568,3 +568,11 @@ def test_a_transformer_learns_a_batch_by_heart():
         optimizer.step()
     found = generate(model.step, model.begin(text), torch.empty(4, 0, dtype=torch.int64), 16)
     assert torch.equal(torch.tensor(found).view(4, 4, 4), codes)
+
+
+@pytest.mark.slow
+def test_quick_draws_what_it_is_asked_for():
+    """At least three times chance, which is one in 80."""
+    found = train.main(["--quiet"])
+    assert found["test_judge"] > 0.9
+    assert found["test_right"] > 3 / 80

@@ -260,6 +260,31 @@ def test_schedules():
     assert train_dvae.step_size(100, args, 9) == pytest.approx(10 / 21)
 
 
+def test_weights_are_averaged(monkeypatch):
+    """A tenth of the average is kept at first, then more, up to --ema."""
+    step, seen = train_dvae.Device.step, []
+
+    def noting(self, loss, optimizer, *rest):
+        kernel = optimizer.param_groups[0]["params"][0]
+        seen[:] = seen or [kernel.detach().clone()]
+        moved = step(self, loss, optimizer, *rest)
+        seen.append(kernel.detach().clone())
+        return moved
+
+    monkeypatch.setattr(train_dvae.Device, "step", noting)
+    codes_run("--ema", "0.15")
+    average = seen[0]
+    for number, kernel in enumerate(seen[1:]):
+        kept = min(0.15, (1 + number) / (10 + number))
+        average = kept * average + (1 - kept) * kernel
+    assert len(seen) == 4
+    found = torch.load("codes/last.pt")
+    torch.testing.assert_close(found["ema"]["encoder.blocks.input.w"], average)
+    assert torch.equal(found["model"]["encoder.blocks.input.w"], seen[-1])
+    codes_run("--ema", "0", folder="plain")
+    assert not torch.load("plain/last.pt")["ema"]
+
+
 def test_averaged_weights_are_there_for_a_while():
     model = nn.Linear(2, 2)
     before = model.weight.detach().clone()
