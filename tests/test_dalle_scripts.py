@@ -129,7 +129,9 @@ def test_resume_alone_finds_a_run_that_was_stopped_in_its_first_stage(monkeypatc
 
 
 def test_codes_that_are_finished_are_not_trained_again(monkeypatch):
+    """And the transformer begins alike, whether they were trained just before or not."""
     train.main([*BOTH, "--run-dir", "run"])
+    whole = weights("run")
     for name in ("last.pt", "best.pt", "metrics.jsonl"):
         Path("run", name).unlink()
     before = weights("run/codes")
@@ -137,6 +139,8 @@ def test_codes_that_are_finished_are_not_trained_again(monkeypatch):
     train.main(["--resume", "--run-dir", "run", "--quiet"])
     for name, value in weights("run/codes").items():
         assert torch.equal(value, before[name])
+    for name, value in weights("run").items():
+        assert torch.equal(value, whole[name])
 
 
 def test_codes_of_a_run_its_checkpoint_or_a_transformer():
