@@ -5,7 +5,7 @@
 
 Captions are strings: how they become tokens is the milestone's. An image may have several; in
 training one is drawn for each image in each epoch, by the seed; of scenes, which are described in
-two ways, one way for all of a step: in which way an image is described can't be seen.
+two ways ("a photo of ..." or without), one way for all of a step: an image doesn't tell which.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Captioned:
     """Images, the captions of each, and its class where there are classes.
 
     `endless` scenes are others in each epoch; `captions` are then those of the first. With `kinds`
-    all images have as many captions, each in its own way, and a step takes all in one of these.
+    all images have two captions, said in two ways, and a step takes all in one of these.
     """
 
     pixels: ImageFiles | ShapeImages
@@ -160,7 +160,7 @@ class CaptionSet:
         return [some[int(u * len(some))] for some, u in zip(self.captions, places, strict=True)]
 
     def example(self, count: int) -> list[str]:
-        """Captions of the first images as a step might have them, of scenes those in full."""
+        """Captions of the first images as a step might have them."""
         return [some[0] for some in self.captions[:count]] if self.kinds else self.chosen(0)[:count]
 
     def texts(self) -> tuple[list[str], list[list[int]]]:
@@ -181,7 +181,7 @@ def repeated(texts: Sequence[str]) -> int:
 def scenes(args: argparse.Namespace) -> Source:
     """Scenes of the world of shapes; with `shapes:N` N of them, else new ones in each epoch.
 
-    In training a scene has two captions, in full and plain; validation and test know the full one.
+    In training a scene has two captions, that differ in "a photo of"; else the one without.
     """
     typed, counts, parts = args.data.partition(":")[2], dict(world.NUM_SCENES), {}
     if typed:
@@ -195,7 +195,7 @@ def scenes(args: argparse.Namespace) -> Source:
         if part in counts:
             images = ShapeImages(range(counts[part]), seed)
             captions = images.captions()
-            if part != "train":  # all that is said of a scene
+            if part != "train":
                 captions = [some[:1] for some in captions]
             labels = world.labels_of(images.indices)
             endless = part == "train" and not typed
