@@ -1,25 +1,26 @@
 """Images and captions as the two networks take them: pixels from 0 to 1, and words as tokens."""
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from common import cli, fail
+from common import cli, fail, seed_of
 from common.data import text as texts
 from common.data.augment import scaled_window
 from common.data.captions import CAPTION_SETS, CaptionSet, load_captions
+from common.data.drawing import CLASSES
 from common.data.images import IMAGE_SETS, ImageSet, load_images
+from common.data.shapes import COLOURS
 from common.data.text import UNKNOWN, read_tokenizer, train_bpe
 from common.device import Device
 
 DATA = [*CAPTION_SETS, *(name for name in IMAGE_SETS if not name.startswith("shapes"))]
 RANGE = dict(mean=[0.0] * 3, std=[1.0] * 3)  # pixels stay from 0 to 1
-WAYS = {  # shares of the steps in which captions of scenes are in full, and plain
-    "full": (1.0, 0.0),
-    "plain": (0.0, 1.0),
-    "mixed": (0.95, 0.05),  # Betker et al. 2023, Sec. 3.3
-}
+PLAIN = {"full": 0.0, "plain": 1.0, "mixed": 0.05}  # shares of captions; of Betker et al., Sec. 3.3
+PHOTO = "a photo of "
+NAMED = re.compile(rf"\ban? (?:(?:small|large) )?(?:{'|'.join(COLOURS)}) ({'|'.join(CLASSES)})\b")
 
 
 def has_captions(data: str) -> bool:
@@ -40,9 +41,7 @@ def load(args: cli.Flags, dev: Device) -> tuple:
 
     if not has_captions(args.data):
         return load_images(args, dev, size, window=window, **RANGE)
-    parts = load_captions(args, dev, size, RANGE, window)
-    parts[0].ways = WAYS[args.captions]
-    return parts
+    return load_captions(args, dev, size, RANGE, window)
 
 
 def images_of(part: CaptionSet | ImageSet) -> ImageSet:
@@ -79,7 +78,10 @@ class Words:
 def make_words(train: CaptionSet, args: cli.Flags, dev: Device) -> None:
     """Puts a vocabulary, trained on the captions of the training part by byte-pair encoding, into
     the facts of the data (Sec. 2.2: of lower-cased captions)."""
-    captions = [caption.lower() for caption in train.texts()[0]]
+    captions = train.texts()[0]
+    if args.captions:
+        captions += [plainly(caption) for caption in captions]
+    captions = [caption.lower() for caption in captions]
     tokenizer = train_bpe(captions, args.vocab_size).to_str()
     train.facts |= dict(tokenizer=dev.gather(tokenizer)[0], text_length=args.text_length)
 
@@ -89,6 +91,27 @@ def say_losses(words: Words, parts: Sequence[CaptionSet | None], dev: Device) ->
     found = [words.tokens(part.texts()[0]) for part in parts if part]
     if note := texts.losses(found, words.length):
         dev.say(f"note: {note}")
+
+
+def plainly(caption: str) -> str:
+    """A caption of a scene as alt texts are: "a large red star" becomes "a photo of a star"."""
+
+    def bare(found: re.Match) -> str:
+        return f"{'an' if found[1][0] in 'aeiou' else 'a'} {found[1]}"
+
+    return PHOTO + NAMED.sub(bare, caption.removeprefix(PHOTO))
+
+
+def reworded(captions: Sequence[str], kind: str | None, *key: int) -> list[str]:
+    """Captions of scenes in full, plain, or mixed, of which a seeded share is plain: the same
+    whatever the number of processes. With None they are as they came."""
+    if kind is None:
+        return list(captions)
+    return [
+        plainly(text) if seed_of("plain", *key, text) / 2**63 < PLAIN[kind]
+        else text.removeprefix(PHOTO)
+        for text in captions
+    ]  # fmt: skip
 
 
 def check_captions(args: cli.Flags) -> None:

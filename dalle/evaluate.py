@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from common import cli
 from common.data.captions import CaptionSet
-from common.data.drawing import CLASSES
 from common.data.images import ImageSet
 from common.decode import generate
 from common.device import Device, forked
 from common.run import progress_bar
 from common.scenes import one_object, ready, wanted
-from dalle.data import Words, images_of
+from dalle.data import Words, images_of, plainly
 from dalle.model import DALLE, DVAE, losses
 
 SHOWN = 40  # pictures of samples.png
@@ -156,7 +155,7 @@ def prompt_metrics(
 
     how = dict(seed=args.seed + dev.rank, temperature=args.draw_temperature)
     made = draw(model, dvae, words.encode(captions), dev, **how)
-    plain = draw(model, dvae, words.encode([plainly(shapes[i]) for i in mine]), dev, **how)
+    plain = draw(model, dvae, words.encode([plainly(text) for text in captions]), dev, **how)
     with torch.no_grad(), dev.autocast():
         rebuilt = torch.cat([dvae.reconstruct(part).float() for part in real.split(100)])
     rows = [seen(images) for images in (made, plain, rebuilt, real)]
@@ -168,12 +167,6 @@ def prompt_metrics(
     found = dict(right=drawn, shape=shape, colour=colour, rebuilt=rebuilt, judge=real)
     found["plain_right"] = float(rows[:, 1, 0].double().mean())
     return {f"test_{key}": value for key, value in found.items()}
-
-
-def plainly(shape: int | Tensor) -> str:
-    """The plain caption of a scene with one object, as common/data/shapes.py has it."""
-    name = CLASSES[int(shape)]
-    return f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def show(images: Tensor, captions: list[str], right: list[bool], path: Path) -> None:

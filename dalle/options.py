@@ -5,7 +5,7 @@ from pathlib import Path
 from common import cli, fail
 from common.data.images import add_image_flags
 from common.folder import read_flags
-from dalle.data import DATA, WAYS
+from dalle.data import DATA, PLAIN
 from dalle.layers import KINDS
 from dalle.model import MODELS
 from dalle.stream import SPARSE
@@ -53,7 +53,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     if kind == "dvae" and paper:
         own |= DVAE_PAPER
     elif not scenes:
-        own |= PHOTOS.get(model, {}) | dict(prompts=0)
+        own |= PHOTOS.get(model, {})
     if not small and not paper:
         own |= dict(batch_size=8, lr=1e-4)
     other = STREAM if kind == "dvae" else DVAE
@@ -70,6 +70,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
             own |= {key: known[key] for key in ("size", "num_codes") if known.get(key)}
             nothing["num_codes"] = "the codes of --codes have their own number"
         if not scenes:
+            own |= dict(prompts=0, captions=None)
             reason = "only captions of shapes can be judged, and are plain or in full"
             nothing |= dict.fromkeys(("prompts", "captions"), reason)
     if not small:
@@ -88,8 +89,8 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     text = "tokens that the captions' vocabulary has at most"
     add("--vocab-size", type=cli.integer(8), metavar="N", group="data", help=text)
     add("--text-length", **count, group="data", help="places for a caption's tokens")
-    text = "of shapes: in full, plain (a photo of a star), or mixed: 95% of the steps in full"
-    ways = dict(choices=list(WAYS), default="full", group="data")
+    text = "of shapes: in full, plain (a photo of a star), or mixed: 95% of them in full"
+    ways = dict(choices=list(PLAIN), default="full", group="data")
     add("--captions", **ways, help=text)
     text = "steps in which the rate rises, or below 1 their share"
     add("--warmup", type=cli.not_negative, metavar="N", group="training", default=0.1, help=text)

@@ -23,7 +23,7 @@ from common import cli, fail
 from common.data.captions import CaptionSet
 from common.device import Device
 from common.run import Run
-from dalle.data import Words, check_captions, load, make_words, say_losses
+from dalle.data import Words, check_captions, load, make_words, reworded, say_losses
 from dalle.evaluate import prompt_metrics, stream_metrics
 from dalle.model import DALLE, DVAE, MODELS, losses
 from dalle.options import CODES, SIZES, check_size, parse
@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for epoch in run.epochs():
         model.train()
         for images, captions, _ in run.progress(batches):
+            captions = reworded(captions, args.captions, args.seed, run.step)
             text = words.encode(captions).to(dev.device)
             with dev.autocast():
                 codes = dvae.encode(images)  # of all the likeliest: no noise (Sec. 2.2)

@@ -11,7 +11,6 @@ two ways ("a photo of ..." or without), one way for all of a step: an image does
 import argparse
 import collections
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -78,11 +77,8 @@ class CaptionSet:
     `facts` also has the `mean` and `std` that images are normalised with, and the `side` of the
     square that evaluation cuts its middle from; the three parts share it. `images` is the part as
     an ImageSet, whose labels are places in it; of endless scenes it holds those of the first epoch,
-    as many as are asked for. Of captions of several kinds `ways` are the shares of the steps that
-    take each of them; None is alike.
+    as many as are asked for.
     """
-
-    ways: Sequence[float] | None = None
 
     def __init__(
         self,
@@ -138,11 +134,7 @@ class CaptionSet:
 
     def in_one_way(self, captions: Sequence[list[str]], epoch: int, step: int) -> list[str]:
         """Of each image the caption in the way of this step."""
-        number = seed_of("way", self.dev.seed, epoch, step)
-        way = number % len(captions[0])
-        if self.ways:
-            limits = itertools.accumulate(self.ways)
-            way = next((k for k, limit in enumerate(limits) if number / 2**63 < limit), way)
+        way = seed_of("way", self.dev.seed, epoch, step) % len(captions[0])
         return [some[way] for some in captions]
 
     def first(self, count: int) -> "CaptionSet":
