@@ -122,7 +122,7 @@ def test_what_may_import_what(folder):
                 assert top not in MILESTONES, f"{path}: common never calls back"
 
 
-AWAITED = {"common.data.captions": "DALL-E"}  # by a folder that comes soon
+AWAITED = {"common.scenes": "latent diffusion"}  # by a folder that comes soon
 A_PART = (ROOT / "milestones.toml").read_text().startswith(branches.CUT)
 
 
