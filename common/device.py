@@ -16,6 +16,7 @@ import collections
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,23 @@ class Device:
         if self.distributed:
             dist.all_gather_object(values, value)
         return values
+
+
+@contextlib.contextmanager
+def forked(key: str, dev: Device, alike: bool = False) -> Iterator[None]:
+    """Random numbers of their own, so that measuring changes no training.
+
+    Each process has others, unless they are to be `alike`.
+    """
+    mps = dev.device.type == "mps"  # its numbers fork_rng can't keep
+    state = torch.mps.get_rng_state() if mps else None
+    with torch.random.fork_rng([dev.device] if dev.device.type == "cuda" else []):
+        torch.manual_seed(seed_of(key, 0 if alike else dev.rank))
+        try:
+            yield
+        finally:
+            if mps:
+                torch.mps.set_rng_state(state)
 
 
 def peak_memory(kind: str = "cpu") -> float:

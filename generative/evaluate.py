@@ -11,9 +11,7 @@ the same for all models:
   test images to theirs: far below 1 is copying.
 """
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 from common import cli, seed_of
 from common.checkpoint import read_tensors, write_checkpoint
 from common.data.images import ImageSet
-from common.device import Device
+from common.device import Device, forked
 from common.run import progress_bar
 from generative.data import load
 
@@ -77,23 +75,6 @@ def classifier(test: ImageSet, args: cli.Flags, dev: Device) -> Classifier:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(path, net.state_dict())
     return net.eval()
-
-
-@contextlib.contextmanager
-def forked(key: str, dev: Device, alike: bool = False) -> Iterator[None]:
-    """Random numbers of their own, so that measuring changes no training.
-
-    Each process has others, unless they are to be `alike`.
-    """
-    mps = dev.device.type == "mps"  # its numbers fork_rng can't keep
-    state = torch.mps.get_rng_state() if mps else None
-    with torch.random.fork_rng([dev.device] if dev.device.type == "cuda" else []):
-        torch.manual_seed(seed_of(key, 0 if alike else dev.rank))
-        try:
-            yield
-        finally:
-            if mps:
-                torch.mps.set_rng_state(state)
 
 
 @torch.inference_mode()

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from common import cli, fail
 from common.data.files import ImageFiles, find_images
 from common.data.images import ImageSet
-from common.device import Device
+from common.device import Device, forked
 from common.folder import make_folder, open_run
 from generative.data import PointSet, load
-from generative.evaluate import draw_samples, forked
+from generative.evaluate import draw_samples
 from generative.model import MODELS
 from generative.options import ROWS, build, check_steps
 

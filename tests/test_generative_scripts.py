@@ -12,7 +12,7 @@ from conftest import torchrun
 from helpers import count, weights
 from PIL import Image
 
-from common.device import Device
+from common.device import Device, forked
 from generative import claims, evaluate, sample, train, train_gan
 from generative.data import load
 from generative.gan import GAN
@@ -502,7 +502,7 @@ def test_measuring_leaves_the_random_numbers_of_training_as_they_were(monkeypatc
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: now[0])
     monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: now.__setitem__(0, state))
     dev, before = SimpleNamespace(device=torch.device("mps"), rank=0), torch.get_rng_state()
-    with pytest.raises(KeyError), evaluate.forked("loss", dev):
+    with pytest.raises(KeyError), forked("loss", dev):
         now[0] = "measuring"
         torch.rand(3)
         raise KeyError
