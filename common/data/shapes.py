@@ -72,6 +72,19 @@ class ShapeImages:
         for begin in range(0, len(self), chunk):
             yield paint(random_numbers(self.indices[begin : begin + chunk], self.seed, 3), size)[0]
 
+    def captions(self, chunk: int = 1000) -> list[str]:
+        """A sentence on each; nothing is drawn for that."""
+        lines = []
+        for begin in range(0, len(self), chunk):
+            world = random_numbers(self.indices[begin : begin + chunk], self.seed, 3)
+            lines += [describe(world, scene) for scene in range(len(world["count"]))]
+        return lines
+
+    def pairs(self, size: int) -> tuple[Tensor, list[str]]:
+        """The pixels of all, uint8 (N, 3, size, size), and their captions, at once."""
+        world = random_numbers(self.indices, self.seed, 3)
+        return paint(world, size)[0], [describe(world, scene) for scene in range(len(self))]
+
 
 def draw(indices: Iterable[int], size: int = 64, seed: int = 0, max_objects: int = 3) -> Scenes:
     """Draws the scenes of a seed, with all that is known of them; `size` is their side in pixels.
