@@ -328,26 +328,46 @@ def vq_f8() -> VQAutoencoder:
     return VQAutoencoder(4, (128, 256, 256, 512), 2, 16_384, attention=(3,))
 
 
-def small_widths(factor: int, width: int) -> tuple[int, ...]:
+KINDS = {"kl": KLAutoencoder, "vq": VQAutoencoder}
+
+
+def make_autoencoder(kind: str, **settings) -> nn.Module:
+    """An autoencoder of plain settings, as checkpoints keep them: `kind` is kl, vq or none."""
+    return KINDS[kind](**settings) if kind in KINDS else Pixels()
+
+
+def small_widths(factor: int, width: int) -> list[int]:
     """The channels of our small autoencoders: `width`, then twice as many at each halving, at
     most four times."""
-    halvings = {1: 0, 2: 1, 4: 2, 8: 3}
+    halvings = {2: 1, 4: 2, 8: 3}
     if factor not in halvings:
         raise ValueError(f"a factor of {factor}: there are {', '.join(map(str, halvings))}")
     if width % 8:
         raise ValueError(f"it has 8 groups of channels: a width of {width} is no multiple of 8")
-    return tuple(width * min(4, 2**k) for k in range(halvings[factor] + 1))
+    return [width * min(4, 2**k) for k in range(halvings[factor] + 1)]
+
+
+def small_settings(
+    kind: str, factor: int = 4, latent_channels: int = 4, width: int = 32, num_codes: int = 512
+) -> dict:
+    """Settings of our small ones, for `make_autoencoder`: a block at each resolution.
+
+    Raises ValueError for a factor or a width that can't be.
+    """
+    if factor == 1:
+        return dict(kind="none")
+    settings = dict(kind=kind, latent_channels=latent_channels, depth=1, groups=8)
+    settings |= dict(widths=small_widths(factor, width))
+    return settings | (dict(num_codes=num_codes) if kind == "vq" else {})
 
 
 def kl_small(factor: int = 4, latent_channels: int = 4, width: int = 32) -> KLAutoencoder:
     """A narrow one for 32 pixels, a block at each resolution; ours."""
-    widths = small_widths(factor, width)
-    return KLAutoencoder(latent_channels, widths, 1, groups=8)
+    return make_autoencoder(**small_settings("kl", factor, latent_channels, width))
 
 
 def vq_small(
     factor: int = 4, latent_channels: int = 4, width: int = 32, num_codes: int = 512
 ) -> VQAutoencoder:
     """The same with a codebook; ours."""
-    widths = small_widths(factor, width)
-    return VQAutoencoder(latent_channels, widths, 1, num_codes, groups=8)
+    return make_autoencoder(**small_settings("vq", factor, latent_channels, width, num_codes))

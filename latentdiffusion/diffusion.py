@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from latentdiffusion.autoencoder import Pixels, kl_f8, kl_small, vq_small
+from latentdiffusion.autoencoder import Pixels, make_autoencoder
+from latentdiffusion.autoencoder import small_settings as small_autoencoder
 from latentdiffusion.schedulers import SAMPLERS, Schedule
-from latentdiffusion.text import TextEncoder, clip_text
-from latentdiffusion.unet import UNet, sd1_unet
+from latentdiffusion.text import TextEncoder
+from latentdiffusion.unet import UNet
 
 
 class LatentDiffusion(nn.Module):
@@ -123,43 +124,83 @@ class LatentDiffusion(nn.Module):
         return ((torch.cat(images).to(z.dtype) + 1) / 2).clamp(0, 1)
 
 
+SD1 = dict(  # Stable Diffusion 1, as its folders have it
+    autoencoder=dict(kind="kl", latent_channels=4, widths=[128, 256, 512, 512], depth=2),
+    unet=dict(
+        channels=4,
+        widths=[320, 640, 1280, 1280],
+        attention=[0, 1, 2],
+        depth=2,
+        heads=8,
+        context=768,
+    ),
+    text=dict(
+        vocab_size=49_408,
+        context=77,
+        d_model=768,
+        num_layers=12,
+        num_heads=12,
+        d_ff=3072,
+        causal=True,
+        activation="quick_gelu",
+    ),
+    schedule=dict(spacing="leading", offset=1, clean_end=False),
+    scale=0.18215,
+)
+
+
+def assemble(settings: dict) -> LatentDiffusion:
+    """A model of plain settings, as checkpoints keep them: those of its parts, by name."""
+    return LatentDiffusion(
+        make_autoencoder(**settings["autoencoder"]),
+        UNet(**settings["unet"]),
+        TextEncoder(**settings["text"]),
+        Schedule(**settings.get("schedule", {})),
+        settings.get("scale", 1.0),
+    )
+
+
 def stable_diffusion() -> LatentDiffusion:
     """Stable Diffusion 1: 859,520,964 parameters in the U-Net, 83,653,863 in the autoencoder,
     123,060,480 in CLIP's text encoder."""
-    schedule = Schedule(spacing="leading", offset=1, clean_end=False)
-    return LatentDiffusion(kl_f8(), sd1_unet(), clip_text(), schedule, 0.18215)
+    return assemble(SD1)
 
 
-def ldm_small(
+def small_settings(
+    autoencoder: dict,
+    latent_channels: int,
     vocab_size: int = 64,
     context: int = 20,
-    factor: int = 4,
-    latent_channels: int = 4,
-    regulariser: str = "kl",
     width: int = 64,
-    d_text: int = 128,
+    depth: int = 1,
+    d_text: int = 64,
     dropout: float = 0.0,
     pooled: bool = False,
-    ae_width: int = 32,
-) -> LatentDiffusion:
-    """One for 32 pixels, ours: two resolutions, two blocks each, a text encoder of two layers.
+) -> dict:
+    """Settings of our small models, for `assemble`, around those of an autoencoder.
 
-    `factor` 1 has no autoencoder: it denoises pixels. Raises ValueError for what can't be shared
-    out to heads and groups.
+    Raises ValueError for widths that can't be shared out to heads and groups.
     """
     if width % 32 or d_text % 32:
         raise ValueError(f"widths of {width} and {d_text}: they have to be multiples of 32")
-    if factor == 1:
-        autoencoder = Pixels()
-    else:
-        kind = {"kl": kl_small, "vq": vq_small}[regulariser]
-        autoencoder = kind(factor, latent_channels, ae_width)
-    text = TextEncoder(vocab_size, context, d_text, 2, d_text // 32, 4 * d_text)
-    unet = UNet(
-        autoencoder.latent_channels,
-        *((width, 2 * width), (0, 1), 2, width // 32, d_text),
-        groups=8,
-        dropout=dropout,
-        pooled=pooled,
-    )
-    return LatentDiffusion(autoencoder, unet, text)
+    unet = dict(channels=latent_channels, widths=[width, 2 * width], attention=[0, 1], depth=depth)
+    unet |= dict(heads=width // 32, context=d_text, groups=8, dropout=dropout, pooled=pooled)
+    text = dict(vocab_size=vocab_size, context=context, d_model=d_text, num_layers=2)
+    text |= dict(num_heads=d_text // 32, d_ff=4 * d_text)
+    return dict(autoencoder=autoencoder, unet=unet, text=text)
+
+
+def ldm_small(
+    factor: int = 4,
+    latent_channels: int = 4,
+    regulariser: str = "kl",
+    ae_width: int = 32,
+    **settings,
+) -> LatentDiffusion:
+    """One for 32 pixels, ours: a U-Net of two resolutions, a text encoder of two layers.
+
+    `factor` 1 has no autoencoder: it denoises pixels. `settings` are those of `small_settings`.
+    """
+    channels = latent_channels if factor > 1 else Pixels.latent_channels
+    autoencoder = small_autoencoder(regulariser, factor, latent_channels, ae_width)
+    return assemble(small_settings(autoencoder, channels, **settings))

@@ -126,8 +126,3 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) to (B, T, D)."""
         return self.final_layer_norm(self.encoder(self.embeddings(tokens)))
-
-
-def clip_text() -> TextEncoder:
-    """That of CLIP ViT-L/14, which Stable Diffusion 1 has; 123,060,480 parameters."""
-    return TextEncoder(49_408, 77, 768, 12, 12, 3072, causal=True, activation="quick_gelu")

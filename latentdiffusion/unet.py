@@ -229,8 +229,3 @@ class UNet(nn.Module):
         for stage in self.up_blocks:
             x = stage(x, time, context, maps)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-
-def sd1_unet() -> UNet:
-    """Stable Diffusion 1's, told CLIP's 768 numbers a token; 859,520,964 parameters."""
-    return UNet(4, (320, 640, 1280, 1280), (0, 1, 2), 2, 8, 768)
