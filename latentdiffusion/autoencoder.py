@@ -18,7 +18,8 @@ All have one contract:
 Departures: the loss has no perceptual term (LPIPS needs a network trained on ImageNet, which is not
 at hand offline): the absolute error of pixels, the regulariser and the patch discriminator remain,
 and rebuilt images are softer for it. In the vector-quantised loss beta weighs the commitment, as in
-its paper; in the authors' code it weighs the codebook's term. The names are diffusers'.
+its paper; in the authors' code it weighs the codebook's term. The names are diffusers'. Our small
+ones see squares of 2x2 pixels as channels.
 """
 
 import torch
@@ -125,7 +126,8 @@ class Autoencoder(nn.Module):
 
     `widths` are the channels of each resolution, `depth` counts the blocks of the encoder's,
     `attention` lists the resolutions with attention by their numbers (0 is the finest; the middle
-    always has some).
+    always has some). Squares of `patch` pixels are folded into channels first, and unfolded at the
+    end: the paper's have 1.
     """
 
     def __init__(
@@ -136,13 +138,22 @@ class Autoencoder(nn.Module):
         outputs: int,
         attention: tuple[int, ...] = (),
         groups: int = 32,
-        channels: int = 3,
+        patch: int = 1,
     ):
         super().__init__()
-        self.latent_channels, self.channels = latent_channels, channels
-        self.factor = 2 ** (len(widths) - 1)
+        channels = 3 * patch**2
+        self.latent_channels, self.patch = latent_channels, patch
+        self.factor = patch * 2 ** (len(widths) - 1)
         self.encoder = Encoder(channels, widths, depth, outputs, groups, attention)
         self.decoder = Decoder(channels, widths, depth, latent_channels, groups, attention)
+
+    def fold(self, x: Tensor) -> Tensor:
+        """Squares of pixels as channels."""
+        return F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """Channels as squares of pixels."""
+        return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
     @property
     def last_layer(self) -> Tensor:
@@ -162,7 +173,7 @@ class KLAutoencoder(Autoencoder):
 
     def encode(self, x: Tensor) -> Tensor:
         """Means and log variances (B, 2C, h, w) of images (B, 3, H, W)."""
-        mean, log_var = self.quant_conv(self.encoder(x)).chunk(2, 1)
+        mean, log_var = self.quant_conv(self.encoder(self.fold(x))).chunk(2, 1)
         return torch.cat([mean, log_var.clamp(-30, 20)], 1)
 
     def draw(self, known: Tensor) -> Tensor:
@@ -176,7 +187,7 @@ class KLAutoencoder(Autoencoder):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, 3, H, W) of latents (B, C, h, w)."""
-        return self.decoder(self.post_quant_conv(z))
+        return self.unfold(self.decoder(self.post_quant_conv(z)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images rebuilt from drawn latents, and the KL to N(0, 1): a sum over latents, a mean over
@@ -232,7 +243,7 @@ class VQAutoencoder(Autoencoder):
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents (B, C, h, w) of images (B, 3, H, W), not yet quantised."""
-        return self.quant_conv(self.encoder(x))
+        return self.quant_conv(self.encoder(self.fold(x)))
 
     def draw(self, known: Tensor) -> Tensor:
         """Themselves: nothing is drawn."""
@@ -243,7 +254,7 @@ class VQAutoencoder(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, 3, H, W) of latents (B, C, h, w), through the codebook."""
         codes = self.quantize.look_up(self.quantize.nearest(z))
-        return self.decoder(self.post_quant_conv(codes.to(z.dtype)))
+        return self.unfold(self.decoder(self.post_quant_conv(codes.to(z.dtype))))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images rebuilt, and the codebook's loss: entries are drawn to latents, and `beta` times
@@ -253,13 +264,13 @@ class VQAutoencoder(Autoencoder):
         commitment = (codes.detach() - z).square().mean()
         loss = (codes - z.detach()).square().mean() + self.beta * commitment
         through = z + (codes - z).detach()  # gradients pass straight through
-        return self.decoder(self.post_quant_conv(through)), loss
+        return self.unfold(self.decoder(self.post_quant_conv(through))), loss
 
 
 class Pixels(nn.Module):
     """No autoencoder: latents are pixels, as in DDPM. Factor 1, nothing to train."""
 
-    regulariser, factor, latent_channels, channels = "none", 1, 3, 3
+    regulariser, factor, latent_channels = "none", 1, 3
 
     def encode(self, x: Tensor) -> Tensor:
         """Themselves."""
@@ -308,26 +319,19 @@ def balance(error: Tensor, adversarial: Tensor, layer: Tensor) -> Tensor:
     return (one / (other + 1e-4)).clamp(max=1e4).detach()
 
 
-def kl_f4() -> KLAutoencoder:
-    """KL, factor 4, 3 channels (App. G, Table 8)."""
-    return KLAutoencoder(3, (128, 256, 512), 2)
-
-
-def kl_f8() -> KLAutoencoder:
-    """KL, factor 8, 4 channels: Stable Diffusion's; 83,653,863 parameters."""
-    return KLAutoencoder(4, (128, 256, 512, 512), 2)
-
-
-def vq_f4() -> VQAutoencoder:
-    """VQ, factor 4, 3 channels, 8,192 entries; 55,322,782 parameters."""
-    return VQAutoencoder(3, (128, 256, 512), 2, 8192)
-
-
-def vq_f8() -> VQAutoencoder:
-    """VQ, factor 8, 4 channels, 16,384 entries, attention at the lowest resolution."""
-    return VQAutoencoder(4, (128, 256, 256, 512), 2, 16_384, attention=(3,))
-
-
+SIZES = {  # the paper's (App. G, Table 8), for `make_autoencoder`
+    "kl_f4": dict(kind="kl", latent_channels=3, widths=[128, 256, 512], depth=2),
+    "kl_f8": dict(kind="kl", latent_channels=4, widths=[128, 256, 512, 512], depth=2),
+    "vq_f4": dict(kind="vq", latent_channels=3, widths=[128, 256, 512], depth=2, num_codes=8192),
+    "vq_f8": dict(
+        kind="vq",
+        latent_channels=4,
+        widths=[128, 256, 256, 512],
+        depth=2,
+        num_codes=16_384,
+        attention=[3],
+    ),
+}
 KINDS = {"kl": KLAutoencoder, "vq": VQAutoencoder}
 
 
@@ -336,27 +340,48 @@ def make_autoencoder(kind: str, **settings) -> nn.Module:
     return KINDS[kind](**settings) if kind in KINDS else Pixels()
 
 
+def kl_f4() -> KLAutoencoder:
+    """KL, factor 4, 3 channels; 55,312,063 parameters."""
+    return make_autoencoder(**SIZES["kl_f4"])
+
+
+def kl_f8() -> KLAutoencoder:
+    """KL, factor 8, 4 channels: Stable Diffusion's; 83,653,863 parameters."""
+    return make_autoencoder(**SIZES["kl_f8"])
+
+
+def vq_f4() -> VQAutoencoder:
+    """VQ, factor 4, 3 channels, 8,192 entries; 55,322,782 parameters."""
+    return make_autoencoder(**SIZES["vq_f4"])
+
+
+def vq_f8() -> VQAutoencoder:
+    """VQ, factor 8, 4 channels, 16,384 entries, attention at the lowest resolution."""
+    return make_autoencoder(**SIZES["vq_f8"])
+
+
 def small_widths(factor: int, width: int) -> list[int]:
-    """The channels of our small autoencoders: `width`, then twice as many at each halving, at
-    most four times."""
-    halvings = {2: 1, 4: 2, 8: 3}
-    if factor not in halvings:
-        raise ValueError(f"a factor of {factor}: there are {', '.join(map(str, halvings))}")
+    """The channels of our small autoencoders, of squares of 2x2 pixels: `width`, then twice as many
+    at each halving."""
+    levels = {2: 1, 4: 2, 8: 3}
+    if factor not in levels:
+        raise ValueError(f"a factor of {factor}: there are {', '.join(map(str, levels))}")
     if width % 8:
         raise ValueError(f"it has 8 groups of channels: a width of {width} is no multiple of 8")
-    return [width * min(4, 2**k) for k in range(halvings[factor] + 1)]
+    return [width * 2**k for k in range(levels[factor])]
 
 
 def small_settings(
     kind: str, factor: int = 4, latent_channels: int = 4, width: int = 32, num_codes: int = 512
 ) -> dict:
-    """Settings of our small ones, for `make_autoencoder`: a block at each resolution.
+    """Settings of our small ones, for `make_autoencoder`: squares of 2x2 pixels, a block at each
+    resolution.
 
     Raises ValueError for a factor or a width that can't be.
     """
     if factor == 1:
         return dict(kind="none")
-    settings = dict(kind=kind, latent_channels=latent_channels, depth=1, groups=8)
+    settings = dict(kind=kind, latent_channels=latent_channels, depth=1, groups=8, patch=2)
     settings |= dict(widths=small_widths(factor, width))
     return settings | (dict(num_codes=num_codes) if kind == "vq" else {})
 

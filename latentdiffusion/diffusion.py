@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from latentdiffusion.autoencoder import Pixels, make_autoencoder
+from latentdiffusion.autoencoder import SIZES, Pixels, make_autoencoder
 from latentdiffusion.autoencoder import small_settings as small_autoencoder
 from latentdiffusion.schedulers import SAMPLERS, Schedule
 from latentdiffusion.text import TextEncoder
@@ -125,7 +125,7 @@ class LatentDiffusion(nn.Module):
 
 
 SD1 = dict(  # Stable Diffusion 1, as its folders have it
-    autoencoder=dict(kind="kl", latent_channels=4, widths=[128, 256, 512, 512], depth=2),
+    autoencoder=SIZES["kl_f8"],
     unet=dict(
         channels=4,
         widths=[320, 640, 1280, 1280],
@@ -177,13 +177,14 @@ def small_settings(
     dropout: float = 0.0,
     pooled: bool = False,
 ) -> dict:
-    """Settings of our small models, for `assemble`, around those of an autoencoder.
+    """Settings of our small models, for `assemble`, around those of an autoencoder: two resolutions,
+    of which the lower one and the middle have Transformers.
 
     Raises ValueError for widths that can't be shared out to heads and groups.
     """
     if width % 32 or d_text % 32:
         raise ValueError(f"widths of {width} and {d_text}: they have to be multiples of 32")
-    unet = dict(channels=latent_channels, widths=[width, 2 * width], attention=[0, 1], depth=depth)
+    unet = dict(channels=latent_channels, widths=[width, 2 * width], attention=[1], depth=depth)
     unet |= dict(heads=width // 32, context=d_text, groups=8, dropout=dropout, pooled=pooled)
     text = dict(vocab_size=vocab_size, context=context, d_model=d_text, num_layers=2)
     text |= dict(num_heads=d_text // 32, d_ff=4 * d_text)
