@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common import seed_of
-from common.device import Device
+from common.device import REDUCED, Device
 
 
 def contrastive_loss(
@@ -25,13 +25,16 @@ def contrastive_loss(
     """The mean cross-entropy of the right text of each image, and the right image of each text.
 
     Features are (B, E), of length 1. `same` (B, B) is True where two pairs have equal captions: of
-    several right answers all are to be as likely. Without repetitions this is Fig. 3's loss.
+    several right answers all are to be as likely, and what even then can't be told is subtracted,
+    so that a perfect network has a loss of zero. Without repetitions this is Fig. 3's loss; with
+    them it has the same gradients, as equal texts have equal features, and another lowest value.
     """
     logits = scale * image_features @ text_features.T  # (B, B), a row an image
-    right = same.to(logits.dtype) / same.sum(1)  # symmetric but for the division
-    texts = -(right * logits.log_softmax(1)).sum(1).mean()
-    images = -(right.T * logits.log_softmax(0)).sum(0).mean()
-    return (texts + images) / 2
+    count = same.sum(1).to(logits.dtype)  # right answers of each
+    right = same / count  # (B, B): same is symmetric, and equal captions have equal counts
+    texts = -(right * logits.log_softmax(1)).sum(1)
+    images = -(right * logits.log_softmax(0)).sum(0)
+    return ((texts + images) / 2 - count.log()).mean()
 
 
 def keys_of(texts: Sequence[str], dev: Device) -> Tensor:
@@ -43,8 +46,10 @@ def gather(part: Tensor, dev: Device) -> list[Tensor]:
     """The tensors of all processes, of equal shapes, without gradients."""
     if not dev.distributed:
         return [part.detach()]
-    parts = [torch.empty_like(part) for _ in range(dev.world)]
-    dist.all_gather(parts, part.detach().contiguous())
+    sent = part.detach().contiguous()
+    parts = [torch.empty_like(sent) for _ in range(dev.world)]
+    REDUCED.append(sent)
+    dist.all_gather(parts, sent)
     return parts
 
 

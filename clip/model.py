@@ -134,7 +134,7 @@ SIZES = {  # Tables 19 and 20; the last is ours, for small images
     "clip_resnet50": dict(embed_dim=1024, image_size=224, patch_size=None,
                           vision_layers=(3, 4, 6, 3), vision_width=64, vision_heads=32, **TEXT),
     "clip_small":    dict(embed_dim=64, image_size=32, patch_size=None, vision_layers=(1, 1, 1),
-                          vision_width=16, vision_heads=4, stem_stride=1,
+                          vision_width=16, vision_heads=4, stem_stride=2,
                           text_width=64, text_layers=2, text_heads=2, vocab_size=1024),
 }
 # fmt: on

@@ -40,5 +40,5 @@ def whole_steps(batches: Iterable, tokens: Tokens, context: int, dev: Device) ->
     while parts := list(itertools.islice(batches, dev.accumulate)):
         yield [
             (images, tokens.encode(texts, context)[0].to(dev.device), keys_of(texts, dev))
-            for images, texts in parts
+            for images, texts, _ in parts
         ]

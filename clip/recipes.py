@@ -1,6 +1,9 @@
 """What train.py takes by itself for a model, a data set and weights: where recipes differ."""
 
+from clip.model import SIZES
 from clip.published import model_of
+from clip.tokens import FEWEST
+from common import cli
 
 OWN = ("embed_dim", "vision_width", "text_width", "text_layers")  # sizes of clip_small
 FIXED = ("size", "vocab_size", "weights", "freeze", *OWN)  # by a checkpoint
@@ -31,3 +34,24 @@ def recipe(
         own |= dict(size=64, epochs=60, batch_size=64, lr=1e-3, vocab_size=2048)
     own["beta2"], own["eps"] = (0.999, 1e-8) if model == "clip_resnet50" else (0.98, 1e-6)
     return own, nothing
+
+
+def add_own_flags(parser: cli.Parser) -> None:
+    """The flags of sizes and of the optimiser, which predict.py has, too."""
+    add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
+    add("--size", type=cli.integer(8), metavar="S", default=32, help="pixels the network sees")
+    text = "at most so many tokens of a vocabulary that is trained on the captions"
+    add("--vocab-size", type=cli.integer(FEWEST), metavar="N", default=1024, help=text)
+    for name, of in (("embed-dim", "dimensions of the space that images and texts share"),
+                     ("vision-width", "channels of the first stage"),
+                     ("text-width", "of the text encoder"),
+                     ("text-layers", "of the text encoder")):  # fmt: skip
+        default = SIZES["clip_small"][name.replace("-", "_")]
+        add(f"--{name}", **count, default=default, help=f"{of}; of clip_small")
+    text = "of matrices, times the rate"
+    add("--weight-decay", type=cli.not_negative, metavar="W", default=0.2, help=text)
+    text = "steps in which the rate rises, or below 1 their share; then it falls as half a cosine"
+    add("--warmup", type=cli.not_negative, metavar="N", default=0.1, help=text)
+    text = "Adam's: how slowly its mean of squares moves"
+    add("--beta2", type=cli.share, metavar="B", default=0.98, help=text)
+    add("--eps", type=cli.positive, metavar="E", default=1e-6, help="Adam's: added to its root")

@@ -22,8 +22,8 @@ from clip.evaluation import measure
 from clip.model import CLIP, MODELS, SIZES
 from clip.pairs import say_notes, square_window, whole_steps
 from clip.published import Found, read_published
-from clip.recipes import FIXED, OWN, recipe
-from clip.tokens import FEWEST, Tokens, train_tokenizer
+from clip.recipes import FIXED, OWN, add_own_flags, recipe
+from clip.tokens import Tokens, train_tokenizer
 from common import cli, fail
 from common.classify import check_images
 from common.data.captions import CAPTION_SETS, CaptionSet, load_captions
@@ -46,27 +46,12 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
     parser = cli.Parser("clip", __doc__, QUICK, PAPER, MODELS, CAPTION_SETS, recipe, FIXED)
     add_image_flags(parser)
-    add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
+    add = parser.add_argument
     text = "start from published weights (openai/clip-vit-base-patch32 …), a folder, a file, a run"
     add("--weights", metavar="NAME|PATH", none="no", group="training", help=text)
     text = "train only the last projections of both encoders, and the scale"
     parser.add_switch("--freeze", group="training", help=text)
-    add("--size", type=cli.integer(8), metavar="S", default=24, help="pixels the network sees")
-    text = "at most so many tokens of a vocabulary that is trained on the captions"
-    add("--vocab-size", type=cli.integer(FEWEST), metavar="N", default=1024, help=text)
-    for name, of in (("embed-dim", "dimensions of the space that images and texts share"),
-                     ("vision-width", "channels of the first stage"),
-                     ("text-width", "of the text encoder"),
-                     ("text-layers", "of the text encoder")):  # fmt: skip
-        default = SIZES["clip_small"][name.replace("-", "_")]
-        add(f"--{name}", **count, default=default, help=f"{of}; of clip_small")
-    text = "of matrices, times the rate"
-    add("--weight-decay", type=cli.not_negative, metavar="W", default=0.2, help=text)
-    text = "steps in which the rate rises, or below 1 their share; then it falls as half a cosine"
-    add("--warmup", type=cli.not_negative, metavar="N", default=0.1, help=text)
-    text = "Adam's: how slowly its mean of squares moves"
-    add("--beta2", type=cli.share, metavar="B", default=0.98, help=text)
-    add("--eps", type=cli.positive, metavar="E", default=1e-6, help="Adam's: added to its root")
+    add_own_flags(parser)
     args = parser.parse_args(argv)
     if args.batch_size == 1:
         fail("--batch-size 1: one pair has no other to be told from; take 2 or more")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,8 @@ def test_first_weights():
         (block.mlp.c_proj.weight, 256**-0.5 / 4),
     ]:
         assert tensor.std().item() == pytest.approx(std, rel=0.05)
+    small = clip_small().visual
+    assert (small.layer1[0].bn3.weight == 1).all()
     visual = clip_resnet50(image_size=64, text_layers=1).visual
     for name in ("layer1", "layer4"):
         assert not getattr(visual, name)[0].bn3.weight.any()
@@ -235,6 +238,7 @@ def test_stages_of_the_modified_resnet():
 def test_shrinking_is_a_mean_and_not_a_stride():
     """Sec. 2.4: all convolutions have stride 1; a shift by less than the stride isn't lost."""
     block = Bottleneck(8, 4, stride=2)
+    torch.nn.init.zeros_(block.bn3.weight)
     assert {m.stride for m in block.modules() if isinstance(m, torch.nn.Conv2d)} == {(1, 1)}
     x = torch.randn(2, 8, 6, 6)
     wanted = F.relu(block.downsample[2](block.downsample[1](F.avg_pool2d(x, 2))))
@@ -354,6 +358,7 @@ def test_loss_by_hand():
         by_image = [math.exp(7 * images[j] @ texts[i]) for j in range(4)]
         for odds in (by_text, by_image):
             total -= sum(math.log(odds[j] / sum(odds)) for j in right) / len(right)
+            total -= math.log(len(right))
     found = contrastive_loss(images, texts, scale, same)
     assert found.item() == pytest.approx(total / 8)
     plain = contrastive_loss(images, texts, scale, torch.eye(4, dtype=torch.bool))
@@ -362,24 +367,30 @@ def test_loss_by_hand():
     torch.testing.assert_close(plain, wanted / 2)
 
 
-def test_equal_captions_do_not_push_each_other_away():
-    """The gradient of an image towards a text that is its own, of another pair, is not away."""
-    images, texts = features(3, 0), features(3, 1)
-    texts[1] = texts[0]
-    pulls = []
-    for same in (
-        torch.eye(3, dtype=torch.bool),
-        torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]]) > 0,
-    ):
-        image, text = images.clone().requires_grad_(), texts.clone()
-        contrastive_loss(image, text, torch.tensor(100.0), same).backward()
-        pulls.append(image.grad[0] @ texts[0])
-    assert pulls[1] < pulls[0]
+def test_equal_captions_are_right_answers_to_each_other():
+    """A network that knows all has no loss and no gradient; without `same` it would seem to have.
+    As texts are equal, so are the gradients of both: nothing is pushed away."""
     perfect = torch.eye(3, 6, dtype=torch.float64)
     perfect[1] = perfect[0]
     same = perfect @ perfect.T > 0.5
-    found = contrastive_loss(perfect, perfect, torch.tensor(100.0), same)
-    assert found.item() == pytest.approx(2 * math.log(2) / 3)  # no gradient is left: two are right
+    scale, alone = torch.tensor(100.0), torch.eye(3, dtype=torch.bool)
+    images = perfect.clone().requires_grad_()
+    found = contrastive_loss(images, perfect, scale, same)
+    assert abs(found.item()) < 1e-12
+    found.backward()
+    assert images.grad.abs().max() < 1e-12
+    plain = contrastive_loss(perfect, perfect, scale, alone)
+    assert plain.item() == pytest.approx(2 * math.log(2) / 3)
+    texts, grads = features(3, 1), []
+    texts[1] = texts[0]
+    for wanted in (same, alone):
+        images = features(3, 0).requires_grad_()
+        contrastive_loss(images, texts, scale, wanted).backward()
+        grads.append(images.grad)
+    torch.testing.assert_close(*grads)
+    other = features(3, 2)  # unequal texts that are said to be equal: now it matters
+    values = [contrastive_loss(features(3, 0), other, scale, wanted) for wanted in (same, alone)]
+    assert abs(values[0] - values[1]) > 0.1
 
 
 def test_parts_of_a_step_add_up():
@@ -547,7 +558,7 @@ def test_a_state_dict_under_openais_names():
         if kind is RESNET:
             assert found.network["vision_layers"] == [1, 2, 1, 1]
             assert found.network["vision_heads"] == 4  # 256 channels
-        assert built.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 24)
+        assert built.eval().encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 24)
 
 
 def test_sizes_of_the_published_networks():
@@ -618,3 +629,34 @@ def test_a_vocabulary_given_with_its_numbers():
     vocabulary = {"a</w>": 0, "b</w>": 1, "ab</w>": 3, "a": 2, START: 4, END: 5}
     tokens = Tokens(from_vocabulary(vocabulary, [("a", "b</w>")]))
     assert tokens.encode(["a ab"], 77)[0].tolist() == [[4, 0, 3, 5]]
+
+
+def test_weights_of_the_hub_from_its_cache(monkeypatch, refused):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    theirs, root = folder_of(), Path("cache").resolve()
+    name = "openai/clip-vit-base-patch32"
+    folder = root / f"models--{name.replace('/', '--')}"
+    (folder / "snapshots/abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("abc")
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        (folder / "snapshots/abc" / file).write_bytes(Path("theirs", file).read_bytes())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+    find = partial(huggingface_hub.try_to_load_from_cache, cache_dir=root)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", find)
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", offline)
+    found = published.read_published(name)
+    tokens = Tokens(found.tokenizer).encode(["the dog"], 16)[0]
+    wanted = theirs.get_text_features(tokens)
+    wanted = F.normalize(getattr(wanted, "pooler_output", wanted), dim=1)
+    ours = found.build().double().eval().encode_text(tokens)
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    line = refused(published.read_published, "openai/clip-vit-large-patch14")
+    for words in ("--weights openai/clip-vit-large-patch14", "model.safetensors", "(no network)"):
+        assert words in line

@@ -22,7 +22,7 @@ KEYS = {  # of each table: those that have to be there, and those that may
 }
 TASKS = (
     "image classification", "segmentation", "detection", "translation", "graphs", "generation",
-    "tables", "sequences",
+    "tables", "sequences", "images and text",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Images with captions: the world of shapes without end, Flickr8k, a table of the user's.
 
     train, val, test = load_captions(args, dev, size=64)
-    for images, texts in run.progress(train.batches(args.batch_size)): ...
+    for images, texts, labels in run.progress(train.batches(args.batch_size)): ...
 
 Captions are strings: how they become tokens is the milestone's. An image may have several; in
 training one is drawn for each image in each epoch, by the seed.
@@ -90,13 +90,15 @@ class CaptionSet:
         self.part, self.facts, self.dev, self.size = part, facts, dev, size
         self.captions, self.labels = source.captions, source.labels
         self.endless = source.pixels if source.endless else None
+        self.places: tuple[int, list[float]] = (-1, [])  # see `drawn_at`
         self.images = ImageSet(part, held, torch.arange(len(held)), facts, dev, size, window)
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def batches(self, batch_size: int) -> Batches:
-        """Batches of training: images (B, 3, S, S), normalised, on the device; and B captions."""
+        """Batches of training: images (B, 3, S, S), normalised, on the device; B captions; and the
+        classes (B,), or None where there are none."""
 
         def fetch(parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterator:
             if self.endless:
@@ -106,16 +108,22 @@ class CaptionSet:
             chosen = self.chosen(epoch)
             made = self.images.batches(batch_size).fetch(parts, draws, epoch)
             for part, (images, _) in zip(parts, made, strict=True):
-                yield images, [chosen[i] for i in part.tolist()]
+                labels = None if self.labels is None else self.labels[part].to(self.dev.device)
+                yield images, [chosen[i] for i in part.tolist()], labels
 
         return Batches(len(self), batch_size, self.dev, True, fetch)
 
-    def fresh(self, epoch: int, places: Tensor) -> tuple[Tensor, list[str]]:
-        """The scenes at `places` of an epoch, normalised, and their captions."""
+    def fresh(self, epoch: int, places: Tensor) -> tuple[Tensor, list[str], Tensor]:
+        """The scenes at `places` of an epoch, normalised, their captions and classes."""
         begin = epoch * len(self)
         scenes = ShapeImages([begin + i for i in places.tolist()], self.endless.seed)
-        pixels, texts = scenes.pairs(self.size)
-        return self.images.normalise(pixels.to(self.dev.device)), texts
+        pixels, both = scenes.pairs(self.size)
+        drawn_at = self.drawn_at(epoch)
+        texts = [
+            chosen_of(some, drawn_at[i]) for some, i in zip(both, places.tolist(), strict=True)
+        ]
+        labels = world.labels_of(scenes.indices).to(self.dev.device)
+        return self.images.normalise(pixels.to(self.dev.device)), texts, labels
 
     def first(self, count: int) -> "CaptionSet":
         """The first images, as a part to be evaluated on, with their captions and classes."""
@@ -126,16 +134,26 @@ class CaptionSet:
         return CaptionSet("first", few, held, self.facts, self.dev, self.size)
 
     def chosen(self, epoch: int) -> list[str]:
-        """The caption of each image in an epoch of training."""
-        generator = torch.Generator().manual_seed(seed_of("caption", self.dev.seed, epoch))
-        drawn_at = torch.rand(len(self), generator=generator).tolist()
-        return [some[int(u * len(some))] for some, u in zip(self.captions, drawn_at, strict=True)]
+        """The caption of each image in an epoch of training (of endless scenes: in the first)."""
+        return list(map(chosen_of, self.captions, self.drawn_at(epoch)))
+
+    def drawn_at(self, epoch: int) -> list[float]:
+        """Where in its captions each image's own of an epoch is found, from 0 to below 1."""
+        if self.places[0] != epoch:
+            generator = torch.Generator().manual_seed(seed_of("caption", self.dev.seed, epoch))
+            self.places = epoch, torch.rand(len(self), generator=generator).tolist()
+        return self.places[1]
 
     def texts(self) -> tuple[list[str], list[list[int]]]:
         """All different captions, and by image the places of its own among them."""
         places: dict[str, int] = {}
         owned = [[places.setdefault(text, len(places)) for text in some] for some in self.captions]
         return list(places), owned
+
+
+def chosen_of(some: Sequence[str], place: float) -> str:
+    """The caption at a place from 0 to 1."""
+    return some[int(place * len(some))]
 
 
 def repeated(texts: Sequence[str]) -> int:
@@ -147,8 +165,10 @@ def repeated(texts: Sequence[str]) -> int:
 
 
 def scenes(args: argparse.Namespace) -> Source:
-    """Scenes of the world of shapes with a caption each; with `shapes:N` N of them, else new ones
-    in each epoch."""
+    """Scenes of the world of shapes; with `shapes:N` N of them, else new ones in each epoch.
+
+    In training a scene has two captions, in full and plain; validation and test know the full one.
+    """
     typed, counts, parts = args.data.partition(":")[2], dict(world.NUM_SCENES), {}
     if typed:
         if not (typed.isdecimal() and 1 <= int(typed) <= MOST_SCENES):
@@ -160,7 +180,9 @@ def scenes(args: argparse.Namespace) -> Source:
     for part, seed in {"train": 0, "test": 1, "val": 2}.items():
         if part in counts:
             images = ShapeImages(range(counts[part]), seed)
-            captions = [[text] for text in images.captions()]
+            captions = images.captions()
+            if part != "train":  # all that is said of a scene
+                captions = [some[:1] for some in captions]
             labels = world.labels_of(images.indices)
             parts[part] = Captioned(images, captions, labels, part == "train" and not typed)
     note = "" if typed else "those of training are new in each epoch"

@@ -72,18 +72,18 @@ class ShapeImages:
         for begin in range(0, len(self), chunk):
             yield paint(random_numbers(self.indices[begin : begin + chunk], self.seed, 3), size)[0]
 
-    def captions(self, chunk: int = 1000) -> list[str]:
-        """A sentence on each; nothing is drawn for that."""
+    def captions(self, chunk: int = 1000) -> list[list[str]]:
+        """Two sentences on each, in full and plain (see `describe`); nothing is drawn for that."""
         lines = []
         for begin in range(0, len(self), chunk):
             world = random_numbers(self.indices[begin : begin + chunk], self.seed, 3)
-            lines += [describe(world, scene) for scene in range(len(world["count"]))]
+            lines += two_captions(world)
         return lines
 
-    def pairs(self, size: int) -> tuple[Tensor, list[str]]:
+    def pairs(self, size: int) -> tuple[Tensor, list[list[str]]]:
         """The pixels of all, uint8 (N, 3, size, size), and their captions, at once."""
         world = random_numbers(self.indices, self.seed, 3)
-        return paint(world, size)[0], [describe(world, scene) for scene in range(len(self))]
+        return paint(world, size)[0], two_captions(world)
 
 
 def draw(indices: Iterable[int], size: int = 64, seed: int = 0, max_objects: int = 3) -> Scenes:
@@ -149,11 +149,23 @@ def random_numbers(indices: list[int], seed: int, max_objects: int) -> dict[str,
     }
 
 
-def describe(world: dict[str, Tensor], scene: int) -> str:
-    """One sentence on one object, and where the others are from there."""
+def two_captions(world: dict[str, Tensor]) -> list[list[str]]:
+    """Of each scene the caption in full and the plain one."""
+    scenes = range(len(world["count"]))
+    return [[describe(world, scene), describe(world, scene, plain=True)] for scene in scenes]
+
+
+def describe(world: dict[str, Tensor], scene: int, plain: bool = False) -> str:
+    """One sentence on one object, and where the others are from there.
+
+    A `plain` one says neither sizes nor colours: "a photo of a circle left of a star".
+    """
     count, anchor = int(world["count"][scene]), int(world["anchor"][scene])
 
     def name(k: int) -> str:
+        if plain:
+            text = CLASSES[world["shape"][scene, k]]
+            return f"an {text}" if text[0] in "aeiou" else f"a {text}"
         radius = float(world["radius"][scene, k])
         size = "small " if radius < SMALL else "large " if radius > LARGE else ""
         colour = list(COLOURS)[world["colour"][scene, k]]
@@ -167,7 +179,8 @@ def describe(world: dict[str, Tensor], scene: int) -> str:
         return "above" if y < 0 else "below"
 
     others = [f"{relation(k)} {name(k)}" for k in range(count) if k != anchor]
-    return " ".join([name(anchor), *" and ".join(others).split()])
+    sentence = " ".join([name(anchor), *" and ".join(others).split()])
+    return f"a photo of {sentence}" if plain else sentence
 
 
 def bound(masks: Tensor) -> Tensor:
