@@ -31,7 +31,7 @@ from common.schedule import warmup_and_line
 
 CACHE = Path("data", "cache", "scenes")
 SIZE = 32  # pixels that the judge sees
-TRAINED, EPOCHS, BATCH = 12_000, 5, 64  # scenes of seed 0
+TRAINED, EPOCHS, BATCH = 10_000, 5, 64  # scenes of seed 0
 RATE = 0.1
 TEST_SEED = 1  # of the data set's test part
 MEASURED = 1000  # scenes of the test part that the judge is measured on, where they have one object
@@ -166,7 +166,7 @@ def train(judge: Judge, dev: Device) -> None:
         optimizer.param_groups[0]["lr"] = RATE * warmup_and_line((step + 1) / (steps + 1))
         rows = order[step % (TRAINED // BATCH) * BATCH :][:BATCH]
         with torch.autocast(dev.device.type, torch.bfloat16, enabled=fast):
-            found = judge(blur_and_mirror(pixels[rows].float() / 255))
+            found = judge(soften_and_mirror(pixels[rows].float() / 255))
             loss = F.cross_entropy(found[0], labels[rows])
             loss = loss + F.cross_entropy(found[1], colours[rows])
         optimizer.zero_grad()
@@ -174,11 +174,12 @@ def train(judge: Judge, dev: Device) -> None:
         optimizer.step()
 
 
-def blur_and_mirror(images: Tensor) -> Tensor:
-    """Mirrors half of the images (B, 3, S, S), and blurs half: by the mean of 3x3 pixels."""
+def soften_and_mirror(images: Tensor) -> Tensor:
+    """Mirrors half of the images (B, 3, S, S); scales half down to three quarters and up again."""
     chosen = torch.rand(2, len(images), 1, 1, 1).to(images.device) < 0.5
     images = torch.where(chosen[0], images.flip(3), images)
-    soft = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    small = F.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True)
+    soft = F.interpolate(small, images.shape[2:], mode="bilinear", antialias=True)
     return torch.where(chosen[1], soft, images).contiguous(memory_format=torch.channels_last)
 
 

@@ -1,0 +1,114 @@
+"""Images and captions as the two networks take them: pixels from 0 to 1, and words as tokens."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common import cli, fail
+from common.data import text as texts
+from common.data.augment import scaled_window
+from common.data.captions import CAPTION_SETS, CaptionSet, load_captions
+from common.data.images import IMAGE_SETS, ImageSet, load_images
+from common.data.text import UNKNOWN, read_tokenizer, train_bpe
+from common.device import Device
+from common.scenes import FIRST
+
+DATA = [*CAPTION_SETS, *(name for name in IMAGE_SETS if not name.startswith("shapes"))]
+RANGE = dict(mean=[0.0] * 3, std=[1.0] * 3)  # pixels stay from 0 to 1
+SHORT = 0.05  # of the captions of `mixed` (Betker et al. 2023, Sec. 3.3)
+
+
+def has_captions(data: str) -> bool:
+    """Whether a data set of this name has captions."""
+    return data.partition(":")[0] in {name.partition(":")[0] for name in CAPTION_SETS}
+
+
+def load(args: cli.Flags, dev: Device) -> tuple:
+    """The training, validation (None without --val) and test part of --data: CaptionSets, or for
+    the dVAE alone also ImageSets."""
+    size, mirrored = args.size, not has_captions(args.data)
+
+    def window(numbers: Tensor, height: Tensor, width: Tensor) -> Tensor:
+        """A square of 8/9 to all of the image's shorter side (Listing 2), mirrored or not
+        (Listing 1): captions know left from right."""
+        found = scaled_window(numbers, height, width, size, size, size * 9 // 8)
+        return found if mirrored else found * found.new_tensor([1, 1, 1, 1, 0])
+
+    if has_captions(args.data):
+        return load_captions(args, dev, size, RANGE, window)
+    return load_images(args, dev, size, window=window, **RANGE)
+
+
+def images_of(part: CaptionSet | ImageSet) -> ImageSet:
+    """The images of a part alone."""
+    return part.images if isinstance(part, CaptionSet) else part
+
+
+class Words:
+    """A vocabulary at work, from the `facts` of a checkpoint: `size` words, `length` places."""
+
+    def __init__(self, facts: dict):
+        self.tokenizer = read_tokenizer(facts["tokenizer"])
+        self.size, self.length = self.tokenizer.get_vocab_size(), facts["text_length"]
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Captions, lower-cased, as tokens (B, T), cut at T; -1 where there is no word."""
+        found = torch.full((len(captions), self.length), -1)
+        for row, tokens in zip(found, self.tokens(captions).tokens, strict=True):
+            row[: len(tokens) - 1] = tokens[:-1]  # without the end: padding says where it is
+        return found
+
+    def tokens(self, captions: Sequence[str]) -> texts.Encoded:
+        """The tokens of captions, each with an end, and what is lost of them."""
+        lowered = [caption.lower() for caption in captions]
+        return texts.encode(self.tokenizer, lowered, self.length + 1)
+
+    def known(self, caption: str) -> bool:
+        """Whether a caption has a word, and one that training had."""
+        tokens = self.tokens([caption]).tokens[0][:-1]
+        return bool((tokens != UNKNOWN).any())
+
+
+def make_words(train: CaptionSet, args: cli.Flags, dev: Device) -> None:
+    """Puts a vocabulary, trained on the captions of the training part by byte-pair encoding, into
+    the facts of the data (Sec. 2.2: of lower-cased captions)."""
+    captions = [caption.lower() for caption in train.texts()[0]]
+    tokenizer = train_bpe(captions, args.vocab_size).to_str()
+    train.facts |= dict(tokenizer=dev.gather(tokenizer)[0], text_length=args.text_length)
+
+
+def say_losses(words: Words, parts: Sequence[CaptionSet | None], dev: Device) -> None:
+    """Says what of the captions isn't read."""
+    found = [words.tokens(part.texts()[0]) for part in parts if part]
+    if note := texts.losses(found, words.length):
+        dev.say(f"note: {note}")
+
+
+def reworded(captions: list[str], kind: str, key: int) -> list[str]:
+    """Captions of shapes as they are ("own"), as short as alt texts, of which only the first shape
+    is left, or `mixed`, a share SHORT of them short: which ones, is drawn from the key.
+
+    Raises ValueError where a caption names no shape.
+    """
+    if kind == "own":
+        return captions
+    generator = torch.Generator().manual_seed(key)
+    drawn = torch.rand(len(captions), generator=generator).tolist()
+    limit = 1.0 if kind == "short" else SHORT
+    return [short(text) if u < limit else text for text, u in zip(captions, drawn, strict=True)]
+
+
+def short(caption: str) -> str:
+    """What an alt text would say: "an orange ring left of …" is a "ring"."""
+    found = FIRST.search(caption)
+    if not found:
+        raise ValueError(f"the caption {caption!r} names no shape of the world with its colour")
+    return found[2]
+
+
+def check_captions(args: cli.Flags) -> None:
+    """Ends in one line where the transformer is to learn from images without captions."""
+    if not has_captions(args.data):
+        fail(f"--data {args.data} has images but no captions, which {args.model} learns from: "
+             f"take {', '.join(CAPTION_SETS)}, or train codes alone, --model dvae")  # fmt: skip

@@ -1,0 +1,150 @@
+"""The first stage: the dVAE, whose codes the transformer learns (Sec. 2.1, App. A.2).
+
+Called by train.py, for `--model dvae_small` and its like, and before a transformer's own training.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from common import cli, fail
+from common.claims import finished
+from common.data.captions import CaptionSet
+from common.data.images import ImageSet
+from common.device import Device
+from common.folder import config, new_run, write_text
+from common.run import Run, start_average
+from common.schedule import cosine
+from dalle.data import load
+from dalle.evaluate import averaged, code_metrics
+from dalle.model import DVAE, MODELS
+from dalle.options import CODES
+from dalle.published import network_of, read_codes
+
+HANDED = ("size", "limit", "val", "seed", "precision", "num_codes", "max_steps", "save_minutes",
+          "stream", "workers")  # flags that a dVAE trained first gets, too  # fmt: skip
+
+
+def step_size(steps: int, args: cli.Flags, step: int) -> float:
+    """Share of the peak rate: up in a straight line, then half a cosine to the floor, constant."""
+    rising = args.warmup if args.warmup >= 1 else steps * args.warmup
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    over = max(1.0, steps * args.fall - rising)
+    return args.floor + (1 - args.floor) * cosine(min(1.0, (step - rising) / over))
+
+
+def temperature(steps: int, args: cli.Flags, step: int) -> float:
+    """Of the Gumbel-softmax: half a cosine from 1 to --temperature."""
+    done = min(1.0, step / max(1.0, steps * args.cooling))
+    return args.temperature + (1 - args.temperature) * cosine(done)
+
+
+def beta(steps: int, args: cli.Flags, step: int) -> float:
+    """The weight of the KL term: half a cosine up to --beta."""
+    done = min(1.0, (step + 1) / max(1.0, steps * args.beta_rise))
+    return args.beta * (1 - cosine(done))
+
+
+def make(args: cli.Flags) -> DVAE:
+    """The dVAE that the flags ask for, or the one of --weights."""
+    if args.weights and args.stored:
+        return network_of(args.stored["model"], args.evaluate or args.run_dir)
+    if args.weights:
+        return read_codes(args.weights).requires_grad_()
+    settings = {} if args.model == "dvae" else dict(width=args.width)
+    try:
+        return MODELS[args.model](args.num_codes, **settings)
+    except ValueError as error:
+        fail(f"--width {args.width}: {error}")
+
+
+def check_size(size: int, factor: int) -> None:
+    """Ends in one line where images can't be cut into the squares that codes stand for."""
+    if size % factor:
+        fail(f"--size {size}: a code stands for {factor}x{factor} pixels, so --size is a multiple "
+             f"of {factor}")  # fmt: skip
+
+
+def train_dvae(args: cli.Flags) -> dict[str, float]:
+    """Trains a dVAE, or evaluates a checkpoint; returns the training and test metrics."""
+    dev = Device(args)
+    model = make(args)
+    check_size(args.size, model.factor)
+    train, val, test = load(args, dev)
+    net = dev.wrap(model)
+    decay = args.weight_decay
+    optimizer = torch.optim.AdamW(
+        model.parameters(), args.lr, weight_decay=decay, fused=not args.fsdp
+    )
+    batches = train.batches(args.batch_size)
+    steps = args.epochs * len(batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(step_size, steps, args))
+    ema, parts = {}, dict(optimizer=optimizer, schedule=schedule, dataset=train.facts)
+    run = Run(args, dev, ("val_loss", min), model=model, ema=ema, **parts)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    start_average(ema, weights if args.ema else {})
+
+    def measure(part: CaptionSet | ImageSet | None) -> dict[str, float]:
+        with averaged(model, ema):
+            return code_metrics(model, part, args, dev) if part else {}
+
+    if args.evaluate:
+        return run.finish(**measure(test))
+    for epoch in run.epochs():
+        model.train()
+        for images, *_ in run.progress(batches):
+            schedules = (f(steps, args, run.step) for f in (temperature, beta))
+            with dev.autocast():
+                loss, nats, kl = net(images, *schedules, args.straight_through)
+            run.add(train_loss=loss, train_nats=nats, train_kl=kl)
+            if dev.step(loss, optimizer):
+                schedule.step()
+                share = min(args.ema, (1 + run.step) / (10 + run.step))  # the first ones less
+                for name, average in ema.items():
+                    average.lerp_(weights[name], 1 - share)
+        run.log(epoch, **run.means(), **measure(val))
+        run.save()
+    return run.finish(**run.means(), **measure(test))
+
+
+def train_first(args: cli.Flags, dev: Device, parse: Callable) -> tuple[cli.Flags, str]:
+    """Trains a transformer's dVAE in codes/ of the run's folder, unless that is done.
+
+    Returns the flags with the run's folder, and that of the codes. The run's is made first, so
+    that --resume finds it wherever the training was stopped. `parse` makes flags of a command line.
+    """
+    folder = args.run_dir
+    try:
+        if dev.main:
+            folder = folder or new_run(args)
+            folder.mkdir(parents=True, exist_ok=True)
+            args = args.but(run_dir=folder)
+            write_text(folder / "config.json", json.dumps(config(args, dev), indent=1) + "\n")
+    except OSError as error:
+        fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
+    args = args.but(run_dir=dev.gather(folder)[0])
+    codes = args.run_dir / "codes"
+    if finished(codes):
+        return args, str(codes)
+    name = CODES[args.model]
+    dev.say(f"first the codes: {name}, in {codes}")
+    argv = ["--model", name, "--run-dir", str(codes), "--resume", "--data", args.data]
+    argv += ["--data-dir", args.data_dir, "--device", args.device]
+    for flag in HANDED:
+        value = getattr(args, flag)
+        spelt = flag.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(f"--{spelt}" if value else f"--no-{spelt}")
+        elif value is not None and flag in (*args.chosen, *args.typed):
+            argv += [f"--{spelt}", str(value)]
+    argv += [f"--{flag}" for flag in ("quiet", "paper", "compile") if getattr(args, flag)]
+    try:
+        train_dvae(parse(argv))
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > 128:  # a signal; all is saved
+            dev.say(f"and then: python dalle/train.py --resume --run-dir {args.run_dir}")
+        raise
+    return args, str(codes)
