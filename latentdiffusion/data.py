@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from common import cli, fail
+from common.data import shapes as world
 from common.data import sources
 from common.data.batches import Batches, Draw
 from common.data.captions import CAPTION_SETS, READERS, Captioned, CaptionSet, load_captions
-from common.data.shapes import NUM_SCENES
 from common.data.sources import Source
 from common.data.tokens import FEWEST, Tokens, train_tokenizer
 from common.device import Device, forked
@@ -43,7 +43,7 @@ def load(args: cli.Flags, dev: Device) -> tuple[CaptionSet, CaptionSet | None, C
 
     `shapes` are the same scenes in each epoch, as images are encoded but once.
     """
-    fixed = f"shapes:{NUM_SCENES['train']}" if args.data == "shapes" else args.data
+    fixed = f"shapes:{world.NUM_SCENES['train']}" if args.data == "shapes" else args.data
     readers = READERS | {"folder": captioned_folder}
     args = args.but(data=fixed)
     return load_captions(args, dev, args.size, INPUTS, readers=readers)

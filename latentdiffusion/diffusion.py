@@ -177,8 +177,8 @@ def small_settings(
     dropout: float = 0.0,
     pooled: bool = False,
 ) -> dict:
-    """Settings of our small models, for `assemble`, around those of an autoencoder: two resolutions,
-    of which the lower one and the middle have Transformers.
+    """Settings of our small models, for `assemble`, around those of an autoencoder: a U-Net of two
+    resolutions, of which the lower one and the middle have Transformers.
 
     Raises ValueError for widths that can't be shared out to heads and groups.
     """

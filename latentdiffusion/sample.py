@@ -3,13 +3,14 @@
 python latentdiffusion/sample.py "a large red circle" "a blue star" --count 4    # a grid
 python latentdiffusion/sample.py --weights NAME "a photograph of a mountain"     # Stable Diffusion
 python latentdiffusion/sample.py "a blue star" --image in.png --strength 0.6     # from an image
-python latentdiffusion/sample.py "a blue star" --image in.png --mask mask.png    # paint a part anew
-python latentdiffusion/sample.py "a blue star" --to "a red circle"               # a GIF between both
+python latentdiffusion/sample.py "a blue star" --image in.png --mask mask.png    # paint a part
+python latentdiffusion/sample.py "a blue star" --to "a red circle"               # a GIF
 python latentdiffusion/sample.py                                                 # test captions
 
-Each image has the noise of a seed, which is printed, and the same again with it. White in a mask is
-painted, black stays. Attention goes through large images in slices, and --at-once says how many
-images are denoised together: what memory is needed depends on these, not on --count.
+Each image has the noise of a seed, which is printed, and is the same again with it; the images of a
+column have one seed. White in a mask is painted, black stays. Attention goes through large images
+in slices, and --at-once says how many images are denoised together: what memory is needed depends
+on these, not on --count.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weights", metavar="NAME|PATH", help=text)
     add("--count", **count, help="images for each text (default: 1)")
     add("--size", type=size_of, metavar="S|HxW", help="in pixels (default: as in training)")
-    text = "of the first image's noise; the others have those that follow (default: 0)"
+    text = "of the first column's noise; the others have those that follow (default: 0)"
     add("--seed", type=cli.integer(0), metavar="N", default=0, help=text)
     add("--without", metavar="TEXT", help="what images are led away from (default: no text)")
     add("--image", type=Path, metavar="FILE", help="an image to begin at")
@@ -108,10 +109,8 @@ def open_model(args: argparse.Namespace) -> tuple:
             fail(f"the checkpoint is of {flags.model}, a first stage, which knows no texts: train "
                  "a second one on it, with train.py --autoencoder")  # fmt: skip
         try:
-            model, facts = (
-                assemble(checkpoint["dataset"]["network"]),
-                checkpoint["dataset"]["words"],
-            )
+            facts = checkpoint["dataset"]["words"]
+            model = assemble(checkpoint["dataset"]["network"])
             model.load_state_dict(checkpoint["model"] | checkpoint["ema"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1]
@@ -246,7 +245,7 @@ def main(argv: list[str] | None = None) -> dict:
         return {"seeds": {texts[0]: [args.seed]}, "written": ["between.gif"]}
     count = args.count or 1
     asked = [text for text in texts for _ in range(count)]
-    seeds = [(args.seed + number) % 2**63 for number in range(len(asked))]
+    seeds = [(args.seed + number % count) % 2**63 for number in range(len(asked))]
     tell = teller(model, words, asked, dev, args.without or "")
     how = how_of(flags) | more
     images = images_for(model, tell, seeds, shape, dev, how, args.at_once or 8, prepare)
