@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from common import cli
+from common import cli, fail
 from common.checkpoint import read_checkpoint
 from common.claims import finished, run_arms, run_script, write_summary
 from common.device import Device, forked
@@ -63,8 +63,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--minutes", type=cli.positive, metavar="M", default=4.0, help=text)
     args = parser.parse_args(argv)
     if args.claim == "compression" and (args.steps or args.ae_steps):
-        cli.fail("compression gives each arm as many steps as fit into --minutes: leave --steps and "
-                 "--ae-steps out")  # fmt: skip
+        fail("compression gives each arm as many steps as fit into --minutes: leave --steps and "
+             "--ae-steps out")  # fmt: skip
     return args
 
 
@@ -128,8 +128,7 @@ def measure_again(trained: list[Path], command: str, args: argparse.Namespace) -
     """The measures of the same weights under each setting, kept beside them."""
     results, commands = {}, {}
     for arm, changed in settings_of(args.claim).items():
-        words = " ".join(f"--{k.replace('_', '-')} {v:g}" if not isinstance(v, str) else f"--{k} {v}"
-                         for k, v in changed.items())  # fmt: skip
+        words = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in changed.items())
         commands[arm] = f"{command}; then --evaluate CHECKPOINT {words}"
         results[arm] = []
         for folder in trained:

@@ -1,5 +1,6 @@
 """The recipes by model and data, the flags that both stages share, and how a model is built."""
 
+import argparse
 import re
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def recipe(
         nothing |= dict.fromkeys(("ae_steps", "ae_width", "regulariser", "latent_channels"), reason)
     if name_of(data) != "shapes" and model not in AUTOENCODERS:
         own["samples"] = 0
-        nothing["samples"] = "what images show is measured in the world of shapes alone"
+        if given.get("samples"):
+            nothing["samples"] = "what images show is measured in the world of shapes alone"
     if not data.startswith("shapes") and small:
         own |= dict(steps=3000, lr=1e-3)
     return own, nothing
@@ -117,6 +119,13 @@ def model_of(weights: str) -> str:
     flags = as_spelt_now(read_flags(path.parent if path.is_file() else path))
     name = flags.get("model", "stable_diffusion")
     return name if name in MODELS and name not in AUTOENCODERS else "stable_diffusion"
+
+
+def a_factor(text: str) -> int:
+    """A parser of the factors that there are."""
+    if text not in map(str, FACTORS):
+        raise argparse.ArgumentTypeError(f"needs 1, 2, 4 or 8, not {text!r}")
+    return int(text)
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -140,7 +149,7 @@ def add_flags(parser: cli.Parser) -> None:
     add("--ae-steps", type=count, metavar="N", default=400, help="of the first stage's training")
     add("--ae-width", type=count, metavar="C", default=32, help="channels of the autoencoder")
     text = "how many times shorter a side of the latents is (1: no autoencoder)"
-    add("--factor", type=int, choices=FACTORS, default=4, help=text)
+    add("--factor", type=a_factor, metavar="F", default=4, help=text)
     add("--latent-channels", type=count, metavar="C", default=4, help="of the latents")
     add("--regulariser", choices=list(KINDS), default="kl", help="of the latents")
     add("--num-codes", type=cli.integer(2), metavar="N", default=512, help="of the codebook")

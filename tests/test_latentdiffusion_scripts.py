@@ -21,7 +21,16 @@ from torch import nn
 from common import scenes
 from common.data.tokens import Tokens
 from common.device import Device
-from latentdiffusion import data, evaluate, options, published, sample, train, train_autoencoder
+from latentdiffusion import (
+    claims,
+    data,
+    evaluate,
+    options,
+    published,
+    sample,
+    train,
+    train_autoencoder,
+)
 from latentdiffusion.autoencoder import SIZES, Pixels
 from latentdiffusion.draw import Noise
 from latentdiffusion.model import MODELS
@@ -30,8 +39,9 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 AE = ["--width", "8", "--size", "16", "--batch-size", "8", "--quiet", "--precision", "fp32"]
-TINY = ["--width", "32", "--ae-width", "8", "--size", "16", "--batch-size", "8", "--quiet"]
-TINY += ["--precision", "fp32", "--val", "8", "--sample-steps", "2", "--ae-steps", "2"]
+ALONE = ["--width", "32", "--size", "16", "--batch-size", "8", "--quiet", "--precision", "fp32"]
+ALONE += ["--val", "8", "--sample-steps", "2"]  # of the second stage
+TINY = [*ALONE, "--ae-width", "8", "--ae-steps", "2"]
 SHORT = [*TINY, "--steps", "3", "--samples", "0"]
 
 
@@ -51,8 +61,10 @@ def first_run(*argv, folder="first", model="kl_small"):
 
 
 def run(*argv, folder="run"):
-    """A short training of both stages; returns the metrics."""
-    return train.main([*SHORT, "--run-dir", folder, *argv])
+    """A short training of both stages, or of the second; returns the metrics."""
+    one = "--autoencoder" in argv or ("--factor", "1") in zip(argv, argv[1:], strict=False)
+    flags = [*(ALONE if one else TINY), "--steps", "3", "--samples", "0", "--run-dir", folder]
+    return train.main([*flags, *argv])
 
 
 def assert_same(one, other):
@@ -291,7 +303,7 @@ def test_the_loss_is_the_papers_sums_over_pixels():
 
 def test_the_discriminator_begins_when_it_is_told(monkeypatch):
     argv = ["--size", "24", "--steps", "4"]
-    first_run(*argv)
+    first_run(*argv, "--adversarial", "0.1", "--adversarial-from", "9")
     seen, plain = [], train_autoencoder.hinge
     monkeypatch.setattr(train_autoencoder, "hinge", lambda a, b: seen.append(1) or plain(a, b))
     first_run(*argv, "--adversarial", "0.5", "--adversarial-from", "9", folder="late")
@@ -334,22 +346,22 @@ def test_a_first_stage_of_ones_own():
 
 def test_codes_of_another_autoencoder(refused):
     first_run("--latent-channels", "3")
-    argv = [*SHORT, "--autoencoder", "first"]
+    argv = [*ALONE, "--autoencoder", "first"]
     for flag in ("--factor", "--latent-channels", "--ae-steps"):
         assert "names one that is trained" in refused(train.main, [*argv, flag, "2"])
     run(folder="run")
     line = refused(train.main, ["--resume", "--run-dir", "run", "--autoencoder", "first"])
     assert "start a new run" in line
     torch.save({"config": {"flags": {"milestone": "dalle", "model": "dvae_small"}}}, "dvae.pt")
-    line = refused(train.main, [*SHORT, "--autoencoder", "dvae.pt"])
+    line = refused(train.main, [*ALONE, "--autoencoder", "dvae.pt"])
     assert "dalle" in line
     assert "codes" in line
     line = refused(train.main, ["--model", "stable_diffusion", "--autoencoder", "first", "--size",
                                 "64", "--max-steps", "1", "--quiet", "--val", "4"])  # fmt: skip
     assert "3 channels of latents" in line
-    assert "no such file or folder" in refused(train.main, [*SHORT, "--autoencoder", "nowhere"])
+    assert "no such file or folder" in refused(train.main, [*ALONE, "--autoencoder", "nowhere"])
     Path("bare").mkdir()
-    assert "no last.pt" in refused(train.main, [*SHORT, "--autoencoder", "bare"])
+    assert "no last.pt" in refused(train.main, [*ALONE, "--autoencoder", "bare"])
 
 
 # ---------------------------------------------------------------------- data
@@ -853,12 +865,29 @@ def test_images_are_cut_to_the_middle_and_scaled():
     assert sample.fit(torch.rand(1, 3, 5, 9), (16, 32)).shape == (1, 3, 16, 32)
 
 
-def test_between_two_texts(trained):
-    found = draw(trained, "a red circle", "--to", "a blue star")
+def test_between_two_texts(trained, monkeypatch):
+    """One noise, told the first text, then less and less of it, then the other."""
+    told = []
+
+    def drawn(model, tell, seeds, shape, *rest):
+        assert seeds == [7] * sample.FRAMES
+        told.extend(tell(torch.arange(len(seeds))))
+        return torch.rand(len(seeds), 3, *shape)
+
+    monkeypatch.setattr(sample, "images_for", drawn)
+    found = draw(trained, "a red circle", "--to", "a blue star", "--seed", "7")
     assert found["written"] == ["between.gif"]
     with Image.open("out/between.gif") as film:
         assert film.n_frames == 2 * sample.FRAMES - 2
         assert film.size == (160, 160)
+    argv = ["--checkpoint", trained, "a"]
+    model, words, _, _, dev, _ = sample.open_model(sample.parse_args(argv))
+    with torch.no_grad():
+        ends = model.text(words.encode(["a red circle", "a blue star", ""]))
+    asked, other = told
+    torch.testing.assert_close(asked[[0, -1]], ends[:2])
+    torch.testing.assert_close(asked[5], ends[0].lerp(ends[1], 5 / 15))
+    torch.testing.assert_close(other, ends[2:].expand(16, -1, -1))
 
 
 @pytest.mark.parametrize(
@@ -926,8 +955,10 @@ def test_recipes():
 def test_a_model_has_its_own_flags_and_no_others():
     for model in MODELS:
         settings, nothing = options.recipe(model, None, False)
-        assert not [k for k in settings.keys() & nothing.keys() if k not in ("factor", "width",
-                    *options.SECOND)], model  # fmt: skip
+        known = {"factor", "width", "kl_weight", *options.SECOND}
+        assert settings.keys() & nothing.keys() <= known, model
+    assert {"guidance", "ae_steps"} <= options.recipe("kl_small", None, False)[1].keys()
+    assert {"adversarial", "num_codes"} <= options.recipe("ldm_small", None, False)[1].keys()
 
 
 def test_settings_are_those_of_the_models():
@@ -952,7 +983,7 @@ def test_settings_are_those_of_the_models():
         (["--sample-steps", "1001"], "1000"),
         (["--width", "40"], "multiples of 32"),
         (["--ae-width", "12"], "multiple of 8"),
-        (["--factor", "3"], "unknown factor 3"),
+        (["--factor", "3"], "needs 1, 2, 4 or 8"),
         (["--factor", "1", "--regulariser", "vq"], "pixels are denoised"),
         (["--drop", "1"], "--drop"),
         (["--samples", "1"], "no distribution"),
@@ -973,3 +1004,107 @@ def test_settings_are_those_of_the_models():
 def test_bad_flags(argv, words, refused):
     assert words in refused(train.main, argv)
     assert not list(Path().iterdir())
+
+
+# ---------------------------------------------------------------------- claims
+
+
+@pytest.fixture
+def quick_claims(monkeypatch):
+    """Claims with few arms, whose trainings are short."""
+    plain = claims.train
+    monkeypatch.setattr(claims, "train", lambda argv: plain([*argv, *ALONE, "--ae-width", "8"]))
+    monkeypatch.setattr(claims, "SCALES", ("1", "3"))
+    monkeypatch.setattr(claims, "WAYS", {"ddim": (1, 2), "dpm": (2,)})
+
+
+def claim(name, *argv):
+    shared = ["--seeds", "0", "1", "--samples", "3", "--out", "out"]
+    return claims.main([name, *shared, *argv])
+
+
+def test_guidance_and_steps_measure_the_same_trainings(quick_claims, monkeypatch):
+    found = claim("guidance", "--steps", "2", "--ae-steps", "2")
+    assert list(found) == ["scale 1", "scale 3"]
+    for metrics in found.values():
+        assert {"test_right", "test_spread", "test_frechet"} <= metrics.keys()
+        assert len(metrics["test_right"]["values"]) == 2
+    monkeypatch.setattr(claims, "train", None)  # there is nothing left to train
+    found = claim("steps", "--steps", "2", "--ae-steps", "2")
+    assert list(found) == ["ddim, 1 steps", "ddim, 2 steps", "dpm, 2 steps"]
+    assert "--sampler dpm --sample-steps 2" in found["dpm, 2 steps"]["command"]
+    monkeypatch.setattr(claims, "quality", None)  # nor to measure
+    assert claim("steps", "--steps", "2", "--ae-steps", "2") == found
+    for name in ("guidance", "steps"):
+        for kind in ("json", "png"):
+            assert Path(f"out/claim_{name}.{kind}").is_file()
+
+
+def test_an_evaluation_takes_its_arms_settings(quick_claims, monkeypatch):
+    seen = []
+    found = {"test_right": 1.0, "test_spread": 1.0, "test_frechet": 1.0}
+    monkeypatch.setattr(claims, "quality", lambda *args: seen.append(args) or found)
+    claim("guidance", "--steps", "2", "--ae-steps", "2")
+    assert [args[3].guidance for args in seen] == [1, 1, 3, 3]
+    assert [args[5] for args in seen] == [True] * 4
+    assert {args[3].samples for args in seen} == {3}
+
+
+def test_conditioning(quick_claims):
+    found = claim("conditioning", "--steps", "2", "--ae-steps", "2")
+    assert list(found) == ["attention", "pooled"]
+    assert "--conditioning pooled" in found["pooled"]["command"]
+
+
+def test_equal_time(monkeypatch, refused):
+    """As many steps as fit; a third of the minutes is the autoencoder's."""
+    asked = []
+
+    def paces(factor, channels):
+        asked.append((factor, channels))
+        return {"steps": 0.5, "ae_steps": 0.25} if factor > 1 else {"steps": 2.0}
+
+    monkeypatch.setattr(claims, "paces", paces)
+    args = claims.parse_args(["compression", "--minutes", "1"])
+    arms = claims.equal_time(args)
+    assert asked == [(1, 3), (2, 3), (4, 4), (8, 16)]
+    assert arms["pixels"] == ["--factor", "1", "--steps", "30"]
+    assert arms["factor 8"] == ["--factor", "8", "--latent-channels", "16", "--ae-steps", "80",
+                                "--steps", "80"]  # fmt: skip
+    monkeypatch.setattr(claims, "paces", None)  # they are kept
+    assert claims.equal_time(args) == arms
+    assert "leave --steps" in refused(claims.parse_args, ["compression", "--steps", "3"])
+
+
+def test_paces_are_of_both_stages(monkeypatch):
+    monkeypatch.setattr(claims, "pace", lambda loss, parameters: float(loss()) and len(parameters))
+    found = claims.paces(4, 4)
+    assert found["steps"] > found["ae_steps"] > 0
+    assert claims.paces(1, 3).keys() == {"steps"}
+
+
+def test_generatives_pixels_beside(monkeypatch):
+    """Its DDPM, trained by its own script, measured by the same judge."""
+    generative = pytest.importorskip("generative.model")
+    argvs = []
+
+    def trained(script, argv):
+        argvs.append(argv)
+        folder = Path(argv[argv.index("--run-dir") + 1])
+        folder.mkdir(parents=True)
+        model = generative.MODELS["ddpm_small"](channels=3, size=32, width=8)
+        flags = dict(model="ddpm_small", size=32, width=8, dropout=0.1, sample_steps=1)
+        content = {"config": {"flags": flags}, "model": model.state_dict(), "ema": {}}
+        torch.save(content, folder / "last.pt")
+
+    monkeypatch.setattr(claims, "run_script", trained)
+    monkeypatch.setattr(claims, "pace", lambda *_: 0.5)
+    args = claims.parse_args(["compression", "--seeds", "0", "1", "--samples", "3"])
+    results, command = claims.pixels_without_texts(args)
+    assert command.startswith("python generative/train.py --model ddpm_small --data shapes")
+    assert "--epochs 3" in command  # of 156 steps in 240 seconds
+    assert len(argvs) == 2
+    assert all(math.isfinite(found["test_frechet"]) for found in results)
+    monkeypatch.setattr(claims, "run_script", None)
+    monkeypatch.setattr(claims, "finished", lambda folder: True)
+    assert claims.pixels_without_texts(args)[0] == results

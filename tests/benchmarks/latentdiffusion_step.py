@@ -4,10 +4,10 @@
     python tests/benchmarks/latentdiffusion_step.py --full --rounds 5
     python tests/benchmarks/latentdiffusion_step.py --forward        # a step of sampling
 
-Both sides have the same weights, latents, texts and AdamW, and take turns in one process. `equal` is
-both in fp32; `default` is ours as train.py runs it (precision auto, its fused AdamW), theirs in fp32
-with torch's AdamW. Printed is the ratio of medians, theirs over ours, with its quartiles round by
-round.
+Both sides have the same weights, latents, texts and AdamW, and take turns in one process. `equal`
+is both in fp32; `default` is ours as train.py runs it (precision auto, its fused AdamW), theirs in
+fp32 with torch's AdamW. Printed is the ratio of medians, theirs over ours, with its quartiles round
+by round.
 """
 
 import argparse
