@@ -72,7 +72,7 @@ class Words:
 
 def learn_words(train: CaptionSet, vocab_size: int, dev: Device) -> dict:
     """The facts of a vocabulary for the captions of a training part; see `Words`."""
-    texts = train.texts()[0]
+    texts = [text for some in train.captions for text in some]
     tokenizer = dev.gather(train_tokenizer(texts, max(FEWEST, vocab_size)))[0]
     tokens = Tokens(tokenizer)
     context = tokens.encode(texts, MOST)[0].shape[1]

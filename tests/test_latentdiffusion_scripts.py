@@ -1,8 +1,8 @@
 """The scripts of latent diffusion: both stages, published folders, samples, claims, bad input."""
 
+import itertools
 import json
 import math
-import os
 import shutil
 import signal
 from functools import partial
@@ -62,7 +62,7 @@ def first_run(*argv, folder="first", model="kl_small"):
 
 def run(*argv, folder="run"):
     """A short training of both stages, or of the second; returns the metrics."""
-    one = "--autoencoder" in argv or ("--factor", "1") in zip(argv, argv[1:], strict=False)
+    one = "--autoencoder" in argv or ("--factor", "1") in itertools.pairwise(argv)
     flags = [*(ALONE if one else TINY), "--steps", "3", "--samples", "0", "--run-dir", folder]
     return train.main([*flags, *argv])
 
@@ -325,23 +325,20 @@ def test_a_first_stage_of_ones_own():
     """Of a run, of a whole model, of a published folder; each keeps its weights."""
     first_run("--latent-channels", "3")
     run("--autoencoder", "first", folder="one")
-    run("--autoencoder", "one/last.pt", folder="two")
-    for folder in ("one", "two"):
-        state = weights(folder)
-        assert state["unet.conv_in.weight"].shape[1] == 3
-        for name, value in weights("first").items():
-            assert torch.equal(state[f"autoencoder.{name}"], value)
-        assert not Path(folder, "autoencoder").exists()
+    state, first = weights("one"), weights("first")
+    assert state["unet.conv_in.weight"].shape[1] == 3
+    assert all(torch.equal(state[f"autoencoder.{name}"], value) for name, value in first.items())
+    assert not Path("one/autoencoder").exists()
     theirs = their_autoencoder()
     theirs.save_pretrained("published/vae")
-    run("--autoencoder", "published", folder="three")
-    for name, value in theirs.state_dict().items():
-        assert torch.equal(weights("three")[f"autoencoder.{name}"], value)
-    theirs.save_pretrained("alone")
-    os.mkdir("alone/vae")  # what makes it a published one
-    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-        shutil.move(f"alone/{name}", f"alone/vae/{name}")
-    assert options.read_first(train.parse_args(["--autoencoder", "alone"]))[0]["kind"] == "kl"
+    for name, want in (("one", first), ("one/last.pt", first), ("published", theirs.state_dict())):
+        settings, found = options.read_first(train.parse_args(["--autoencoder", name]))
+        assert settings["kind"] == "kl"
+        assert found.state_dict().keys() == want.keys()
+        assert all(torch.equal(found.state_dict()[key], value) for key, value in want.items())
+    theirs.save_pretrained("alone")  # an autoencoder published by itself
+    settings, found, scale = published.read_autoencoder("alone")
+    assert (settings["latent_channels"], scale) == (4, 0.3)
 
 
 def test_codes_of_another_autoencoder(refused):
@@ -881,7 +878,7 @@ def test_between_two_texts(trained, monkeypatch):
         assert film.n_frames == 2 * sample.FRAMES - 2
         assert film.size == (160, 160)
     argv = ["--checkpoint", trained, "a"]
-    model, words, _, _, dev, _ = sample.open_model(sample.parse_args(argv))
+    model, words, *_ = sample.open_model(sample.parse_args(argv))
     with torch.no_grad():
         ends = model.text(words.encode(["a red circle", "a blue star", ""]))
     asked, other = told
@@ -1051,7 +1048,7 @@ def test_an_evaluation_takes_its_arms_settings(quick_claims, monkeypatch):
 
 
 def test_conditioning(quick_claims):
-    found = claim("conditioning", "--steps", "2", "--ae-steps", "2")
+    found = claim("conditioning", "--steps", "1", "--ae-steps", "1", "--seeds", "3")
     assert list(found) == ["attention", "pooled"]
     assert "--conditioning pooled" in found["pooled"]["command"]
 
