@@ -291,8 +291,10 @@ def read_first(args: cli.Flags) -> tuple[dict, nn.Module]:
     """The autoencoder that --autoencoder names: its settings and itself."""
     name = args.autoencoder
     if is_published(name):
-        settings, model, _ = read_autoencoder(name)
-        return settings, model
+        settings, module, _ = read_autoencoder(name)
+        if args.model == "stable_diffusion":
+            check_stable(settings, name)
+        return settings, module
     path = run_file(name, "autoencoder")
     content = read_checkpoint(path)
     flags = content["config"]["flags"]
@@ -305,6 +307,8 @@ def read_first(args: cli.Flags) -> tuple[dict, nn.Module]:
         settings = settings["autoencoder"]
     state = {k.removeprefix("autoencoder."): v for k, v in content["model"].items()
              if model in AUTOENCODERS or k.startswith("autoencoder.")}  # fmt: skip
+    if args.model == "stable_diffusion":
+        check_stable(settings, name)
     module = make_autoencoder(**settings)
     module.load_state_dict(state)
     return settings, module
@@ -329,8 +333,6 @@ def make(
         model = found.build()
     else:
         settings, autoencoder = first
-        if args.autoencoder and args.model == "stable_diffusion":
-            check_stable(settings, args.autoencoder)
         facts["words"] = learn_words(train, args.vocab_size, dev)
         facts["network"] = settings_of(args, settings, facts["words"])
         model = assemble(facts["network"])
@@ -352,6 +354,7 @@ def check_stable(settings: dict, name: str) -> None:
 def as_argv(args: cli.Flags, **changed) -> list[str]:
     """Flags of train.py that say what `args` says of data and machine, and `changed` ones."""
     same = ("data", "data_dir", "limit", "val", "seed", "device", "precision", "max_steps", "size")
+    same += ("accumulate", "save_minutes")
     values = {name: getattr(args, name) for name in same} | changed
     if "val" not in args.chosen:
         values.pop("val")

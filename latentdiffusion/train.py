@@ -12,16 +12,14 @@ A run's folder has the first stage in autoencoder/. On `shapes` the test draws -
 """
 
 import copy
-import json
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from common import cli, fail
+from common import cli
 from common.checkpoint import gathered
 from common.device import Device
-from common.folder import config, new_run, write_text
 from common.run import Run
 from common.weights import trained
 from latentdiffusion.data import Latents, Words, load
@@ -38,22 +36,6 @@ PAPER = dict(model="stable_diffusion", data="captions:data/laion.csv", steps=237
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
     return parse(__doc__, QUICK, PAPER, argv)
-
-
-def begin(args: cli.Flags, dev: Device) -> cli.Flags:
-    """Makes the run's folder, which the first stage needs, with config.json; returns the flags with
-    its name. A run that goes on, or that trains nothing, has one."""
-    if args.stored:
-        return args
-    folder = args.run_dir
-    try:
-        if dev.main:
-            folder = folder or new_run(args)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "config.json", json.dumps(config(args, dev), indent=1) + "\n")
-    except OSError as error:
-        fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
-    return args.but(run_dir=dev.gather(folder)[0])
 
 
 def dropped(tokens: Tensor, none: Tensor, share: float) -> Tensor:
@@ -78,9 +60,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return train_autoencoder(args)
     dev = Device(args)
     found = start(args, dev)
-    args = begin(args, dev)
-    first = None if found or args.stored else first_stage(args, parse_args, dev)
     train, val, test = load(args, dev)
+    first = None
+    if not (found or args.stored):
+        args, first = first_stage(args, parse_args, dev, (train, val, test))
     model = make(args, train, found, first, dev).to(dev.device)
     words = Words(train.facts["words"])
     parts = [Latents(part, words, model.autoencoder, dev) for part in (train, val, test) if part]

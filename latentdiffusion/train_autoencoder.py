@@ -5,6 +5,7 @@ before the second stage where no --autoencoder is given.
 """
 
 import contextlib
+import json
 import shlex
 import signal
 import threading
@@ -15,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import cli
+from common import cli, fail
 from common.claims import finished
 from common.data.captions import CaptionSet
 from common.device import Device, forked
+from common.folder import config, new_run, write_text
 from common.run import Run
 from common.schedule import cosine
 from latentdiffusion.autoencoder import PatchDiscriminator, Pixels, balance, hinge, make_autoencoder
@@ -75,19 +77,22 @@ def weigh(args: cli.Flags, model: nn.Module, x: Tensor, rebuilt: Tensor, penalty
     return error + penalty, error
 
 
-def train_autoencoder(args: cli.Flags) -> dict[str, float]:
-    """Trains, or evaluates a checkpoint; returns the training and test metrics."""
+def train_autoencoder(args: cli.Flags, sets: tuple | None = None) -> dict[str, float]:
+    """Trains, or evaluates a checkpoint; returns the training and test metrics.
+
+    `sets` are the parts of the data, where they are loaded already.
+    """
     dev = Device(args)
-    train, val, test = load(args, dev)
+    train, val, test = sets or load(args, dev)
     settings = autoencoder_settings(args)
-    train.facts["network"] = args.stored["dataset"]["network"] if args.stored else settings
-    model = make_autoencoder(**train.facts["network"])
+    settings = args.stored["dataset"]["network"] if args.stored else settings
+    model, facts = make_autoencoder(**settings), train.facts | dict(network=settings)
     judge = PatchDiscriminator(layers=3 if args.size >= 64 else 2) if args.adversarial else None
     net, judge_net = dev.wrap(model), dev.wrap(judge) if judge else None
     adam = partial(torch.optim.Adam, lr=args.lr, betas=(0.5, 0.9), fused=True)  # as VQGAN's
     optimizer, share = adam(model.parameters()), partial(step_size, args.steps, args.warmup)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(share, args.decay))
-    parts = dict(model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
+    parts = dict(model=model, optimizer=optimizer, schedule=schedule, dataset=facts)
     if judge:
         parts |= dict(judge=judge, judge_optimizer=(judge_optimizer := adam(judge.parameters())))
     run = Run(args, dev, ("val_error", min), **parts)
@@ -123,16 +128,20 @@ def train_autoencoder(args: cli.Flags) -> dict[str, float]:
     return run.finish(**run.means(), **measure(model, test, dev, picture))
 
 
-def first_stage(args: cli.Flags, parse: Callable, dev: Device) -> tuple[dict, nn.Module]:
+def first_stage(
+    args: cli.Flags, parse: Callable, dev: Device, sets: tuple
+) -> tuple[cli.Flags, tuple[dict, nn.Module]]:
     """The autoencoder of a second stage and its settings: the one that --autoencoder names, none
-    with --factor 1, or one that is trained now, in a folder of the run's own.
+    with --factor 1, or one that is trained now, in a folder of the run's own, which the flags that
+    are returned name.
 
     `parse` makes flags of a command line. A first stage that was stopped goes on.
     """
     if args.autoencoder:
-        return read_first(args)
+        return args, read_first(args)
     if args.model == "ldm_small" and args.factor == 1:
-        return dict(kind="none"), Pixels()
+        return args, (dict(kind="none"), Pixels())
+    args = begin(args, dev)
     where = args.run_dir / "autoencoder"
     if not finished(where):
         same = dict(steps=args.ae_steps, run_dir=where, resume=True, quiet=args.quiet)
@@ -141,9 +150,22 @@ def first_stage(args: cli.Flags, parse: Callable, dev: Device) -> tuple[dict, nn
             latent_channels=args.latent_channels)  # fmt: skip
         dev.say("the first stage, an autoencoder:")
         with handlers_kept(), going_on(args.run_dir, dev):
-            train_autoencoder(parse(as_argv(args, **same)))
+            train_autoencoder(parse(as_argv(args, **same)), sets)
         dev.say("the second stage:")
-    return read_first(args.but(autoencoder=str(where)))
+    return args, read_first(args.but(autoencoder=str(where)))
+
+
+def begin(args: cli.Flags, dev: Device) -> cli.Flags:
+    """Makes the folder of a run of both stages, with config.json; returns the flags with its name."""
+    folder = args.run_dir
+    try:
+        if dev.main:
+            folder = folder or new_run(args)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "config.json", json.dumps(config(args, dev), indent=1) + "\n")
+    except OSError as error:
+        fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
+    return args.but(run_dir=dev.gather(folder)[0])
 
 
 @contextlib.contextmanager
