@@ -21,7 +21,6 @@ from common.data.captions import CAPTION_SETS, READERS, Captioned, CaptionSet, l
 from common.data.sources import Source
 from common.data.tokens import FEWEST, Tokens, train_tokenizer
 from common.device import Device, forked
-from common.run import progress_bar
 
 DATA = [*CAPTION_SETS, "folder:PATH"]
 INPUTS = {"mean": [0.5] * 3, "std": [0.5] * 3}  # pixels from -1 to 1
@@ -82,17 +81,21 @@ def learn_words(train: CaptionSet, vocab_size: int, dev: Device) -> dict:
 class Latents:
     """What an autoencoder knows of a part's images, and the tokens of their captions.
 
-    Images are encoded once, in float32; latents are drawn anew in each step.
+    Images are encoded once, in float32, by all processes together; latents are drawn anew in each
+    step.
     """
 
     def __init__(self, part: CaptionSet, words: Words, autoencoder: nn.Module, dev: Device):
         self.part, self.words, self.dev = part, words, dev
-        parts = torch.arange(len(part)).split(CHUNK)
-        found = []
         with torch.inference_mode():
-            for some in progress_bar(parts, dev, "encoding images", len(parts)):
-                found.append(autoencoder.encode(part.images.examples(some)[0]))
-        self.known = torch.cat(found).clone()  # (N, ..., h, w)
+            batches = part.images.batches(CHUNK * dev.world, shuffle=False)
+            own = [autoencoder.encode(x).cpu() for x, _ in batches]
+        shares = zip(*dev.gather(own), strict=True)  # of each step
+        self.known = torch.cat([some for step in shares for some in step]).clone()  # (N, ..., h, w)
+        if dev.device.type == "cuda":  # where there is room for them
+            free, _ = torch.cuda.mem_get_info()
+            fits = self.known.numel() * 4 < free / 4
+            self.known = self.known.to(dev.device) if fits else self.known.pin_memory()
 
     def __len__(self) -> int:
         return len(self.part)
@@ -112,8 +115,8 @@ class Latents:
             texts = self.part.chosen(epoch) if shuffle else first
             for part in parts:
                 tokens = self.words.encode([texts[i] for i in part.tolist()])
-                place = self.known.device
-                yield self.known[part.to(place)], tokens.to(self.dev.device)
+                known = self.known[part.to(self.known.device)]
+                yield known.to(self.dev.device, non_blocking=True), tokens.to(self.dev.device)
 
         return Batches(len(self), batch_size, self.dev, shuffle, fetch)
 

@@ -200,9 +200,6 @@ def check(args: cli.Flags) -> None:
             fail(f"--adversarial needs images of at least 24 pixels, not --size {args.size}")
         return
     check_steps(args.sample_steps, 1000)
-    for name, flag in ((args.weights, "weights"), (args.autoencoder, "autoencoder")):
-        if flag in args.typed and not (Path(name).expanduser().exists() or is_published(name)):
-            fail(f"--{flag} {name}: there is no such file or folder")
     if args.weights or args.autoencoder:
         return  # what it has decides
     try:
@@ -253,7 +250,12 @@ def settings_of(args: cli.Flags, autoencoder: dict, words: dict | None = None) -
 
 def start(args: cli.Flags, dev: Device) -> Found | None:
     """The weights to start from; none where the run goes on with a checkpoint."""
-    if not args.weights or args.stored:
+    if args.stored:
+        return None
+    for name, flag in ((args.weights, "weights"), (args.autoencoder, "autoencoder")):
+        if name and not (Path(name).expanduser().exists() or is_published(name)):
+            fail(f"--{flag} {name}: there is no such file or folder")
+    if not args.weights:
         return None
     if is_published(args.weights):
         found = read_published(args.weights, dev.say)

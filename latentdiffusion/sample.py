@@ -87,9 +87,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         fail("--mask paints the white part from pure noise: leave --strength out")
     if args.image and not args.texts:
         fail("--image is changed to what a text says: give one")
-    for path in (args.image, args.mask):
-        if path and not path.is_file():
-            fail(f"{path}: there is no such file")
     return args
 
 
@@ -231,6 +228,9 @@ def between(model, words: Words, args, flags, shape, dev: Device, out: Path) -> 
 def main(argv: list[str] | None = None) -> dict:
     """Draws; returns the seeds of each text's images, and the names of what was written."""
     args = parse_args(argv)
+    for path in (args.image, args.mask):
+        if path and not path.is_file():
+            fail(f"{path}: there is no such file")
     model, words, flags, shape, dev, out = open_model(args)
     keep_what_is_there(out, *MADE)
     texts = args.texts

@@ -22,7 +22,7 @@ from common.checkpoint import gathered
 from common.device import Device
 from common.run import Run
 from common.weights import trained
-from latentdiffusion.data import Latents, Words, load
+from latentdiffusion.data import Latents, Words, load, name_of
 from latentdiffusion.evaluate import mean_loss, quality, show
 from latentdiffusion.options import AUTOENCODERS, make, parse, start
 from latentdiffusion.train_autoencoder import first_stage, step_size, train_autoencoder
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if part is test_latents:
             texts = [some[0] for some in test.captions]
             show(judge, words, texts, args, dev, run.folder / "samples.png")
-            if args.samples:
+            if args.samples and name_of(args.data) == "shapes":
                 metrics |= quality(judge, words, test, args, dev)
         return metrics
 

@@ -156,7 +156,7 @@ def first_stage(
 
 
 def begin(args: cli.Flags, dev: Device) -> cli.Flags:
-    """Makes the folder of a run of both stages, with config.json; returns the flags with its name."""
+    """Makes the folder of a run of both stages, with config.json; the flags then name it."""
     folder = args.run_dir
     try:
         if dev.main:

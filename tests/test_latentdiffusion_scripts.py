@@ -224,15 +224,41 @@ def test_half_precision(precision):
     assert all(map(math.isfinite, found.values()))
 
 
-def test_two_processes():
-    """Each has its share of a step, and both know the same weights at the end."""
-    script = Path(train.__file__)
-    argv = [*SHORT, "--samples", "2", "--limit", "24", "--run-dir", "run"]
-    done = torchrun(script, *argv)
+@pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
+def test_two_processes(more):
+    """A first stage without noise of its own is that of one process; so are the latents' order
+    and deviation; and both processes draw what is measured."""
+    flags = [*SHORT, "--regulariser", "vq", "--samples", "3", "--max-steps", "2"]
+    done = torchrun(train.__file__, *flags, *more, "--run-dir", "two")
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["final"]
-    assert 0 <= rows[-1]["test_right"] <= 1
+    one = train.main([*flags, "--run-dir", "one"])
+    found = json.loads(Path("two/metrics.jsonl").read_text().splitlines()[-1])
+    assert found["final"]
+    assert 0 <= found["test_right"] <= 1
+    assert found["test_loss"] == pytest.approx(one["test_loss"], rel=0.1)
+    assert weights("two")["scale"].item() == pytest.approx(weights("one")["scale"].item(), 1e-3)
+    for name, value in weights("one/autoencoder").items():
+        other = weights("two/autoencoder")[name]
+        torch.testing.assert_close(value, other, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_processes_share_the_encoding(monkeypatch):
+    """What two processes encode, put together, is in the order of the images."""
+    args = train.parse_args([*SHORT, "--run-dir", "x"])
+    part = data.load(args, Device(args))[0]
+    x = part.images.examples(torch.arange(len(part)))[0]
+    words = data.Words(data.learn_words(part, 600, Device(args)))
+    monkeypatch.setattr(data, "CHUNK", 7)
+    own = []
+    for rank in (0, 1):
+        dev = Device(args)
+        dev.rank, dev.world = rank, 2
+        dev.gather = lambda value: own.append(value) or [value, value]
+        part.images.dev = dev
+        data.Latents(part, words, Pixels(), dev)
+    dev.gather = lambda value: own
+    assert torch.equal(data.Latents(part, words, Pixels(), dev).known, x)
 
 
 @pytest.mark.parametrize(
