@@ -110,7 +110,8 @@ def reopen(folder: Path, args: argparse.Namespace) -> tuple:
     found = open_model(cli.Flags(checkpoint=folder / "last.pt", **here))
     model, words, flags, _, dev, _ = found
     dev.quiet = True
-    return model, words, flags.but(samples=args.samples, stored={}), dev
+    few = dict(limit=1, val=0)  # of the training part, which isn't looked at
+    return model, words, flags.but(samples=args.samples, stored={}, **few), dev
 
 
 def settings_of(claim: str) -> dict[str, dict]:
@@ -242,7 +243,7 @@ def measure_ddpm(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     settings = {k: flags[k] for k in ("width", "dropout", "sample_steps")}
     model = MODELS[flags["model"]](channels=3, size=flags["size"], **settings)
     model.load_state_dict(content["model"] | content["ema"])
-    here = dict(data="shapes", data_dir="data", size=32, val=0, limit=None, stored={}, typed=[])
+    here = dict(data="shapes", data_dir="data", size=32, val=0, limit=1, stored={}, typed=[])
     here |= dict(chosen=[], stream=None, workers=0, quiet=True, device=args.device, seed=0)
     here |= dict(accumulate=1, clip=None, fsdp=False, compile=False, precision="auto")
     flags = cli.Flags(**here)

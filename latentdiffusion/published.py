@@ -1,7 +1,7 @@
 """Published weights: Stable Diffusion's folders in the layout of the library diffusers, from the
 Hugging Face hub or a path.
 
-    found = read_published("runwayml/stable-diffusion-v1-5", print)    # or a folder
+    found = read_published("CompVis/stable-diffusion-v1-4")    # or a folder
     model = found.build()
 
 Such a folder holds one for each part: vae, unet, text_encoder, tokenizer, scheduler, each with a

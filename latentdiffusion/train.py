@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args, first = first_stage(args, parse_args, dev, (train, val, test))
     model = make(args, train, found, first, dev).to(dev.device)
     words = Words(train.facts["words"])
-    parts = [Latents(part, words, model.autoencoder, dev) for part in (train, val, test) if part]
+    wanted = [part for part in (train, val, test) if part and not (args.evaluate and part != test)]
+    parts = [Latents(part, words, model.autoencoder, dev) for part in wanted]
     latents, test_latents = {p.part.part: p for p in parts}, parts[-1]
     if not (found or args.stored):  # latents get a deviation of 1, as the chain's noise has
         model.scale.fill_(1 / latents["train"].deviation(model.autoencoder))
