@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentdiffusion.layers import zero
+
 
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's approximation of the GELU."""
@@ -122,6 +124,8 @@ class TextEncoder(nn.Module):
         self.embeddings = Embeddings(vocab_size, context, d_model)
         self.encoder = Layers(num_layers, d_model, num_heads, d_ff, causal, activation)
         self.final_layer_norm = nn.LayerNorm(d_model)
+        for layer in self.encoder.layers:  # it begins as the words and their places, told apart
+            zero(layer.self_attn.out_proj, layer.mlp.fc2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) to (B, T, D)."""

@@ -392,6 +392,8 @@ def test_the_small_encoder_sees_the_whole_text():
     for causal in (False, True):
         model = TextEncoder(9, 6, 8, 1, 2, 16, causal)
         tokens = torch.tensor([[1, 2, 3, 4]])
+        torch.testing.assert_close(model(tokens), F.layer_norm(model.embeddings(tokens), (8,)))
+        perturb(model)
         first = model(tokens)[0, 0]
         other = model(torch.tensor([[1, 2, 3, 5]]))[0, 0]
         assert torch.equal(first, other) == causal
