@@ -27,6 +27,7 @@ from clip.layers import Transformer
 from clip.vision import ModifiedResNet, VisionTransformer
 
 FIRST_SCALE, MOST_SCALE = 1 / 0.07, 100.0  # what cosines are multiplied by (Sec. 2.5)
+CONTEXT = 77  # tokens of a text
 
 
 def unit(features: Tensor) -> Tensor:
@@ -40,6 +41,7 @@ class CLIP(nn.Module):
     With a `patch_size` images are read by a Vision Transformer of `vision_layers` blocks, else by a
     ResNet, `vision_layers` blocks a stage. A text of at most `context` tokens ends in `end_token`
     (default: the last of the vocabulary); what comes after it isn't read.
+    `words_first` is for small networks: see `begin_with_words`.
     Raises ValueError for sizes that don't fit together.
     """
 
@@ -54,11 +56,12 @@ class CLIP(nn.Module):
         text_width: int,
         text_layers: int,
         text_heads: int,
-        context: int = 77,
+        context: int = CONTEXT,
         vocab_size: int = 49_408,
         end_token: int | None = None,
         activation: str = "quick_gelu",
         stem_stride: int = 4,
+        words_first: bool = False,
     ):
         super().__init__()
         self.image_size, self.context = image_size, context
@@ -76,6 +79,8 @@ class CLIP(nn.Module):
         self.text_projection = nn.Parameter(torch.empty(text_width, embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
         self.initialise()
+        if words_first:
+            self.begin_with_words()
 
     def initialise(self) -> None:
         """The released code's first weights of the text encoder: the deeper, the smaller what each
@@ -90,6 +95,21 @@ class CLIP(nn.Module):
             nn.init.normal_(block.attn.out_proj.weight, std=added)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=added)
+
+    @torch.no_grad()
+    def begin_with_words(self) -> None:
+        """Makes the text encoder begin as a mean of words, whatever their order: all are looked at
+        alike, and what the feed-forward networks add begins at zero. For short trainings of small
+        networks: as released, the features of a text change so fast at first that images can't
+        follow."""
+        width = self.text_projection.shape[0]
+        nn.init.normal_(self.token_embedding.weight)
+        self.token_embedding.weight[self.end_token] = 0.0  # the feature is what it looks at
+        self.positional_embedding.mul_(0.1)
+        for block in self.transformer.resblocks:
+            block.attn.in_proj_weight[: 2 * width].mul_(0.1)  # of queries and keys
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5)
+            nn.init.zeros_(block.mlp.c_proj.weight)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to features of length 1, (B, E)."""
@@ -133,9 +153,10 @@ SIZES = {  # Tables 19 and 20; the last is ours, for small images
                           text_width=768, text_layers=12, text_heads=12),
     "clip_resnet50": dict(embed_dim=1024, image_size=224, patch_size=None,
                           vision_layers=(3, 4, 6, 3), vision_width=64, vision_heads=32, **TEXT),
-    "clip_small":    dict(embed_dim=64, image_size=32, patch_size=None, vision_layers=(1, 1, 1),
+    "clip_small":    dict(embed_dim=64, image_size=24, patch_size=None, vision_layers=(1, 1, 1),
                           vision_width=16, vision_heads=4, stem_stride=2,
-                          text_width=64, text_layers=2, text_heads=2, vocab_size=1024),
+                          text_width=64, text_layers=1, text_heads=2, vocab_size=1024,
+                          words_first=True),
 }
 # fmt: on
 
@@ -161,7 +182,7 @@ def clip_resnet50(**settings) -> CLIP:
 
 
 def clip_small(**settings) -> CLIP:
-    """Not of the paper: a small modified ResNet for images of 32 pixels, and two layers of text."""
+    """Not of the paper: a small modified ResNet for images of 24 pixels, and one layer for text."""
     return CLIP(**SIZES["clip_small"] | settings)
 
 

@@ -30,7 +30,7 @@ def say_notes(train: CaptionSet, parts: Iterable, tokens: Tokens, batch_size: in
     cut = sum(tokens.encode(part.texts()[0], context)[1] for part in parts if part)
     if cut:
         dev.say(f"note: {counted(cut, 'caption')} cut at {context} tokens")
-    if equal := repeated(train.chosen(0)[:size]):
+    if equal := repeated(train.example(size)):
         dev.say(f"note: of {size} pairs about {equal} have a caption that another of them has too: "
                 "they are right answers to each other")  # fmt: skip
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip.evaluation import match
-from clip.model import CLIP, MODELS
+from clip.model import CLIP, CONTEXT, MODELS
 from clip.pairs import square_window
 from clip.prompts import fill, templates_of
 from clip.recipes import FIXED, add_own_flags, recipe
@@ -30,8 +30,6 @@ from common.data.captions import CAPTION_SETS, CaptionSet, load_captions
 from common.data.images import add_image_flags
 from common.device import Device
 from common.run import Run
-
-CONTEXT = 77  # tokens of a caption that count
 
 
 class Predictor(nn.Module):

@@ -32,6 +32,7 @@ def recipe(
             own["size"] = 28
     elif not data.startswith("shapes"):
         own |= dict(size=64, epochs=60, batch_size=64, lr=1e-3, vocab_size=2048)
+    own["text_rate"] = 0.1 if model == "clip_small" else 1.0
     own["beta2"], own["eps"] = (0.999, 1e-8) if model == "clip_resnet50" else (0.98, 1e-6)
     return own, nothing
 
@@ -39,7 +40,7 @@ def recipe(
 def add_own_flags(parser: cli.Parser) -> None:
     """The flags of sizes and of the optimiser, which predict.py has, too."""
     add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
-    add("--size", type=cli.integer(8), metavar="S", default=32, help="pixels the network sees")
+    add("--size", type=cli.integer(8), metavar="S", default=24, help="pixels the network sees")
     text = "at most so many tokens of a vocabulary that is trained on the captions"
     add("--vocab-size", type=cli.integer(FEWEST), metavar="N", default=1024, help=text)
     for name, of in (("embed-dim", "dimensions of the space that images and texts share"),
@@ -52,6 +53,8 @@ def add_own_flags(parser: cli.Parser) -> None:
     add("--weight-decay", type=cli.not_negative, metavar="W", default=0.2, help=text)
     text = "steps in which the rate rises, or below 1 their share; then it falls as half a cosine"
     add("--warmup", type=cli.not_negative, metavar="N", default=0.1, help=text)
+    text = "of the blocks of the text encoder, times the rate of the rest"
+    add("--text-rate", type=cli.multiplier, metavar="S", default=1.0, help=text)
     text = "Adam's: how slowly its mean of squares moves"
     add("--beta2", type=cli.share, metavar="B", default=0.98, help=text)
     add("--eps", type=cli.positive, metavar="E", default=1e-6, help="Adam's: added to its root")

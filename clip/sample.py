@@ -128,6 +128,7 @@ def note_cuts(tokens: Tokens, texts: Sequence[str], context: int) -> None:
         print(f"note: {counted(cut, 'text')} cut at {context} tokens")
 
 
+@torch.inference_mode()
 def ask_texts(
     args: argparse.Namespace, model: CLIP, tokens: Tokens, facts: dict, data: str, dev: Device
 ) -> dict[str, list[tuple[str, float]]]:

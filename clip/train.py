@@ -13,13 +13,14 @@ and --accumulate share the loss.
 """
 
 import argparse
+import itertools
 from functools import partial
 
 import torch
 
 from clip.contrast import WholeStep, look_ahead
 from clip.evaluation import measure
-from clip.model import CLIP, MODELS, SIZES
+from clip.model import CLIP, CONTEXT, MODELS, SIZES
 from clip.pairs import say_notes, square_window, whole_steps
 from clip.published import Found, read_published
 from clip.recipes import FIXED, OWN, add_own_flags, recipe
@@ -34,7 +35,7 @@ from common.schedule import cosine
 from common.weights import keep_frozen, trained
 
 # fmt: off
-QUICK = dict(model="clip_small",    data="shapes",                epochs=4,  val=500, batch_size=32,    lr=2e-3,  # noqa: E501
+QUICK = dict(model="clip_small",    data="shapes",                epochs=8,  val=250, batch_size=64,    lr=2e-3,  # noqa: E501
              weight_decay=0.1, warmup=0.1)
 PAPER = dict(model="clip_vit_b_32", data="captions:data/web.csv", epochs=32, val=0,   batch_size=32768, lr=5e-4,  # noqa: E501
              weight_decay=0.2, warmup=2000, accumulate=64)  # Tables 18 and 19
@@ -71,7 +72,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
 def sizes_of(args: argparse.Namespace) -> dict:
     """The sizes of the network that the flags ask for."""
     own = {name: getattr(args, name) for name in OWN if args.model == "clip_small"}
-    return SIZES[args.model] | own | dict(image_size=args.size, vocab_size=args.vocab_size)
+    sizes = dict(image_size=args.size, vocab_size=args.vocab_size, context=CONTEXT)
+    return SIZES[args.model] | own | sizes
 
 
 def start(args: argparse.Namespace, dev: Device) -> Found | None:
@@ -105,11 +107,15 @@ def make(args: argparse.Namespace, train: CaptionSet, dev: Device, found: Found 
 
 
 def make_optimizer(args: cli.Flags, model: CLIP) -> torch.optim.Optimizer:
-    """AdamW; of the weights all decay but gains, biases and the scale (Sec. 2.5)."""
+    """AdamW; of the weights all decay but gains, biases and the scale (Sec. 2.5). The rate of the
+    text encoder's blocks is `--text-rate` times that of the rest."""
+    blocks = {p for name, p in model.named_parameters() if name.startswith("transformer.")}
     groups = [
-        dict(params=[p for p in trained(model) if (p.dim() > 1) == decayed],
-             weight_decay=args.weight_decay * decayed) for decayed in (True, False)
+        dict(params=[p for p in trained(model) if (p.dim() > 1, p in blocks) == (decayed, text)],
+             weight_decay=args.weight_decay * decayed, lr=args.lr * (args.text_rate if text else 1))
+        for decayed, text in itertools.product((True, False), repeat=2)
     ]  # fmt: skip
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, args.lr, (0.9, args.beta2), args.eps, fused=True)
 
 

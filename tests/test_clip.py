@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import count, perturb
 
 from clip import published
-from clip.contrast import WholeStep, contrastive_loss, unrecorded
+from clip.contrast import WholeStep, contrastive_loss, look_ahead, unrecorded
 from clip.layers import QuickGELU
 from clip.model import MODELS, SIZES, clip_resnet50, clip_small
 from clip.names import current
@@ -23,7 +23,7 @@ from common import Flags
 from common.device import Device
 
 TINY = dict(embed_dim=24, image_size=32, text_width=64, text_layers=2, text_heads=2, context=16,
-            vocab_size=50)  # fmt: skip
+            vocab_size=50, words_first=False)  # fmt: skip
 VIT = dict(patch_size=8, vision_layers=2, vision_width=64, vision_heads=2)
 RESNET = dict(patch_size=None, vision_layers=(1, 2, 1, 1), vision_width=8, vision_heads=4,
               stem_stride=4)  # fmt: skip
@@ -125,6 +125,19 @@ def test_first_weights():
     for name in ("layer1", "layer4"):
         assert not getattr(visual, name)[0].bn3.weight.any()
     assert visual.attnpool.c_proj.weight.std().item() == pytest.approx(2048**-0.5, rel=0.02)
+
+
+def test_a_small_text_encoder_begins_as_a_mean_of_words():
+    """In any order, nearly: a text's feature is not changed when its words change their places."""
+    model = clip_small(**TINY | VIT | dict(words_first=True, text_layers=2)).double().eval()
+    words = torch.tensor([48, 3, 9, 14, 20, 31, 49])
+    other = torch.tensor([48, 31, 14, 3, 9, 20, 49])
+    another = torch.tensor([48, 3, 9, 40, 41, 42, 49])
+    one, two, three = model.encode_text(torch.stack([words, other, another]))
+    assert one @ two > 0.95 > 0.85 > one @ three
+    plain = tiny()
+    assert plain.transformer.resblocks[0].mlp.c_proj.weight.any()
+    assert not model.transformer.resblocks[1].mlp.c_proj.weight.any()
 
 
 def test_sizes_that_do_not_fit():
@@ -425,6 +438,12 @@ def test_looking_ahead_leaves_batch_norm_as_it_is():
         assert torch.equal(value, before[key]) or key.endswith("num_batches_tracked"), key
     torch.testing.assert_close(ahead, model.encode_image(x))
     assert not torch.equal(model.visual.bn1.running_mean, before["visual.bn1.running_mean"])
+    before = model.visual.bn1.running_mean.clone()
+    parts = [(x, texts_of(4), torch.arange(4)), (x + 1, texts_of(4), torch.arange(4))]
+    step = look_ahead(model, parts, Device(Flags(**DEVICE)))
+    assert torch.equal(model.visual.bn1.running_mean, before)
+    assert [len(some) for some in (step.images, step.texts, step.keys)] == [2, 2, 2]
+    assert not step.images[0].requires_grad
 
 
 # ---------------------------------------------------------------------- the tokenizer

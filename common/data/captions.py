@@ -4,7 +4,8 @@
     for images, texts, labels in run.progress(train.batches(args.batch_size)): ...
 
 Captions are strings: how they become tokens is the milestone's. An image may have several; in
-training one is drawn for each image in each epoch, by the seed.
+training one is drawn for each image in each epoch, by the seed; of scenes, which are described in
+two ways ("a photo of ..." or without), one way for all of a step: an image doesn't tell which.
 """
 
 import argparse
@@ -49,13 +50,15 @@ STATISTICS = 2000  # scenes without end that are held: for mean and deviation, a
 class Captioned:
     """Images, the captions of each, and its class where there are classes.
 
-    `endless` scenes are others in each epoch; `captions` are then those of the first.
+    `endless` scenes are others in each epoch; `captions` are then those of the first. With `kinds`
+    all images have two captions, said in two ways, and a step takes all in one of these.
     """
 
     pixels: ImageFiles | ShapeImages
     captions: list[list[str]]
     labels: Tensor | None = None  # (N,)
     endless: bool = False
+    kinds: bool = False
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -64,7 +67,7 @@ class Captioned:
         """The images at `indices` with what is known of them, in every epoch."""
         labels = None if self.labels is None else self.labels[indices]
         captions = [self.captions[i] for i in indices.tolist()]
-        return Captioned(self.pixels.take(indices), captions, labels)
+        return Captioned(self.pixels.take(indices), captions, labels, kinds=self.kinds)
 
 
 class CaptionSet:
@@ -90,7 +93,7 @@ class CaptionSet:
         self.part, self.facts, self.dev, self.size = part, facts, dev, size
         self.captions, self.labels = source.captions, source.labels
         self.endless = source.pixels if source.endless else None
-        self.places: tuple[int, list[float]] = (-1, [])  # see `drawn_at`
+        self.kinds = source.kinds
         self.images = ImageSet(part, held, torch.arange(len(held)), facts, dev, size, window)
 
     def __len__(self) -> int:
@@ -101,59 +104,62 @@ class CaptionSet:
         classes (B,), or None where there are none."""
 
         def fetch(parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterator:
+            draws = list(draws)
+            steps = [draw.keys[0][-1] for draw in draws]
             if self.endless:
-                for part in parts:
-                    yield self.fresh(epoch, part)
+                for step, part in zip(steps, parts, strict=True):
+                    yield self.fresh(epoch, step, part)
                 return
-            chosen = self.chosen(epoch)
             made = self.images.batches(batch_size).fetch(parts, draws, epoch)
-            for part, (images, _) in zip(parts, made, strict=True):
+            chosen = None if self.kinds else self.chosen(epoch)
+            for step, part, (images, _) in zip(steps, parts, made, strict=True):
                 labels = None if self.labels is None else self.labels[part].to(self.dev.device)
-                yield images, [chosen[i] for i in part.tolist()], labels
+                places = part.tolist()
+                if self.kinds:
+                    texts = self.in_one_way([self.captions[i] for i in places], epoch, step)
+                else:
+                    texts = [chosen[i] for i in places]
+                yield images, texts, labels
 
         return Batches(len(self), batch_size, self.dev, True, fetch)
 
-    def fresh(self, epoch: int, places: Tensor) -> tuple[Tensor, list[str], Tensor]:
+    def fresh(self, epoch: int, step: int, places: Tensor) -> tuple[Tensor, list[str], Tensor]:
         """The scenes at `places` of an epoch, normalised, their captions and classes."""
         begin = epoch * len(self)
         scenes = ShapeImages([begin + i for i in places.tolist()], self.endless.seed)
         pixels, both = scenes.pairs(self.size)
-        drawn_at = self.drawn_at(epoch)
-        texts = [
-            chosen_of(some, drawn_at[i]) for some, i in zip(both, places.tolist(), strict=True)
-        ]
         labels = world.labels_of(scenes.indices).to(self.dev.device)
-        return self.images.normalise(pixels.to(self.dev.device)), texts, labels
+        images = self.images.normalise(pixels.to(self.dev.device))
+        return images, self.in_one_way(both, epoch, step), labels
+
+    def in_one_way(self, captions: Sequence[list[str]], epoch: int, step: int) -> list[str]:
+        """Of each image the caption in the way of this step."""
+        way = seed_of("way", self.dev.seed, epoch, step) % len(captions[0])
+        return [some[way] for some in captions]
 
     def first(self, count: int) -> "CaptionSet":
         """The first images, as a part to be evaluated on, with their captions and classes."""
         count = min(count, len(self.images))
         held = self.images.images.take(torch.arange(count))
         labels = None if self.labels is None else self.labels[:count]
-        few = Captioned(ImageFiles([]), self.captions[:count], labels)
+        few = Captioned(ImageFiles([]), self.captions[:count], labels)  # pixels are held
         return CaptionSet("first", few, held, self.facts, self.dev, self.size)
 
     def chosen(self, epoch: int) -> list[str]:
-        """The caption of each image in an epoch of training (of endless scenes: in the first)."""
-        return list(map(chosen_of, self.captions, self.drawn_at(epoch)))
+        """The caption of each image in an epoch of training, where there are no kinds."""
+        generator = torch.Generator().manual_seed(seed_of("caption", self.dev.seed, epoch))
+        places = torch.rand(len(self), generator=generator).tolist()
+        return [some[int(u * len(some))] for some, u in zip(self.captions, places, strict=True)]
 
-    def drawn_at(self, epoch: int) -> list[float]:
-        """Where in its captions each image's own of an epoch is found, from 0 to below 1."""
-        if self.places[0] != epoch:
-            generator = torch.Generator().manual_seed(seed_of("caption", self.dev.seed, epoch))
-            self.places = epoch, torch.rand(len(self), generator=generator).tolist()
-        return self.places[1]
+    def example(self, count: int) -> list[str]:
+        """Captions of the first images as a step might have them."""
+        return [some[0] for some in self.captions[:count]] if self.kinds else self.chosen(0)[:count]
 
     def texts(self) -> tuple[list[str], list[list[int]]]:
         """All different captions, and by image the places of its own among them."""
         places: dict[str, int] = {}
         owned = [[places.setdefault(text, len(places)) for text in some] for some in self.captions]
         return list(places), owned
-
-
-def chosen_of(some: Sequence[str], place: float) -> str:
-    """The caption at a place from 0 to 1."""
-    return some[int(place * len(some))]
 
 
 def repeated(texts: Sequence[str]) -> int:
@@ -167,7 +173,7 @@ def repeated(texts: Sequence[str]) -> int:
 def scenes(args: argparse.Namespace) -> Source:
     """Scenes of the world of shapes; with `shapes:N` N of them, else new ones in each epoch.
 
-    In training a scene has two captions, in full and plain; validation and test know the full one.
+    In training a scene has two captions, that differ in "a photo of"; else the one without.
     """
     typed, counts, parts = args.data.partition(":")[2], dict(world.NUM_SCENES), {}
     if typed:
@@ -181,10 +187,11 @@ def scenes(args: argparse.Namespace) -> Source:
         if part in counts:
             images = ShapeImages(range(counts[part]), seed)
             captions = images.captions()
-            if part != "train":  # all that is said of a scene
+            if part != "train":
                 captions = [some[:1] for some in captions]
             labels = world.labels_of(images.indices)
-            parts[part] = Captioned(images, captions, labels, part == "train" and not typed)
+            endless = part == "train" and not typed
+            parts[part] = Captioned(images, captions, labels, endless, kinds=part == "train")
     note = "" if typed else "those of training are new in each epoch"
     return Source(world.CLASSES, parts, note)
 

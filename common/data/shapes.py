@@ -73,7 +73,7 @@ class ShapeImages:
             yield paint(random_numbers(self.indices[begin : begin + chunk], self.seed, 3), size)[0]
 
     def captions(self, chunk: int = 1000) -> list[list[str]]:
-        """Two sentences on each, in full and plain (see `describe`); nothing is drawn for that."""
+        """Two sentences on each (see `two_captions`); nothing is drawn for that."""
         lines = []
         for begin in range(0, len(self), chunk):
             world = random_numbers(self.indices[begin : begin + chunk], self.seed, 3)
@@ -150,22 +150,16 @@ def random_numbers(indices: list[int], seed: int, max_objects: int) -> dict[str,
 
 
 def two_captions(world: dict[str, Tensor]) -> list[list[str]]:
-    """Of each scene the caption in full and the plain one."""
-    scenes = range(len(world["count"]))
-    return [[describe(world, scene), describe(world, scene, plain=True)] for scene in scenes]
+    """Of each scene what `describe` says, and the same as "a photo of ..."."""
+    texts = [describe(world, scene) for scene in range(len(world["count"]))]
+    return [[text, f"a photo of {text}"] for text in texts]
 
 
-def describe(world: dict[str, Tensor], scene: int, plain: bool = False) -> str:
-    """One sentence on one object, and where the others are from there.
-
-    A `plain` one says neither sizes nor colours: "a photo of a circle left of a star".
-    """
+def describe(world: dict[str, Tensor], scene: int) -> str:
+    """One sentence on one object, and where the others are from there."""
     count, anchor = int(world["count"][scene]), int(world["anchor"][scene])
 
     def name(k: int) -> str:
-        if plain:
-            text = CLASSES[world["shape"][scene, k]]
-            return f"an {text}" if text[0] in "aeiou" else f"a {text}"
         radius = float(world["radius"][scene, k])
         size = "small " if radius < SMALL else "large " if radius > LARGE else ""
         colour = list(COLOURS)[world["colour"][scene, k]]
@@ -179,8 +173,7 @@ def describe(world: dict[str, Tensor], scene: int, plain: bool = False) -> str:
         return "above" if y < 0 else "below"
 
     others = [f"{relation(k)} {name(k)}" for k in range(count) if k != anchor]
-    sentence = " ".join([name(anchor), *" and ".join(others).split()])
-    return f"a photo of {sentence}" if plain else sentence
+    return " ".join([name(anchor), *" and ".join(others).split()])
 
 
 def bound(masks: Tensor) -> Tensor:
