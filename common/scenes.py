@@ -9,8 +9,9 @@ shapes.
     judge.accuracy                                # of real scenes: {"shape", "colour", "both"}
 
 The judge is a small residual network, trained on scenes of the training seed: it names the shape
-and the colour of the largest object. It sees SIZE pixels, whatever the pictures have, and half of
-what it learns from is blurred, as generated pictures lack the scenes' noise. Chance is 1 in 80.
+and the colour of the largest object. It sees SIZE pixels, whatever the pictures have. Half of what
+it learns from was smaller before, as generated pictures are blurred and lack the scenes' noise.
+Chance is 1 in 80.
 """
 
 import re

@@ -1,22 +1,26 @@
 """Images and captions as the two networks take them: pixels from 0 to 1, and words as tokens."""
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from common import cli, fail
+from common import cli, fail, seed_of
 from common.data import text as texts
 from common.data.augment import scaled_window
 from common.data.captions import CAPTION_SETS, CaptionSet, load_captions
+from common.data.drawing import CLASSES
 from common.data.images import IMAGE_SETS, ImageSet, load_images
+from common.data.shapes import COLOURS
 from common.data.text import UNKNOWN, read_tokenizer, train_bpe
 from common.device import Device
-from common.scenes import FIRST
 
 DATA = [*CAPTION_SETS, *(name for name in IMAGE_SETS if not name.startswith("shapes"))]
 RANGE = dict(mean=[0.0] * 3, std=[1.0] * 3)  # pixels stay from 0 to 1
-SHORT = 0.05  # of the captions of `mixed` (Betker et al. 2023, Sec. 3.3)
+PLAIN = {"full": 0.0, "plain": 1.0, "mixed": 0.05}  # shares of captions; of Betker et al., Sec. 3.3
+PHOTO = "a photo of "
+NAMED = re.compile(rf"\ban? (?:(?:small|large) )?(?:{'|'.join(COLOURS)}) ({'|'.join(CLASSES)})\b")
 
 
 def has_captions(data: str) -> bool:
@@ -35,9 +39,9 @@ def load(args: cli.Flags, dev: Device) -> tuple:
         found = scaled_window(numbers, height, width, size, size, size * 9 // 8)
         return found if mirrored else found * found.new_tensor([1, 1, 1, 1, 0])
 
-    if has_captions(args.data):
-        return load_captions(args, dev, size, RANGE, window)
-    return load_images(args, dev, size, window=window, **RANGE)
+    if not has_captions(args.data):
+        return load_images(args, dev, size, window=window, **RANGE)
+    return load_captions(args, dev, size, RANGE, window)
 
 
 def images_of(part: CaptionSet | ImageSet) -> ImageSet:
@@ -65,15 +69,19 @@ class Words:
         return texts.encode(self.tokenizer, lowered, self.length + 1)
 
     def known(self, caption: str) -> bool:
-        """Whether a caption has a word, and one that training had."""
-        tokens = self.tokens([caption]).tokens[0][:-1]
-        return bool((tokens != UNKNOWN).any())
+        """Whether a caption has a word, or a letter, that training had."""
+        tokens = self.tokens([caption]).tokens[0][:-1].tolist()
+        names = (self.tokenizer.id_to_token(token) for token in tokens if token != UNKNOWN)
+        return any(name.strip("▁") for name in names)
 
 
 def make_words(train: CaptionSet, args: cli.Flags, dev: Device) -> None:
     """Puts a vocabulary, trained on the captions of the training part by byte-pair encoding, into
     the facts of the data (Sec. 2.2: of lower-cased captions)."""
-    captions = [caption.lower() for caption in train.texts()[0]]
+    captions = train.texts()[0]
+    if args.captions:
+        captions += [plainly(caption) for caption in captions]
+    captions = [caption.lower() for caption in captions]
     tokenizer = train_bpe(captions, args.vocab_size).to_str()
     train.facts |= dict(tokenizer=dev.gather(tokenizer)[0], text_length=args.text_length)
 
@@ -85,26 +93,25 @@ def say_losses(words: Words, parts: Sequence[CaptionSet | None], dev: Device) ->
         dev.say(f"note: {note}")
 
 
-def reworded(captions: list[str], kind: str, key: int) -> list[str]:
-    """Captions of shapes as they are ("own"), as short as alt texts, of which only the first shape
-    is left, or `mixed`, a share SHORT of them short: which ones, is drawn from the key.
+def plainly(caption: str) -> str:
+    """A caption of a scene as alt texts are: "a large red star" becomes "a photo of a star"."""
 
-    Raises ValueError where a caption names no shape.
-    """
-    if kind == "own":
-        return captions
-    generator = torch.Generator().manual_seed(key)
-    drawn = torch.rand(len(captions), generator=generator).tolist()
-    limit = 1.0 if kind == "short" else SHORT
-    return [short(text) if u < limit else text for text, u in zip(captions, drawn, strict=True)]
+    def bare(found: re.Match) -> str:
+        return f"{'an' if found[1][0] in 'aeiou' else 'a'} {found[1]}"
+
+    return PHOTO + NAMED.sub(bare, caption.removeprefix(PHOTO))
 
 
-def short(caption: str) -> str:
-    """What an alt text would say: "an orange ring left of …" is a "ring"."""
-    found = FIRST.search(caption)
-    if not found:
-        raise ValueError(f"the caption {caption!r} names no shape of the world with its colour")
-    return found[2]
+def reworded(captions: Sequence[str], kind: str | None, *key: int) -> list[str]:
+    """Captions of scenes in full, plain, or mixed, of which a seeded share is plain: the same
+    whatever the number of processes. With None they are as they came."""
+    if kind is None:
+        return list(captions)
+    return [
+        plainly(text) if seed_of("plain", *key, text) / 2**63 < PLAIN[kind]
+        else text.removeprefix(PHOTO)
+        for text in captions
+    ]  # fmt: skip
 
 
 def check_captions(args: cli.Flags) -> None:

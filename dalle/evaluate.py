@@ -18,7 +18,7 @@ from common.decode import generate
 from common.device import Device, forked
 from common.run import progress_bar
 from common.scenes import one_object, ready, wanted
-from dalle.data import Words, images_of, reworded, short
+from dalle.data import Words, images_of, plainly
 from dalle.model import DALLE, DVAE, losses
 
 SHOWN = 40  # pictures of samples.png
@@ -74,14 +74,14 @@ def code_metrics(
 
 @torch.no_grad()
 def stream_metrics(
-    model: DALLE, dvae: DVAE, part: CaptionSet, words: Words, args: cli.Flags, dev: Device
+    model: DALLE, dvae: DVAE, part: CaptionSet, words: Words, dev: Device
 ) -> dict[str, float]:
     """The loss, and nats a token of text and of image, of each image with its first caption."""
     model.eval()
     sums = torch.zeros(3, device=dev.device)
     for x, places in part.images.batches(50):
         captions = [part.captions[place][0] for place in places.tolist()]
-        text = words.encode(reworded(captions, args.captions, 0)).to(dev.device)
+        text = words.encode(captions).to(dev.device)
         with dev.autocast():
             codes = dvae.encode(x)
             found = losses(*model(text, codes), text, codes)
@@ -136,7 +136,7 @@ def prompt_metrics(
 ) -> dict[str, float]:
     """Draws an image for each of --prompts unseen captions of one object, and judges them.
 
-    `right` is the share with the shape and the colour that are asked for, `short_right` that with
+    `right` is the share with the shape and the colour that are asked for, `plain_right` that with
     the shape where only this was named. Beside it what the judge sees in the real scenes of these
     captions (`judge`), and in these after the dVAE (`rebuilt`). `seed` is that of the scenes;
     `picture` is a file for the first images.
@@ -155,17 +155,17 @@ def prompt_metrics(
 
     how = dict(seed=args.seed + dev.rank, temperature=args.draw_temperature)
     made = draw(model, dvae, words.encode(captions), dev, **how)
-    brief = draw(model, dvae, words.encode([short(text) for text in captions]), dev, **how)
+    plain = draw(model, dvae, words.encode([plainly(text) for text in captions]), dev, **how)
     with torch.no_grad(), dev.autocast():
         rebuilt = torch.cat([dvae.reconstruct(part).float() for part in real.split(100)])
-    rows = [seen(images) for images in (made, brief, rebuilt, real)]
+    rows = [seen(images) for images in (made, plain, rebuilt, real)]
     rows = torch.cat(dev.gather(torch.stack(rows, 1)))  # (N, 4, 2)
     if picture and dev.main:
         show(made, captions, rows[: len(made), 0].all(1).tolist(), picture)
-    drawn, brief, rebuilt, real = rows.all(2).double().mean(0).tolist()
+    drawn, _, rebuilt, real = rows.all(2).double().mean(0).tolist()
     shape, colour = rows[:, 0].double().mean(0).tolist()
     found = dict(right=drawn, shape=shape, colour=colour, rebuilt=rebuilt, judge=real)
-    found["short_right"] = float(rows[:, 1, 0].double().mean())
+    found["plain_right"] = float(rows[:, 1, 0].double().mean())
     return {f"test_{key}": value for key, value in found.items()}
 
 

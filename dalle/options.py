@@ -5,16 +5,17 @@ from pathlib import Path
 from common import cli, fail
 from common.data.images import add_image_flags
 from common.folder import read_flags
-from dalle.data import DATA
+from dalle.data import DATA, PLAIN
 from dalle.layers import KINDS
 from dalle.model import MODELS
 from dalle.stream import SPARSE
 
 CODES = {"dalle": "dvae", "dalle_small": "dvae_small"}  # which dVAE a transformer trains first
+FACTORS = {"dvae": 8, "dvae_small": 4}  # pixels, down and across, that a code stands for
 # fmt: off
 SIZES = ("text_length", "d_model", "num_layers", "num_heads", "attention", "kernel")
 STREAM = dict(  # flags of the transformer alone
-    codes=None, vocab_size=16_384, attention=SPARSE, dropout=0.0, beta2=0.96, captions="own",
+    codes=None, vocab_size=16_384, attention=SPARSE, dropout=0.0, beta2=0.96, captions="full",
     text_length=None, d_model=None, num_layers=None, num_heads=None, kernel=None, prompts=0,
     draw_temperature=1.0)
 DVAE = dict(  # of the dVAE alone; App. A.2
@@ -25,7 +26,7 @@ OWN = {
         num_codes=256, width=32, epochs=4, batch_size=32, lr=3e-3, beta=1.0, beta_rise=0.2,
         temperature=0.25, cooling=0.8, ema=0.99, weight_decay=1e-4, warmup=0.05, clip=1.0),
     "dalle_small": dict(
-        vocab_size=256, text_length=20, d_model=128, num_layers=4, num_heads=4, kernel=5,
+        vocab_size=256, text_length=17, d_model=128, num_layers=4, num_heads=4, kernel=5,
         prompts=200, draw_temperature=0.7),
     "dvae": dict(num_codes=8192, width=256, weight_decay=1e-4, warmup=0.0),
     "dalle": dict(text_length=256, d_model=3968, num_layers=64, num_heads=62, kernel=11),
@@ -33,8 +34,8 @@ OWN = {
 PHOTOS = {  # of image files, which are fewer and larger than scenes
     "dvae_small": dict(size=64, epochs=60, num_codes=512),
     "dalle_small": dict(
-        size=64, epochs=100, vocab_size=2048, text_length=32, d_model=256, num_layers=6,
-        num_heads=8, dropout=0.1),
+        size=64, epochs=60, vocab_size=2048, text_length=32, d_model=192, num_layers=4,
+        num_heads=6, dropout=0.1),
 }
 DVAE_PAPER = dict(  # App. A.2: 3 million steps, and a cosine over 1.2 of them
     epochs=6, batch_size=512, lr=1e-4, clip=None, weight_decay=1e-4, warmup=0.0, fall=0.4,
@@ -48,17 +49,19 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     kind, small = "dvae" if model.startswith("dvae") else "dalle", model.endswith("_small")
     own = (DVAE if kind == "dvae" else STREAM) | OWN[model]
     scenes = (data or ("" if paper else "shapes")).startswith("shapes")
-    own |= dict(size=256 if paper else 32 if scenes else 64)
+    own |= dict(size=256 if paper else 64 if not scenes else 24 if small else 32)
     if kind == "dvae" and paper:
         own |= DVAE_PAPER
     elif not scenes:
-        own |= PHOTOS.get(model, {}) | dict(prompts=0)
+        own |= PHOTOS.get(model, {})
     if not small and not paper:
         own |= dict(batch_size=8, lr=1e-4)
     other = STREAM if kind == "dvae" else DVAE
     nothing = {flag: f"it is for {'dalle' if kind == 'dvae' else 'dvae'} and its small one"
                for flag in other}  # fmt: skip
-    if kind == "dalle":
+    if kind == "dvae":
+        nothing["fsdp"] = "a dVAE is small enough for one device: torchrun alone shares its steps"
+    else:
         nothing.pop("num_codes")
         own["num_codes"] = OWN[CODES[model]]["num_codes"]
         if codes := given.get("codes"):
@@ -67,7 +70,8 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
             own |= {key: known[key] for key in ("size", "num_codes") if known.get(key)}
             nothing["num_codes"] = "the codes of --codes have their own number"
         if not scenes:
-            reason = "only captions of shapes can be judged, and made short"
+            own |= dict(prompts=0, captions=None)
+            reason = "only captions of shapes can be judged, and are plain or in full"
             nothing |= dict.fromkeys(("prompts", "captions"), reason)
     if not small:
         sizes = ("width", "d_model", "num_layers", "num_heads")
@@ -85,8 +89,9 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     text = "tokens that the captions' vocabulary has at most"
     add("--vocab-size", type=cli.integer(8), metavar="N", group="data", help=text)
     add("--text-length", **count, group="data", help="places for a caption's tokens")
-    text = "of shapes: as they are, short as alt texts, or 5%% of these mixed in".replace("%%", "%")
-    add("--captions", choices=["own", "short", "mixed"], default="own", group="data", help=text)
+    text = "of shapes: in full, plain (a photo of a star), or mixed: 95% of them in full"
+    ways = dict(choices=list(PLAIN), default="full", group="data")
+    add("--captions", **ways, help=text)
     text = "steps in which the rate rises, or below 1 their share"
     add("--warmup", type=cli.not_negative, metavar="N", group="training", default=0.1, help=text)
     kind = cli.number(lambda x: 0 < x <= 1, "a number above 0, at most 1")
@@ -140,10 +145,17 @@ def odd(text: str) -> int:
     return number
 
 
+def check_size(size: int, factor: int) -> None:
+    """Ends in one line where images can't be cut into the squares that codes stand for."""
+    if size % factor:
+        fail(f"--size {size}: a code stands for {factor}x{factor} pixels, so --size is a multiple "
+             f"of {factor}")  # fmt: skip
+
+
 def check(args: cli.Flags) -> None:
     """Ends in one line if flags don't fit together."""
-    if args.warmup >= 1 and args.max_steps is None and args.epochs < 1:
-        fail("--warmup is longer than the training")
+    if not args.codes and not args.weights and not args.stored:
+        check_size(args.size, FACTORS[CODES.get(args.model, args.model)])
     if "weights" in args.typed and args.evaluate:
         fail("--weights starts a training, and --evaluate trains nothing: leave one of them away")
     if "weights" in args.typed and args.paper:

@@ -90,7 +90,7 @@ def network_of(state: dict[str, Tensor], path: Path | str) -> DVAE:
     return model.float()
 
 
-def read_codes(name: str) -> DVAE:
+def read_codes(name: str | Path) -> DVAE:
     """The dVAE that --codes or --weights names.
 
     It is a run's folder or checkpoint (of a transformer: the dVAE in it), a folder with the

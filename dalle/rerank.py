@@ -27,7 +27,7 @@ class Scorer:
     def __init__(self, model: nn.Module, facts: dict, dev: Device):
         self.model, self.dev = model.to(dev.device).eval().requires_grad_(False), dev
         self.tokenizer = read_tokenizer(facts["tokenizer"])
-        self.size, self.context = facts["network"]["image_size"], facts["network"]["context"]
+        self.size, self.context = self.model.image_size, self.model.context
         mean, std = (torch.tensor(facts[key]).view(3, 1, 1) for key in ("mean", "std"))
         self.mean, self.std = mean.to(dev.device), std.to(dev.device)
 

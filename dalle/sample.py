@@ -6,6 +6,7 @@ python dalle/sample.py "a green moon" --count 64 --rerank runs/clip/clip_small-s
 python dalle/sample.py "a blue ring" --image photo.png --rows 4    # goes on from the upper rows
 python dalle/sample.py --rebuild photo.png photos/                 # through the dVAE and back
 python dalle/sample.py --file captions.txt                         # one caption a line
+python dalle/sample.py --masks                                     # what tokens see (Fig. 11)
 python dalle/sample.py                                             # captions of the test part
 
 Images are in samples.png, a row for each caption, the best first where they are re-ranked. Without
@@ -27,7 +28,7 @@ from common.device import Device
 from common.folder import keep_what_is_there, make_folder, open_run
 from dalle.data import Words, images_of, load
 from dalle.evaluate import draw
-from dalle.model import DALLE, DVAE, MODELS
+from dalle.model import DALLE, DVAE, MODELS, stream_mask
 from dalle.options import CODES, SIZES
 from dalle.published import network_of, weights_of
 from dalle.rerank import read_clip
@@ -45,8 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     text = "image files, or folders of them, to rebuild from their codes"
     add("--rebuild", nargs="+", type=Path, metavar="IMAGE", help=text)
     add("--count", **count, help="images of each caption (default: 8)")
-    add("--temperature", type=cli.not_negative, metavar="T",
-        help="below 1 likelier, 0 the likeliest, above 1 bolder (default: as in the test)")  # fmt: skip
+    text = "below 1 likelier, 0 the likeliest, above 1 bolder (default: as in the test)"
+    add("--temperature", type=cli.not_negative, metavar="T", help=text)
     add("--top-k", **count, help="draw from the K likeliest codes alone (default: all)")
     share = cli.number(lambda x: 0 < x <= 1, "a number above 0, at most 1")
     add("--top-p", type=share, metavar="P",
@@ -57,9 +58,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--image", type=Path, metavar="FILE", help="an image to go on from, with --rows")
     text = "rows of codes of --image that are kept (default: the upper half)"
     add("--rows", **count, help=text)
+    text = "draw which image tokens one in the middle of the image sees, by kind of layer"
+    add("--masks", action="store_true", help=text)
     args = parser.parse_args(argv)
     args.sentences = read_captions(args)
     drawing = [name for name in DRAWING if getattr(args, name) is not None]
+    if args.masks and (args.sentences or drawing or args.rebuild):
+        fail("--masks draws no images: leave the other flags out")
     if args.rebuild and (args.sentences or drawing):
         what = f"--{drawing[0].replace('_', '-')}" if drawing else "captions"
         fail(f"--rebuild draws nothing: leave {what} out")
@@ -99,7 +104,7 @@ def open_models(
         model = MODELS[flags.model](Words(facts).size, **sizes)
         model.load_state_dict(checkpoint["model"])
         model = model.to(dev.device).eval()
-    elif args.sentences or args.rerank:
+    elif args.sentences or args.rerank or args.masks:
         fail(f"{flags.model} makes codes of images, and draws nothing: name a run of dalle_small")
     return dvae.to(dev.device).requires_grad_(False).eval(), model, facts, flags, dev, out
 
@@ -133,7 +138,9 @@ def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
     dvae, model, facts, flags, dev, out = open_models(args)
     files = find_images(args.rebuild or [])
-    keep_what_is_there(out, "samples.png", "rebuilt.png", "codes.png")
+    keep_what_is_there(out, "samples.png", "rebuilt.png", "codes.png", "masks.png")
+    if args.masks:
+        return draw_masks(model, out)
     if files or not model:
         return rebuild(files, dvae, facts, flags, dev, out)
     words = Words(facts)
@@ -194,6 +201,42 @@ def draw_rows(images: Tensor, captions: Sequence[str], scores: Tensor | None, pa
     blank = images.new_ones(-images.shape[1] % columns, *images.shape[2:])
     flat = torch.cat([torch.cat([row, blank]) for row in images])
     image_grid(flat, path, titles, columns, size=1.3)
+
+
+def draw_masks(model: DALLE, out: Path) -> dict[str, list[int]]:
+    """Writes masks.png: for each kind of layer what the stream's tokens see (rows: who sees), and
+    what a token in the middle of the image sees of the grid. Returns the layers of each kind."""
+    from matplotlib.figure import Figure
+
+    from common.plot import save
+
+    prefix, height, width, _ = model.layout
+    kinds: dict[str, list[int]] = {}
+    for number, block in enumerate(model.h, 1):
+        kinds.setdefault(block.attn.kind, []).append(number)
+    figure = Figure(figsize=(2.6 * len(kinds), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(kinds), squeeze=False)
+    middle = min(height // 2 * width + width // 2, height * width - 2)  # the last isn't read
+    for column, (kind, layers) in enumerate(kinds.items()):
+        mask = stream_mask(kind, model.layout)
+        axes[0, column].imshow(mask.numpy(), cmap="Blues", vmin=0, vmax=1.4)
+        numbers = ", ".join(map(str, layers[:6])) + (" …" if len(layers) > 6 else "")
+        title = f"{kind}: layer{'s' if len(layers) > 1 else ''} {numbers}"
+        axes[0, column].set_title(title, fontsize=9)
+        axes[0, column].axvline(prefix - 0.5, color="grey", linewidth=0.5)
+        axes[0, column].axhline(prefix - 0.5, color="grey", linewidth=0.5)
+        grid = torch.zeros(height * width)
+        grid[: mask.shape[1] - prefix] = mask[prefix + middle, prefix:].float()
+        grid[middle] = 1.4
+        axes[1, column].imshow(grid.view(height, width).numpy(), cmap="Blues", vmin=0, vmax=1.4)
+        axes[1, column].set_title("of the image, from its middle", fontsize=9)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    make_folder(out)
+    save(figure, out / "masks.png")
+    print(f"wrote {out / 'masks.png'}: {', '.join(kinds)}")
+    return kinds
 
 
 def rebuild(

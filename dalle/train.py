@@ -19,16 +19,16 @@ from functools import partial
 import torch
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from common import cli, fail, seed_of
+from common import cli, fail
 from common.data.captions import CaptionSet
 from common.device import Device
 from common.run import Run
 from dalle.data import Words, check_captions, load, make_words, reworded, say_losses
 from dalle.evaluate import prompt_metrics, stream_metrics
 from dalle.model import DALLE, DVAE, MODELS, losses
-from dalle.options import CODES, SIZES, parse
+from dalle.options import CODES, SIZES, check_size, parse
 from dalle.published import network_of, read_codes
-from dalle.train_dvae import check_size, step_size, train_dvae, train_first
+from dalle.train_dvae import step_size, train_dvae, train_first
 
 # fmt: off
 QUICK = dict(model="dalle_small", data="shapes",                epochs=3, val=500, batch_size=32,   lr=2e-3,  # noqa: E501
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = Run(args, dev, ("val_loss", min), **parts, dvae=dvae.state_dict())
 
     def measure(part: CaptionSet | None) -> dict[str, float]:
-        found = stream_metrics(model, dvae, part, words, args, dev) if part else {}
+        found = stream_metrics(model, dvae, part, words, dev) if part else {}
         if part is test and args.prompts:
             picture = run.folder / "samples.png"
             found |= prompt_metrics(model, dvae, words, args, dev, picture)
@@ -120,8 +120,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for epoch in run.epochs():
         model.train()
         for images, captions, _ in run.progress(batches):
-            key = seed_of("captions", args.seed, dev.rank, run.step)
-            text = words.encode(reworded(captions, args.captions, key)).to(dev.device)
+            captions = reworded(captions, args.captions, args.seed, run.step)
+            text = words.encode(captions).to(dev.device)
             with dev.autocast():
                 codes = dvae.encode(images)  # of all the likeliest: no noise (Sec. 2.2)
                 loss, of_text, of_image = losses(*net(text, codes), text, codes)

@@ -6,6 +6,7 @@ Called by train.py, for `--model dvae_small` and its like, and before a transfor
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -20,7 +21,7 @@ from common.schedule import cosine
 from dalle.data import load
 from dalle.evaluate import averaged, code_metrics
 from dalle.model import DVAE, MODELS
-from dalle.options import CODES
+from dalle.options import CODES, check_size
 from dalle.published import network_of, read_codes
 
 HANDED = ("size", "limit", "val", "seed", "precision", "num_codes", "max_steps", "save_minutes",
@@ -61,19 +62,16 @@ def make(args: cli.Flags) -> DVAE:
         fail(f"--width {args.width}: {error}")
 
 
-def check_size(size: int, factor: int) -> None:
-    """Ends in one line where images can't be cut into the squares that codes stand for."""
-    if size % factor:
-        fail(f"--size {size}: a code stands for {factor}x{factor} pixels, so --size is a multiple "
-             f"of {factor}")  # fmt: skip
+def train_dvae(args: cli.Flags, place: Callable[[], Path] | None = None) -> dict[str, float]:
+    """Trains a dVAE, or evaluates a checkpoint; returns the training and test metrics.
 
-
-def train_dvae(args: cli.Flags) -> dict[str, float]:
-    """Trains a dVAE, or evaluates a checkpoint; returns the training and test metrics."""
+    `place` makes the run's folder, once the data is read, where it isn't that of the flags.
+    """
     dev = Device(args)
     model = make(args)
     check_size(args.size, model.factor)
     train, val, test = load(args, dev)
+    args = args.but(run_dir=place()) if place else args
     net = dev.wrap(model)
     decay = args.weight_decay
     optimizer = torch.optim.AdamW(
@@ -110,29 +108,33 @@ def train_dvae(args: cli.Flags) -> dict[str, float]:
     return run.finish(**run.means(), **measure(test))
 
 
-def train_first(args: cli.Flags, dev: Device, parse: Callable) -> tuple[cli.Flags, str]:
+def train_first(args: cli.Flags, dev: Device, parse: Callable) -> tuple[cli.Flags, Path]:
     """Trains a transformer's dVAE in codes/ of the run's folder, unless that is done.
 
     Returns the flags with the run's folder, and that of the codes. The run's is made first, so
     that --resume finds it wherever the training was stopped. `parse` makes flags of a command line.
     """
-    folder = args.run_dir
-    try:
-        if dev.main:
-            folder = folder or new_run(args)
-            folder.mkdir(parents=True, exist_ok=True)
-            args = args.but(run_dir=folder)
-            write_text(folder / "config.json", json.dumps(config(args, dev), indent=1) + "\n")
-    except OSError as error:
-        fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
-    args = args.but(run_dir=dev.gather(folder)[0])
-    codes = args.run_dir / "codes"
-    if finished(codes):
-        return args, str(codes)
-    name = CODES[args.model]
-    dev.say(f"first the codes: {name}, in {codes}")
-    argv = ["--model", name, "--run-dir", str(codes), "--resume", "--data", args.data]
-    argv += ["--data-dir", args.data_dir, "--device", args.device]
+    folder, name = args.run_dir, CODES[args.model]
+    if folder and finished(folder / "codes"):
+        return args, folder / "codes"
+
+    def place() -> Path:
+        nonlocal folder
+        try:
+            if dev.main:
+                folder = folder or new_run(args)
+                folder.mkdir(parents=True, exist_ok=True)
+                made = config(args.but(run_dir=folder), dev)
+                write_text(folder / "config.json", json.dumps(made, indent=1) + "\n")
+        except OSError as error:
+            fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
+        folder = dev.gather(folder)[0]
+        dev.say(f"first the codes: {name}, in {folder / 'codes'}")
+        return folder / "codes"
+
+    argv = ["--model", name, "--data", args.data, "--data-dir", args.data_dir]
+    argv += ["--device", args.device]
+    argv += ["--run-dir", str(folder / "codes"), "--resume"] if folder else []
     for flag in HANDED:
         value = getattr(args, flag)
         spelt = flag.replace("_", "-")
@@ -142,9 +144,9 @@ def train_first(args: cli.Flags, dev: Device, parse: Callable) -> tuple[cli.Flag
             argv += [f"--{spelt}", str(value)]
     argv += [f"--{flag}" for flag in ("quiet", "paper", "compile") if getattr(args, flag)]
     try:
-        train_dvae(parse(argv))
+        train_dvae(parse(argv), place)
     except SystemExit as end:
         if isinstance(end.code, int) and end.code > 128:  # a signal; all is saved
-            dev.say(f"and then: python dalle/train.py --resume --run-dir {args.run_dir}")
+            dev.say(f"and then: python dalle/train.py --resume --run-dir {folder}")
         raise
-    return args, str(codes)
+    return args.but(run_dir=folder), folder / "codes"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import count, perturb
 
 from common.decode import generate, keep
-from dalle import dvae, layers, stream
+from dalle import dvae, layers, stream, train
 from dalle.layers import Layout, blockwise, stream_mask
 from dalle.model import MODELS
 
@@ -336,7 +336,7 @@ def test_kinds_of_layers():
     assert stream.kinds_of("dense", 3) == ["dense"] * 3
 
 
-@pytest.mark.parametrize("kind", layers.KINDS)
+@pytest.mark.parametrize("kind", ["row", "column"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_blocks_are_the_mask(kind, layout):
     """The quick way equals the written-out one, values and gradients."""
@@ -462,6 +462,7 @@ def test_the_loss_weighs_the_image_seven_to_one():
     model = tiny_dalle()
     text, codes = example(model)
     text_logits, image_logits = model(text, codes)
+    text_logits, image_logits = text_logits.detach(), image_logits.detach()
     loss, of_text, of_image = stream.losses(text_logits, image_logits, text, codes)
     nats = []
     for b, i in itertools.product(range(3), range(5)):
@@ -567,3 +568,11 @@ def test_a_transformer_learns_a_batch_by_heart():
         optimizer.step()
     found = generate(model.step, model.begin(text), torch.empty(4, 0, dtype=torch.int64), 16)
     assert torch.equal(torch.tensor(found).view(4, 4, 4), codes)
+
+
+@pytest.mark.slow
+def test_quick_draws_what_it_is_asked_for():
+    """At least three times chance, which is one in 80."""
+    found = train.main(["--quiet"])
+    assert found["test_judge"] > 0.9
+    assert found["test_right"] > 3 / 80

@@ -106,7 +106,7 @@ def test_what_may_import_what(folder):
 
 AWAITED = {  # by folders that come soon
     "common.data.boxes": "Mask R-CNN",
-    "common.data.captions": "DALL-E",
+    "common.scenes": "latent diffusion",
     "common.detection": "Mask R-CNN",
 }
 A_PART = (ROOT / "milestones.toml").read_text().startswith(branches.CUT)

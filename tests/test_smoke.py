@@ -25,6 +25,7 @@ def few_scenes(monkeypatch):
     """Evaluating a large network on a thousand images takes far longer than the step."""
     monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 12, "test": 4})
     monkeypatch.setattr("common.data.boxes.NUM_SCENES", {"train": 12, "test": 4})
+    monkeypatch.setattr("common.scenes.TRAINED", 64)
     monkeypatch.setattr("common.data.pairs.TEST_DATES", 4)
     monkeypatch.setattr("sklearn.datasets.load_digits", few_digits(40))
     if "unet" in MILESTONES:
