@@ -30,7 +30,7 @@ FIXED = (  # by a checkpoint
 )
 
 # Flags of one stage only, with what they are by default; the others say why they mean nothing.
-FIRST = dict(kl_weight=1e-6, adversarial=0.5, adversarial_from=50_001)
+FIRST = dict(kl_weight=1e-6, adversarial=0.5, adversarial_from=50_001, error="absolute")
 SECOND = dict(
     autoencoder=None,
     weights=None,
@@ -70,7 +70,7 @@ def recipe(
         own |= FIRST | (SMALL if small else LARGE)
         own |= dict(val=0 if paper else 500, width=32, factor=int(model[-1]) if not small else 4)
         if small:
-            own |= dict(kl_weight=1e-3, adversarial=0.0, adversarial_from=0)
+            own |= dict(kl_weight=1e-3, adversarial=0.0, adversarial_from=0, error="squared")
         nothing |= dict.fromkeys(SECOND, "it is of the second stage, and this model is a first one")
         nothing["fsdp"] = "the first stage is small enough for each process to hold it whole"
         if model[:2] == "kl":
@@ -155,6 +155,8 @@ def add_flags(parser: cli.Parser) -> None:
     add("--num-codes", type=cli.integer(2), metavar="N", default=512, help="of the codebook")
     text = "of the KL, where pixels' errors are summed too"
     add("--kl-weight", type=amount, metavar="X", default=1e-6, help=text)
+    text = "of pixels, in the loss"
+    add("--error", choices=["absolute", "squared"], default="absolute", help=text)
     text = "of the patch discriminator, on top of the balance of both (0: none)"
     add("--adversarial", type=amount, metavar="X", default=0.0, help=text)
     text = "the step it begins at"

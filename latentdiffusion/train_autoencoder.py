@@ -71,7 +71,8 @@ def measure(model: nn.Module, part: CaptionSet, dev: Device, picture: Path | Non
 def weigh(args: cli.Flags, model: nn.Module, x: Tensor, rebuilt: Tensor, penalty: Tensor) -> tuple:
     """The loss but for the discriminator's term, and the error in it: errors are a mean over
     pixels, and the KL, which is a sum, weighs `--kl-weight` of their sum (App. G)."""
-    error = (rebuilt - x).abs().mean()
+    apart = rebuilt - x
+    error = apart.abs().mean() if args.error == "absolute" else apart.square().mean()
     if model.regulariser == "kl":
         penalty = args.kl_weight * penalty / x[0].numel()
     return error + penalty, error
@@ -113,7 +114,7 @@ def train_autoencoder(args: cli.Flags, sets: tuple | None = None) -> dict[str, f
                 weight = args.adversarial * balance(error, adversarial, model.last_layer)
                 loss = loss + weight * adversarial
                 run.add(train_adversarial=adversarial)
-            run.add(train_error=error / 2, train_penalty=penalty)
+            run.add(train_error=(rebuilt - x).detach().abs().mean() / 2, train_penalty=penalty)
             if dev.step(loss, optimizer):
                 schedule.step()
             if on:

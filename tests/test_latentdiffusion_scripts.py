@@ -313,7 +313,8 @@ def test_errors_of_rebuilt_images():
 
 
 def test_the_loss_is_the_papers_sums_over_pixels():
-    args = train.parse_args(["--model", "kl_small", "--kl-weight", "0.5"])
+    argv = ["--model", "kl_small", "--kl-weight", "0.5"]
+    args = train.parse_args([*argv, "--error", "absolute"])
     model = nn.Module()
     model.regulariser = "kl"
     x, rebuilt, kl = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.tensor(7.0)
@@ -321,10 +322,11 @@ def test_the_loss_is_the_papers_sums_over_pixels():
     sums = (x - rebuilt).abs().sum() / 2 + 0.5 * kl
     assert (loss * 48).item() == pytest.approx(sums.item(), rel=1e-5)
     assert error.item() == pytest.approx((x - rebuilt).abs().mean().item())
+    squared = train_autoencoder.weigh(train.parse_args(argv), model, x, rebuilt, kl)[1]
+    assert squared.item() == pytest.approx((x - rebuilt).square().mean().item())
     model.regulariser = "vq"
-    assert train_autoencoder.weigh(args, model, x, rebuilt, kl)[0].item() == pytest.approx(
-        error.item() + 7
-    )
+    loss, error = train_autoencoder.weigh(args, model, x, rebuilt, kl)
+    assert loss.item() == pytest.approx(error.item() + 7)
 
 
 def test_the_discriminator_begins_when_it_is_told(monkeypatch):
@@ -968,6 +970,7 @@ def test_recipes():
     assert (args.steps, args.val, args.ema, args.size) == (237_000, 0, 0.9999, 256)
     args = train.parse_args(["--model", "kl_f8"])
     assert (args.adversarial, args.adversarial_from, args.kl_weight) == (0.5, 50_001, 1e-6)
+    assert (args.error, train.parse_args(["--model", "vq_small"]).error) == ("absolute", "squared")
     assert train.parse_args(["--model", "kl_small", "--data", "flickr8k"]).size == 64
     assert train.parse_args(["--data", "flickr8k"]).samples == 0
 
