@@ -30,7 +30,6 @@ from clip.model import CLIP, MODELS
 from clip.predict import Predictor
 from clip.predict import main as predict
 from clip.prompts import ONE, SHAPES, class_features
-from clip.tokens import Tokens
 from clip.train import QUICK, sizes_of
 from clip.train import main as train
 from clip.train import parse_args as flags_of
@@ -38,10 +37,11 @@ from common import cli
 from common.claims import history, multiply_adds, plus_minus, run_arms, write_summary
 from common.data.drawing import CLASSES, paint
 from common.data.shapes import random_numbers
+from common.data.tokens import Tokens
 from common.device import Device
 from common.folder import make_folder, open_run
 
-BATCHES = (16, 32, 64, 128, 256)  # of `batch`
+BATCHES = (32, 64, 128, 256)  # of `batch`
 TEST = 1  # the seed of the test scenes
 KINDS = ("as in training", "backgrounds", "noise", "colours")  # of `robustness`
 TEMPLATES = {
@@ -57,7 +57,7 @@ Results = dict[str, list[dict[str, float]]]
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("clip", __doc__, RUN, epochs=QUICK["epochs"])
-    text = "of batch: pairs of a step (default: 16 32 64 128 256)"
+    text = "of batch: pairs of a step (default: 32 64 128 256)"
     parser.add_argument("--batches", type=cli.integer(2), nargs="+", default=BATCHES, help=text)
     text = "test scenes of robustness, of each kind (default: 1000)"
     parser.add_argument("--scenes", type=cli.integer(10), default=1000, metavar="N", help=text)
@@ -105,7 +105,7 @@ def open_network(folder: Path, args: argparse.Namespace) -> tuple[CLIP | Predict
 
 
 def costs() -> dict[str, int]:
-    """Multiply-adds of one pair, forward, by the objective. Captions have 12 tokens, as they have
+    """Multiply-adds of one pair, forward, by the objective. Captions have 10 tokens, as they have
     in the mean."""
     sizes = sizes_of(flags_of([]))
     with torch.device("meta"):
@@ -115,8 +115,8 @@ def costs() -> dict[str, int]:
         class Pair(torch.nn.Module):
             def forward(self, image: Tensor) -> None:
                 model.visual(image)
-                words = torch.zeros(1, 12, dtype=torch.int64)
-                x = model.token_embedding(words) + model.positional_embedding[:12]
+                words = torch.zeros(1, 10, dtype=torch.int64)
+                x = model.token_embedding(words) + model.positional_embedding[:10]
                 model.transformer(x)
 
         return {"CLIP": multiply_adds(Pair(), image), "words": multiply_adds(alone, image)}

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip.model import CLIP
-from clip.tokens import Tokens
+from common.data.tokens import Tokens
 
 ONE = "a photo of a {}"
-SHAPES = [  # in the words of the scenes' captions
-    *(f"a large {colour} {{}}" for colour in ("red", "yellow", "green", "cyan", "blue", "purple",
-                                              "pink")),
-    "a large orange {}",
-]  # fmt: skip
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+SHAPES = [  # in the words of the scenes' captions; chosen on validation scenes
+    *(f"a large {colour} {{}}" for colour in COLOURS),
+    *(f"{'an' if colour == 'orange' else 'a'} {colour} {{}}" for colour in COLOURS),
+]
 PHOTOS = [  # a few kinds of what stands around names on the web; the paper has 80 for ImageNet
     "a photo of a {}.",
     "a photo of the {}.",

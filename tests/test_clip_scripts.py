@@ -20,9 +20,9 @@ from clip import claims, evaluation, predict, prompts, sample, train
 from clip.contrast import contrastive_loss
 from clip.model import clip_small
 from clip.pairs import square_window
-from clip.tokens import Tokens, train_tokenizer
 from common.data import captions
 from common.data import shapes as world
+from common.data.tokens import Tokens, train_tokenizer
 from common.device import Device
 
 TINY = ["--size", "16", "--vision-width", "8", "--embed-dim", "16", "--text-width", "32",
@@ -327,7 +327,8 @@ def test_class_features_are_the_ensemble():
         torch.testing.assert_close(row, F.normalize(sum(each), dim=0))
     assert prompts.fill(prompts.ONE, "arrow") == "a photo of an arrow"
     assert prompts.fill(prompts.ONE, "circle") == "a photo of a circle"
-    assert len(prompts.templates_of("shapes:9")) == len(world.COLOURS)
+    assert len(prompts.templates_of("shapes:9")) == 2 * len(world.COLOURS)
+    assert list(prompts.COLOURS) == list(world.COLOURS)
     assert all(text.count("{}") == 1 for text in (*prompts.SHAPES, *prompts.PHOTOS, prompts.ONE))
     for text in prompts.SHAPES:
         assert any(colour in text for colour in world.COLOURS)
@@ -575,5 +576,5 @@ def test_costs_of_the_objectives():
 @pytest.mark.slow
 def test_quick_reaches_the_readmes_number():
     metrics = train.main(["--quiet"])
-    assert metrics["test_match"] >= 0.4
-    assert metrics["test_zero_shot"] >= 0.65
+    assert metrics["test_match"] > 0.7
+    assert metrics["test_zero_shot"] > 0.62
