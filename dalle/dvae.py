@@ -74,10 +74,12 @@ class Stack(nn.Module):
         kernels: tuple[int, ...],
         between: tuple[str, nn.Module],
         outputs: int,
+        gain: float | None,
     ):
         super().__init__()
         groups, width = [], first.w.shape[0]
-        gain = (len(widths) * num_blocks) ** -2.0  # of all blocks: a deep one begins near identity
+        if gain is None:
+            gain = (len(widths) * num_blocks) ** -2.0  # a deep network begins near the identity
         for number, channels in enumerate(widths, 1):
             layers = OrderedDict()
             for i in range(1, num_blocks + 1):
@@ -99,11 +101,19 @@ class Stack(nn.Module):
 class Encoder(Stack):
     """Residual groups with pooling between, the width doubled in each (App. A.1)."""
 
-    def __init__(self, channels: int, num_codes: int, width: int, num_groups: int, num_blocks: int):
+    def __init__(
+        self,
+        channels: int,
+        num_codes: int,
+        width: int,
+        num_groups: int,
+        num_blocks: int,
+        gain: float | None = None,
+    ):
         widths = [width * 2**i for i in range(num_groups)]
         first = Conv2d(channels, width, 7)
         pool = ("pool", nn.MaxPool2d(2))
-        super().__init__(first, widths, num_blocks, (3, 3, 3, 1), pool, num_codes)
+        super().__init__(first, widths, num_blocks, (3, 3, 3, 1), pool, num_codes, gain)
 
 
 class Decoder(Stack):
@@ -117,18 +127,20 @@ class Decoder(Stack):
         num_groups: int,
         num_blocks: int,
         first_width: int,
+        gain: float | None = None,
     ):
         widths = [width * 2**i for i in reversed(range(num_groups))]
         first = Conv2d(num_codes, first_width, 1)
         larger = ("upsample", nn.Upsample(scale_factor=2, mode="nearest"))
-        super().__init__(first, widths, num_blocks, (1, 3, 3, 3), larger, 2 * channels)
+        super().__init__(first, widths, num_blocks, (1, 3, 3, 3), larger, 2 * channels, gain)
 
 
 class DVAE(nn.Module):
     """Encoder and decoder; the grid has a place for each `factor` x `factor` pixels.
 
     `width` is the channels of the groups at full resolution, `first_width` those that a code
-    becomes. Raises ValueError for a width whose quarter is no whole number.
+    becomes, `gain` what blocks are multiplied by (default: 1 / their number²). Raises ValueError
+    for a width whose quarter is no whole number.
     """
 
     def __init__(
@@ -139,13 +151,15 @@ class DVAE(nn.Module):
         num_blocks: int = 2,
         first_width: int = 128,
         channels: int = 3,
+        gain: float | None = None,
     ):
         super().__init__()
         if width % 4:
             raise ValueError(f"blocks work on a quarter of their channels: not of {width}")
         self.num_codes, self.factor, self.channels = num_codes, 2 ** (num_groups - 1), channels
-        self.encoder = Encoder(channels, num_codes, width, num_groups, num_blocks)
-        self.decoder = Decoder(channels, num_codes, width, num_groups, num_blocks, first_width)
+        sizes = channels, num_codes, width, num_groups, num_blocks
+        self.encoder = Encoder(*sizes, gain)
+        self.decoder = Decoder(*sizes, first_width, gain)
 
     # fmt: off
     def forward(
@@ -174,6 +188,20 @@ class DVAE(nn.Module):
             size = f"{x.shape[3]}x{x.shape[2]}"
             raise ValueError(f"images of {size} pixels can't be cut into squares of {self.factor}")
         return wide(self.encoder(mapped(x)))
+
+    @torch.no_grad()
+    def spread(self, x: Tensor, deviation: float) -> None:
+        """Scales the encoder's last layer so that over images x (B, C, H, W) each code's logit has
+        mean 0 and this deviation, and the decoder's first so that a code alone is of size 1.
+
+        As it begins otherwise, all codes are alike for all images, and training picks a few.
+        """
+        last, first = self.encoder.blocks.output.conv, self.decoder.blocks.input
+        logits = self.logits(x).to(last.w.dtype)
+        mean, scale = logits.mean((0, 2, 3)), deviation / logits.std((0, 2, 3)).clamp(min=1e-6)
+        last.w.mul_(scale[:, None, None, None])
+        last.b.sub_(mean).mul_(scale)
+        first.w.mul_(self.num_codes**0.5)
 
     def encode(self, x: Tensor) -> Tensor:
         """The likeliest codes (B, h, w) of images (B, C, H, W): what the transformer learns."""
@@ -243,5 +271,5 @@ def dvae(num_codes: int = 8192, **settings) -> DVAE:
 
 def dvae_small(num_codes: int = 256, **settings) -> DVAE:
     """Ours, factor 4, for minutes of one machine: 8 x 8 codes for 32 x 32 pixels."""
-    small = dict(width=32, num_groups=3, num_blocks=1, first_width=32)
+    small = dict(width=32, num_groups=3, num_blocks=1, first_width=32, gain=1.0)
     return DVAE(num_codes, **small | settings)
