@@ -30,7 +30,6 @@ from clip.model import CLIP, MODELS
 from clip.predict import Predictor
 from clip.predict import main as predict
 from clip.prompts import ONE, SHAPES, class_features
-from clip.tokens import Tokens
 from clip.train import QUICK, sizes_of
 from clip.train import main as train
 from clip.train import parse_args as flags_of
@@ -38,6 +37,7 @@ from common import cli
 from common.claims import history, multiply_adds, plus_minus, run_arms, write_summary
 from common.data.drawing import CLASSES, paint
 from common.data.shapes import random_numbers
+from common.data.tokens import Tokens
 from common.device import Device
 from common.folder import make_folder, open_run
 

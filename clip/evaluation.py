@@ -10,8 +10,8 @@ from torch import Tensor
 
 from clip.model import CLIP
 from clip.prompts import ONE, class_features, templates_of
-from clip.tokens import Tokens
 from common.data.captions import CaptionSet
+from common.data.tokens import Tokens
 from common.device import Device
 
 RANKS = (1, 5, 10)

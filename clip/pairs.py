@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from clip.contrast import keys_of
-from clip.tokens import Tokens
 from common import counted, fail
 from common.data.captions import CaptionSet, repeated
+from common.data.tokens import Tokens
 from common.device import Device
 
 

@@ -22,12 +22,12 @@ from clip.model import CLIP, CONTEXT, MODELS
 from clip.pairs import square_window
 from clip.prompts import fill, templates_of
 from clip.recipes import FIXED, add_own_flags, recipe
-from clip.tokens import Tokens, train_tokenizer
 from clip.train import PAPER, QUICK, make_optimizer, sizes_of, step_size
 from common import cli, fail
 from common.classify import check_images
 from common.data.captions import CAPTION_SETS, CaptionSet, load_captions
 from common.data.images import add_image_flags
+from common.data.tokens import Tokens, train_tokenizer
 from common.device import Device
 from common.run import Run
 

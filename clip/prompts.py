@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip.model import CLIP
-from clip.tokens import Tokens
+from common.data.tokens import Tokens
 
 ONE = "a photo of a {}"
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")

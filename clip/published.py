@@ -19,9 +19,9 @@ from torch import Tensor
 from clip.layers import HEAD
 from clip.model import CLIP, MODELS, SIZES
 from clip.names import current, is_transformers
-from clip.tokens import MERGES, Tokens, from_vocabulary, read_merges
 from common import fail
 from common.checkpoint import read_tensors, weights_in
+from common.data.tokens import MERGES, Tokens, from_vocabulary, read_merges
 from common.weights import files_of, read_config
 
 PUBLISHED = {  # of the hub, and which of our models that is

@@ -2,8 +2,8 @@
 
 from clip.model import SIZES
 from clip.published import model_of
-from clip.tokens import FEWEST
 from common import cli
+from common.data.tokens import FEWEST
 
 OWN = ("embed_dim", "vision_width", "text_width", "text_layers")  # sizes of clip_small
 FIXED = ("size", "vocab_size", "weights", "freeze", *OWN)  # by a checkpoint

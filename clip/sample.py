@@ -22,12 +22,12 @@ from clip.model import CLIP, MODELS
 from clip.pairs import square_window
 from clip.prompts import ONE, class_features, templates_of
 from clip.published import Found, read_published
-from clip.tokens import Tokens
 from common import cli, counted, fail
 from common.classify import colour, images_of
 from common.data.captions import load_captions
 from common.data.files import find_images, white_in
 from common.data.text import as_typed
+from common.data.tokens import Tokens
 from common.device import Device
 from common.folder import keep_what_is_there, make_folder, new_samples, open_run
 from common.run import progress_bar

@@ -24,11 +24,11 @@ from clip.model import CLIP, CONTEXT, MODELS, SIZES
 from clip.pairs import say_notes, square_window, whole_steps
 from clip.published import Found, read_published
 from clip.recipes import FIXED, OWN, add_own_flags, recipe
-from clip.tokens import Tokens, train_tokenizer
 from common import cli, fail
 from common.classify import check_images
 from common.data.captions import CAPTION_SETS, CaptionSet, load_captions
 from common.data.images import add_image_flags
+from common.data.tokens import Tokens, train_tokenizer
 from common.device import Device
 from common.run import Run
 from common.schedule import cosine

@@ -200,8 +200,32 @@ def files_in_hub(
     name: str, others: Sequence[str], repositories: Sequence[str]
 ) -> dict[str, Path | None]:
     """The files of a model of the hub, from its cache or its server."""
+    from huggingface_hub import constants
+
+    reasons: list[str] = []  # that nothing can be downloaded
+    found = (fetch(repositories, f, reasons, on) for on in (False, True) for f in WEIGHT_FILES)
+    weights = next(filter(None, found), None)
+    if not weights:
+        reason = (reasons or ["it has none"])[0]
+        fail(f"--weights {name}: there is no such file or folder, and of the hub's "
+             f"{repositories[-1]} no {WEIGHT_FILES[0]} is in {constants.HF_HUB_CACHE} or can be "
+             f"downloaded ({reason}): name a folder that holds it")  # fmt: skip
+    files = {"weights": weights}
+    for number, file in enumerate(others):
+        needless = number > 1 and files.get(others[1])
+        files[file] = None if needless else fetch(repositories, file, reasons)
+    return files
+
+
+def fetch(
+    repositories: Sequence[str], file: str, reasons: list[str], online: bool = True
+) -> Path | None:
+    """A file of the first of these repositories of the hub that the cache has it of, else
+    downloaded from the last; None if there is none.
+
+    Once nothing can be downloaded, `reasons` says why, and it isn't tried again.
+    """
     from huggingface_hub import (
-        constants,
         get_hf_file_metadata,
         hf_hub_download,
         hf_hub_url,
@@ -209,34 +233,20 @@ def files_in_hub(
     )
     from huggingface_hub.utils import EntryNotFoundError, logging
 
-    logging.set_verbosity_error()  # one line says it, below
-    last, reason = repositories[-1], ""  # that nothing can be downloaded
-
-    def fetch(file: str, online: bool) -> Path | None:
-        nonlocal reason
-        try:
-            for repository in repositories:
-                if isinstance(there := try_to_load_from_cache(repository, file), str):
-                    return Path(there)
-            if online and not reason:
-                get_hf_file_metadata(hf_hub_url(last, file), timeout=10)  # else it tries a minute
-                return Path(hf_hub_download(last, file))
-        except EntryNotFoundError:
-            pass
-        except Exception as error:  # of the network, of the hub, of the name
-            reason = str(error).strip().splitlines()[0][:100]
-        return None
-
-    weights = next(filter(None, (fetch(f, on) for on in (False, True) for f in WEIGHT_FILES)), None)
-    if not weights:
-        fail(f"--weights {name}: there is no such file or folder, and of the hub's {last} no "
-             f"{WEIGHT_FILES[0]} is in {constants.HF_HUB_CACHE} or can be downloaded "
-             f"({reason or 'it has none'}): name a folder that holds it")  # fmt: skip
-    files = {"weights": weights}
-    for number, file in enumerate(others):
-        needless = number > 1 and files.get(others[1])
-        files[file] = None if needless else fetch(file, True)
-    return files
+    logging.set_verbosity_error()  # one line says it, elsewhere
+    last = repositories[-1]
+    try:
+        for repository in repositories:
+            if isinstance(there := try_to_load_from_cache(repository, file), str):
+                return Path(there)
+        if online and not reasons:
+            get_hf_file_metadata(hf_hub_url(last, file), timeout=10)  # else it tries a minute
+            return Path(hf_hub_download(last, file))
+    except EntryNotFoundError:
+        pass
+    except Exception as error:  # of the network, of the hub, of the name
+        reasons.append((str(error).strip().splitlines() or [type(error).__name__])[0][:100])
+    return None
 
 
 def read_config(files: Mapping[str, Path | None]) -> dict:

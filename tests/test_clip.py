@@ -16,10 +16,10 @@ from clip.contrast import WholeStep, contrastive_loss, look_ahead, unrecorded
 from clip.layers import QuickGELU
 from clip.model import MODELS, SIZES, clip_resnet50, clip_small
 from clip.names import current
-from clip.tokens import END, FEWEST, START, Tokens, from_merges, from_vocabulary, read_merges
-from clip.tokens import train_tokenizer as train
 from clip.vision import AttentionPool2d, Bottleneck, ModifiedResNet
 from common import Flags
+from common.data.tokens import END, FEWEST, START, Tokens, from_merges, from_vocabulary, read_merges
+from common.data.tokens import train_tokenizer as train
 from common.device import Device
 
 TINY = dict(embed_dim=24, image_size=32, text_width=64, text_layers=2, text_heads=2, context=16,

@@ -20,9 +20,9 @@ from clip import claims, evaluation, predict, prompts, sample, train
 from clip.contrast import contrastive_loss
 from clip.model import clip_small
 from clip.pairs import square_window
-from clip.tokens import Tokens, train_tokenizer
 from common.data import captions
 from common.data import shapes as world
+from common.data.tokens import Tokens, train_tokenizer
 from common.device import Device
 
 TINY = ["--size", "16", "--vision-width", "8", "--embed-dim", "16", "--text-width", "32",

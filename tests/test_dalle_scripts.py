@@ -821,7 +821,7 @@ def test_the_best_of_several():
 def test_clip_re_ranks(trained):
     """The scores are the cosines that clip itself computes, and images come in their order."""
     from clip.model import CLIP
-    from clip.tokens import Tokens, train_tokenizer
+    from common.data.tokens import Tokens, train_tokenizer
 
     tokens = Tokens(train_tokenizer(["a red star", "a large blue ring left of a moon"] * 4, 600))
     network = dict(embed_dim=16, image_size=16, patch_size=8, vision_layers=1, vision_width=32,

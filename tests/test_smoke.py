@@ -32,6 +32,8 @@ def few_scenes(monkeypatch):
         monkeypatch.setattr("unet.data.NUM_SCENES", (12, 2))
     short = corpora.Corpus({"all": corpora.Text(["a short text, with a test part. " * 30])})
     monkeypatch.setitem(corpora.CORPORA, "pydocs", lambda args: short)
+    if "latentdiffusion" in MILESTONES:
+        monkeypatch.setitem(importlib.import_module("latentdiffusion.options").SECOND, "samples", 0)
     if "rnn" in MILESTONES:
         monkeypatch.setattr("rnn.adding.TEST", 20)
     if "t5" in MILESTONES:

@@ -11,7 +11,7 @@ two ways ("a photo of ..." or without), one way for all of a step: an image does
 import argparse
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -298,15 +298,16 @@ def load_captions(
     size: int,
     inputs: dict | None = None,
     window: Callable | None = None,
+    readers: Mapping[str, Callable] = READERS,
 ) -> tuple[CaptionSet, CaptionSet | None, CaptionSet]:
     """The training, validation (None without --val) and test part of `--data`.
 
     Images become 3 x `size` x `size`, cut to a square, then scaled. `inputs` are the `mean` and
     `std` to normalise with, if not those of the training part. `window` (see `common.data.augment`)
     is for image files: what it cuts is trained on, and evaluation takes the middle of the square of
-    8/7 of `size` that is kept.
+    8/7 of `size` that is kept. `readers` may know more data sets than those here.
     """
-    source = open_source(args, dev, READERS)
+    source = open_source(args, dev, readers)
     is_files = isinstance(source.parts["train"].pixels, ImageFiles)
     window = window if is_files else None
     side = -(-size * 8 // 7) if window else size
