@@ -213,10 +213,10 @@ def equal_time(args: argparse.Namespace) -> dict[str, list[str]]:
 
 def pixels_without_texts(args: argparse.Namespace) -> tuple[list[dict], str]:
     """generative's small DDPM, trained on the same scenes for as long: its Fréchet distance."""
-    from generative.model import MODELS
+    from generative.model import ddpm_small
 
     def timed() -> dict:
-        model, x = MODELS["ddpm_small"](channels=3, size=32), torch.rand(64, 3, 32, 32)
+        model, x = ddpm_small(channels=3, size=32), torch.rand(64, 3, 32, 32)
         return {"steps": pace(lambda: model(x), list(model.parameters()))}
 
     found = kept(Path("runs", "latentdiffusion-claims", "pace-ddpm.json"), timed)
@@ -236,12 +236,12 @@ def pixels_without_texts(args: argparse.Namespace) -> tuple[list[dict], str]:
 @torch.inference_mode()
 def measure_ddpm(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     """The Fréchet distance of a DDPM's images, in the judge's features."""
-    from generative.model import MODELS
+    from generative.model import ddpm_small
 
     content = read_checkpoint(folder / "last.pt")
     flags = content["config"]["flags"]
     settings = {k: flags[k] for k in ("width", "dropout", "sample_steps")}
-    model = MODELS[flags["model"]](channels=3, size=flags["size"], **settings)
+    model = ddpm_small(channels=3, size=flags["size"], **settings)
     model.load_state_dict(content["model"] | content["ema"])
     here = dict(data="shapes", data_dir="data", size=32, val=0, limit=1, stored={}, typed=[])
     here |= dict(chosen=[], stream=None, workers=0, quiet=True, device=args.device, seed=0)
