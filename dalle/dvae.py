@@ -158,6 +158,8 @@ class DVAE(nn.Module):
             raise ValueError(f"blocks work on a quarter of their channels: not of {width}")
         self.num_codes, self.factor, self.channels = num_codes, 2 ** (num_groups - 1), channels
         sizes = channels, num_codes, width, num_groups, num_blocks
+        stored = None if gain is None else torch.tensor(float(gain))
+        self.register_buffer("gain", stored)  # beside the weights, which don't tell it
         self.encoder = Encoder(*sizes, gain)
         self.decoder = Decoder(*sizes, first_width, gain)
 

@@ -20,11 +20,13 @@ STREAM = dict(  # flags of the transformer alone
     draw_temperature=1.0)
 DVAE = dict(  # of the dVAE alone; App. A.2
     num_codes=None, width=None, beta=6.6, beta_rise=0.0017, temperature=1 / 16, cooling=0.05,
-    straight_through=False, ema=0.999, weights=None)
+    straight_through=False, ema=0.999, spread=0.0, encoder_rate=1.0, encoder_waits=0.0,
+    weights=None)
 OWN = {
     "dvae_small": dict(
-        num_codes=256, width=32, epochs=4, batch_size=32, lr=3e-3, beta=1.0, beta_rise=0.2,
-        temperature=0.25, cooling=0.8, ema=0.99, weight_decay=1e-4, warmup=0.05, clip=1.0),
+        num_codes=256, width=24, epochs=2, batch_size=32, lr=3e-3, beta=0.3, beta_rise=0.2,
+        temperature=0.25, cooling=0.8, ema=0.99, weight_decay=1e-4, warmup=0.05, clip=1.0,
+        spread=4.0, encoder_rate=0.2, encoder_waits=0.3),
     "dalle_small": dict(
         vocab_size=256, text_length=17, d_model=128, num_layers=4, num_heads=4, kernel=5,
         prompts=200, draw_temperature=0.7),
@@ -130,6 +132,12 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     switch("--straight-through", help="decode the likeliest code, with the mixture's gradient")
     text = "average the dVAE's weights with this decay (0: don't)"
     add("--ema", type=cli.share, metavar="DECAY", default=0.999, help=text)
+    text = "deviation of the codes' logits over images at the beginning (0: as the weights come)"
+    add("--spread", type=cli.not_negative, metavar="S", default=0.0, help=text)
+    text = "share of the rate that the encoder has"
+    add("--encoder-rate", type=cli.multiplier, metavar="R", default=1.0, help=text)
+    text = "share of the steps in which the encoder waits for the decoder to learn its codes"
+    add("--encoder-waits", type=cli.share, metavar="S", default=0.0, help=text)
     text = "start the dVAE from a run, a state_dict, or a folder with the released files"
     add("--weights", metavar="PATH", none="no", help=text)
     args = parser.parse_args(argv)

@@ -83,6 +83,7 @@ def network_of(state: dict[str, Tensor], path: Path | str) -> DVAE:
                 num_blocks=len(blocks),
                 first_width=first.shape[0],
                 channels=kernel.shape[1],
+                gain=float(state["gain"]) if "gain" in state else None,
             )
         model.load_state_dict(state, assign=True)
     except (RuntimeError, ValueError, IndexError) as error:

@@ -18,7 +18,7 @@ from common.device import Device
 from common.folder import config, new_run, write_text
 from common.run import Run, start_average
 from common.schedule import cosine
-from dalle.data import load
+from dalle.data import images_of, load
 from dalle.evaluate import averaged, code_metrics
 from dalle.model import DVAE, MODELS
 from dalle.options import CODES, check_size
@@ -26,6 +26,8 @@ from dalle.published import network_of, read_codes
 
 HANDED = ("size", "limit", "val", "seed", "precision", "num_codes", "max_steps", "save_minutes",
           "stream", "workers")  # flags that a dVAE trained first gets, too  # fmt: skip
+
+SPREAD_OVER = 64  # images
 
 
 def step_size(steps: int, args: cli.Flags, step: int) -> float:
@@ -35,6 +37,13 @@ def step_size(steps: int, args: cli.Flags, step: int) -> float:
         return (step + 1) / (rising + 1)
     over = max(1.0, steps * args.fall - rising)
     return args.floor + (1 - args.floor) * cosine(min(1.0, (step - rising) / over))
+
+
+def encoder_size(steps: int, args: cli.Flags, step: int) -> float:
+    """The same for the encoder, which may wait, and learn slower: `spread` in dvae.py says why."""
+    if step < steps * args.encoder_waits:
+        return 0.0
+    return args.encoder_rate * step_size(steps, args, step)
 
 
 def temperature(steps: int, args: cli.Flags, step: int) -> float:
@@ -72,14 +81,18 @@ def train_dvae(args: cli.Flags, place: Callable[[], Path] | None = None) -> dict
     check_size(args.size, model.factor)
     train, val, test = load(args, dev)
     args = args.but(run_dir=place()) if place else args
+    if args.spread and not args.weights and not args.stored:
+        part = images_of(train)
+        first = part.examples(torch.arange(min(len(part.images), SPREAD_OVER)))[0]
+        model.to(dev.device).spread(first, args.spread)
     net = dev.wrap(model)
-    decay = args.weight_decay
-    optimizer = torch.optim.AdamW(
-        model.parameters(), args.lr, weight_decay=decay, fused=not args.fsdp
-    )
+    groups = [dict(params=part.parameters()) for part in (model.decoder, model.encoder)]
+    how = dict(weight_decay=args.weight_decay, fused=not args.fsdp)
+    optimizer = torch.optim.AdamW(groups, args.lr, **how)
     batches = train.batches(args.batch_size)
     steps = args.epochs * len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(step_size, steps, args))
+    shares = [partial(share, steps, args) for share in (step_size, encoder_size)]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shares)
     ema, parts = {}, dict(optimizer=optimizer, schedule=schedule, dataset=train.facts)
     run = Run(args, dev, ("val_loss", min), model=model, ema=ema, **parts)
     weights = {name: p.detach() for name, p in model.named_parameters()}

@@ -243,6 +243,28 @@ def test_codes_and_back():
     torch.testing.assert_close(model.reconstruct(x), model.decode(codes))
 
 
+def test_codes_are_spread_over_images():
+    """Each code's logit has mean 0 and the deviation over images; a code decodes at full size."""
+    torch.manual_seed(0)
+    model = dvae.DVAE(**TINY | dict(num_codes=50))
+    x = torch.rand(8, 3, 16, 16)
+    before = len(model.encode(x).unique())
+    first = model.decoder.blocks.input.w.detach().std()
+    model.spread(x, 3.0)
+    logits = model.logits(x).detach()
+    torch.testing.assert_close(logits.mean((0, 2, 3)), torch.zeros(50), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits.std((0, 2, 3)), torch.full((50,), 3.0), atol=1e-3, rtol=0)
+    assert len(model.encode(x).unique()) > max(15, 2 * before)
+    torch.testing.assert_close(model.decoder.blocks.input.w.detach().std(), first * 50**0.5)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_gain_of_ones_own():
+    blocks = [m for m in dvae.DVAE(**TINY, gain=0.7).modules() if isinstance(m, dvae.Block)]
+    assert len(blocks) == 12
+    assert {block.gain for block in blocks} == {0.7}
+
+
 def test_sizes_that_do_not_divide():
     with pytest.raises(ValueError, match="30x32 pixels can't be cut into squares of 4"):
         tiny_dvae().encode(torch.rand(1, 3, 32, 30).double())

