@@ -13,13 +13,13 @@ import torchvision
 from PIL import Image, ImageOps
 
 from common import detection
+from common import precision as pascal
 from common.data import boxes as data
 from common.data.batches import Draw
 from common.data.boxes import Objects, load_boxes
 from common.detection import Found
 from common.device import Device
 from yolo import augment
-from yolo import precision as pascal
 
 XML = """<annotation><filename>{file}</filename>{objects}</annotation>"""
 OBJECT = """<object><name>{0}</name><difficult>{5}</difficult><bndbox><xmin>{1}</xmin>
