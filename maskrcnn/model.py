@@ -19,12 +19,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.heads import RegionHeads
 from maskrcnn.proposals import RegionProposals
 from maskrcnn.pyramid import Backbone
+from maskrcnn.resizing import paste, ratios, resized, scale_target
 from resnet.model import BasicBlock, ResNet, resnet50
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of pixels 0 to 1
@@ -138,78 +138,29 @@ class RCNN(nn.Module):
                 for box, old, score in zip(boxes, olds, scores, strict=True)]  # fmt: skip
 
 
-def resized(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Maps (B, C, H, W) at another height and width."""
-    if tuple(x.shape[-2:]) == size:
-        return x
-    corners = {} if mode == "nearest" else {"align_corners": False}
-    return F.interpolate(x, size, mode=mode, **corners)
-
-
-def ratios(old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """What turns boxes (n, 4) of an image of the size `old` (height, width) into those of `new`."""
-    down, across = (torch.tensor(b) / torch.tensor(a) for a, b in zip(old, new, strict=True))
-    return torch.stack([across, down, across, down])
-
-
-def scale_target(
-    target: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int]
-) -> dict[str, Tensor]:
-    """The target of an image of size `old` for its scaled version; raises ValueError for a box
-    without an area."""
-    boxes = target["boxes"]
-    if (boxes[:, 2:] <= boxes[:, :2]).any():
-        raise ValueError("a box without an area: right and bottom are to be beyond left and top")
-    scaled = {**target, "boxes": boxes * ratios(old, new).to(boxes.device)}
-    if "masks" in target:
-        masks = target["masks"]
-        scaled["masks"] = masks
-        if old != new:
-            scaled["masks"] = resized(masks[:, None].float(), new, "nearest")[:, 0].to(masks.dtype)
-    return scaled
-
-
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (n, 1, Q, Q) within boxes (n, 4) to masks (n, 1, H, W) of the whole image.
-
-    A ring of zeros is put around each before it is stretched, so that it ends within its box.
-    """
-    height, width = size
-    out = masks.new_zeros(len(masks), 1, height, width)
-    side = masks.shape[3]
-    masks = F.pad(masks, (1, 1, 1, 1))
-    centre, half = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    half = half * ((side + 2) / side)
-    corners = torch.cat([centre - half, centre + half], 1).long().tolist()
-    for space, mask, (left, top, right, bottom) in zip(out, masks, corners, strict=True):
-        rows, columns = max(bottom - top + 1, 1), max(right - left + 1, 1)
-        begin = max(left, 0), max(top, 0)
-        end = min(right + 1, width), min(bottom + 1, height)
-        if end[0] <= begin[0] or end[1] <= begin[1]:
-            continue
-        large = resized(mask[None], (rows, columns), "bilinear")[0, 0]
-        part = large[begin[1] - top : end[1] - top, begin[0] - left : end[0] - left]
-        space[0, begin[1] : end[1], begin[0] : end[0]] = part
-    return out
-
-
 # ---------------------------------------------------------------------- the paper's, and ours
 
 
-def resnet50_fpn(
-    num_classes: int,
-    min_size: int | Sequence[int],
-    max_size: int,
-    masks: str | None,
-    pool: str,
-    pyramid: bool,
-    frozen: bool,
-    trainable: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    most: int,
+def maskrcnn_resnet50_fpn(
+    num_classes: int = 91,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    *,
+    masks: str | None = "sigmoid",
+    pool: str = "align",
+    pyramid: bool = True,
+    frozen: bool = True,
+    trainable: int = 5,
+    mean: Sequence[float] = IMAGENET[0],
+    std: Sequence[float] = IMAGENET[1],
+    most: int = 100,
 ) -> RCNN:
-    """ResNet-50 with a pyramid of 256 channels (Sec. 3.1, "Network Architecture")."""
+    """ResNet-50 with a pyramid of 256 channels (Sec. 3.1, "Network Architecture"); 44,401,393
+    parameters with frozen norms, 44,454,513 with trained ones.
+
+    Classes count the background. Frozen norms are for weights that were trained before: from
+    scratch `frozen=False`. `most` objects at most are found in an image.
+    """
     network, channels = resnet50(v1_5=True), 256
     backbone = Backbone(network, channels, 4 if pyramid else 1, frozen, trainable)
     sizes = ((32,), (64,), (128,), (256,), (512,))
@@ -218,64 +169,35 @@ def resnet50_fpn(
     return RCNN(backbone, rpn, heads, min_size, max_size, mean, std)
 
 
-def maskrcnn_resnet50_fpn(
-    num_classes: int = 91,
-    min_size: int | Sequence[int] = 800,
-    max_size: int = 1333,
-    *,
-    masks: str = "sigmoid",
-    pool: str = "align",
-    pyramid: bool = True,
-    frozen: bool = True,
-    trainable: int = 5,
-    mean: Sequence[float] = IMAGENET[0],
-    std: Sequence[float] = IMAGENET[1],
-    most: int = 100,
-) -> RCNN:
-    """The paper's; 44,401,393 parameters with frozen norms, 44,454,513 with trained ones.
-
-    Classes count the background. Frozen norms are for weights that were trained before: from
-    scratch `frozen=False`. `most` objects at most are found in an image.
-    """
-    return resnet50_fpn(
-        num_classes, min_size, max_size, masks, pool, pyramid, frozen, trainable, mean, std, most
-    )
-
-
 def fasterrcnn_resnet50_fpn(
+    num_classes: int = 91, min_size: int | Sequence[int] = 800, max_size: int = 1333, **settings
+) -> RCNN:
+    """The same without masks (Lin et al. 2017); 41,755,286 parameters with frozen norms.
+    `settings` are as above."""
+    return maskrcnn_resnet50_fpn(num_classes, min_size, max_size, masks=None, **settings)
+
+
+def maskrcnn_small(
     num_classes: int = 91,
-    min_size: int | Sequence[int] = 800,
-    max_size: int = 1333,
+    min_size: int | Sequence[int] = 256,
+    max_size: int = 512,
     *,
+    masks: str | None = "sigmoid",
     pool: str = "align",
     pyramid: bool = True,
-    frozen: bool = True,
-    trainable: int = 5,
     mean: Sequence[float] = IMAGENET[0],
     std: Sequence[float] = IMAGENET[1],
     most: int = 100,
+    width: int = 24,
+    proposals: int = 200,
+    regions: int = 64,
 ) -> RCNN:
-    """The same without masks (Lin et al. 2017); 41,755,286 parameters with frozen norms."""
-    return resnet50_fpn(
-        num_classes, min_size, max_size, None, pool, pyramid, frozen, trainable, mean, std, most
-    )
+    """Not in the paper: for images of 96 to 256 pixels, and one processor.
 
-
-def small(
-    num_classes: int,
-    min_size: int | Sequence[int],
-    max_size: int,
-    masks: str | None,
-    pool: str,
-    pyramid: bool,
-    mean: Sequence[float],
-    std: Sequence[float],
-    most: int,
-    width: int,
-    proposals: int,
-    regions: int,
-) -> RCNN:
-    """Three stages of ResNet-18's blocks, a pyramid of three levels and a coarser one."""
+    Three stages of ResNet-18's blocks of `width` to 4 times as many channels, a pyramid of three
+    levels and a coarser one, masks of 14 x 14 pixels; `proposals` are made of an image, and
+    `regions` of them trained on.
+    """
     channels = 2 * width
     network = ResNet(BasicBlock, (2, 2, 2), 1, width)
     backbone = Backbone(network, channels, 3 if pyramid else 1)
@@ -299,47 +221,11 @@ def small(
     return RCNN(backbone, rpn, heads, min_size, max_size, mean, std)
 
 
-def maskrcnn_small(
-    num_classes: int = 91,
-    min_size: int | Sequence[int] = 256,
-    max_size: int = 512,
-    *,
-    masks: str = "sigmoid",
-    pool: str = "align",
-    pyramid: bool = True,
-    mean: Sequence[float] = IMAGENET[0],
-    std: Sequence[float] = IMAGENET[1],
-    most: int = 100,
-    width: int = 24,
-    proposals: int = 200,
-    regions: int = 64,
-) -> RCNN:
-    """Not in the paper: for images of 96 to 256 pixels, and one processor.
-
-    Backbone of `width` to 4 times as many channels, masks of 14 x 14 pixels; `proposals` are made
-    of an image, and `regions` of them trained on.
-    """
-    rest = mean, std, most, width, proposals, regions
-    return small(num_classes, min_size, max_size, masks, pool, pyramid, *rest)
-
-
 def fasterrcnn_small(
-    num_classes: int = 91,
-    min_size: int | Sequence[int] = 256,
-    max_size: int = 512,
-    *,
-    pool: str = "align",
-    pyramid: bool = True,
-    mean: Sequence[float] = IMAGENET[0],
-    std: Sequence[float] = IMAGENET[1],
-    most: int = 100,
-    width: int = 24,
-    proposals: int = 200,
-    regions: int = 64,
+    num_classes: int = 91, min_size: int | Sequence[int] = 256, max_size: int = 512, **settings
 ) -> RCNN:
-    """The same without masks, for data that has boxes alone."""
-    rest = mean, std, most, width, proposals, regions
-    return small(num_classes, min_size, max_size, None, pool, pyramid, *rest)
+    """The same without masks, for data that has boxes alone. `settings` are as above."""
+    return maskrcnn_small(num_classes, min_size, max_size, masks=None, **settings)
 
 
 MODELS = {

@@ -7,7 +7,6 @@ python maskrcnn/train.py --data bccd --data-dir PATH           # boxes alone; or
 python maskrcnn/train.py --paper --data coco:FILE              # ResNet-50, 800 pixels
 """
 
-import inspect
 from functools import partial
 from pathlib import Path
 
@@ -108,15 +107,15 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
 
 def build(args: cli.Flags, facts: dict) -> RCNN:
     """The network that the flags ask for."""
-    flags = dict(min_size=args.min_size, max_size=args.max_size, pool=args.pool,
-                 masks=args.masks, pyramid=args.pyramid, most=args.detections, width=args.width,
-                 proposals=args.proposals, regions=args.regions,
-                 frozen=args.norms == "frozen", trainable=args.trainable,
-                 mean=facts["mean"], std=facts["std"])  # fmt: skip
-    factory = MODELS[args.model]
-    known = inspect.signature(factory).parameters
-    settings = {key: value for key, value in flags.items() if key in known}
-    return factory(len(facts["classes"]) + 1, **settings)
+    settings = dict(pool=args.pool, pyramid=args.pyramid, most=args.detections)
+    settings |= dict(mean=facts["mean"], std=facts["std"])
+    if args.model.startswith("maskrcnn"):
+        settings["masks"] = args.masks
+    if args.model.endswith("small"):
+        settings |= dict(width=args.width, proposals=args.proposals, regions=args.regions)
+    else:
+        settings |= dict(frozen=args.norms == "frozen", trainable=args.trainable)
+    return MODELS[args.model](len(facts["classes"]) + 1, args.min_size, args.max_size, **settings)
 
 
 def step_size(steps: int, args: cli.Flags, step: int) -> float:

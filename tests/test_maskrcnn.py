@@ -22,9 +22,9 @@ from maskrcnn.model import (
     fasterrcnn_small,
     maskrcnn_resnet50_fpn,
     maskrcnn_small,
-    paste,
 )
 from maskrcnn.pyramid import Backbone, FrozenBatchNorm
+from maskrcnn.resizing import paste
 from resnet.model import resnet18
 
 SIZES = ((16,), (24,), (32,), (48,), (64,))
