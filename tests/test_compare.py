@@ -113,7 +113,9 @@ def write_run(folder, milestone, model, data="shapes", seed=0, **metrics):
     """As much of a finished run as tells what it is."""
     Path(folder).mkdir(exist_ok=True)
     flags = {"milestone": milestone, "model": model, "data": data, "seed": seed, "lr": 0.1}
-    torch.save({"config": {"flags": flags}}, f"{folder}/last.pt")
+    weight = torch.zeros(3, 4)
+    state = {"weight": weight, "tied": weight, "norm.running_mean": torch.zeros(3)}
+    torch.save({"config": {"flags": flags}, "model": state, "seconds": 90}, f"{folder}/last.pt")
     Path(folder, "metrics.jsonl").write_text(json.dumps({"epoch": 1, **metrics, "final": True}))
 
 
@@ -135,6 +137,30 @@ def test_runs_of_several_kinds_are_told_apart(refused):
     assert compare.parse_args(["--seeds", "1", "1", "0"]).seeds == [1, 0]
 
 
+def test_runs_of_any_task(capsys):
+    """By the metrics that all have; a tied tensor counts once, a running mean not at all."""
+    for seed, bleu in enumerate((0.3, 0.32)):
+        write_run(
+            f"s{seed}", "seq2seq", "bahdanau", "multi30k", seed, test_bleu=bleu, test_loss=2.0
+        )
+    write_run("t", "t5", "t5_tiny", "multi30k", test_exact=0.1, test_loss=1.5, test_bleu=0.25)
+    table = compare.main(["--runs", "s0", "s1", "t", "--out", "out"])
+    assert list(table) == ["bahdanau", "t5_tiny"]
+    row = table["bahdanau"]
+    assert (row["parameters"], row["minutes"], row["seeds"]) == (12, 1.5, 2)
+    assert row["test_bleu"]["mean"] == pytest.approx(0.31)
+    assert row["test_bleu"]["std"] == pytest.approx(0.02 / 2**0.5)
+    assert "test_exact" not in table["t5_tiny"]
+    text = Path("out/compare-runs.md").read_text()
+    assert "| `bahdanau` | 12 | 1.5 | 31.0% ± 1.4% | 2 ± 0 |" in text
+    assert "| `t5_tiny` | 12 | 1.5 | 25.0% | 1.5 |" in text
+    assert text in capsys.readouterr().out
+    assert json.loads(Path("out/compare-runs.json").read_text()) == table
+    assert Path("out/compare-runs.png").stat().st_size > 1000
+    write_run("c", "gnn", "gcn", "cora", test_accuracy=0.8)  # a classifier, but not of images
+    assert compare.main(["--runs", "c", "--out", "out"])["gcn"]["test_accuracy"]["mean"] == 0.8
+
+
 def test_memory_that_cannot_be_measured_ends_in_one_line(refused):
     write_run("run", "resnet", "resnet9", test_accuracy=0.5)
     assert "the peak memory of run" in refused(compare.peak_of, Path("run"), "cpu")
@@ -147,7 +173,7 @@ def test_what_is_refused(refused):
     torch.save({}, "run/last.pt")
     assert "run is not finished" in refused(compare.main, ["--runs", "run"])
     write_run("run", "unet", "unet", test_iou=0.5)
-    assert "is not of a classifier" in refused(compare.main, ["--runs", "run"])
-    write_run("run", "gnn", "gcn", test_accuracy=0.5)  # a classifier, but not of images
-    assert "is not of a classifier" in refused(compare.main, ["--runs", "run"])
+    write_run("other", "seq2seq", "bahdanau", test_bleu=0.5)
+    line = refused(compare.main, ["--runs", "run", "other"])
+    assert "bahdanau on shapes" not in line and "bahdanau has none of the others' test" in line
     assert "unknown data set" in refused(compare.main, [*FAST, "--data", "shape"])

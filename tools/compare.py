@@ -3,12 +3,17 @@
     python tools/compare.py                                      # shapes
     python tools/compare.py --data cifar10 --data-dir PATH       # CIFAR-10, or what is there of it
     python tools/compare.py --runs runs/resnet/* runs/vgg/*      # runs that you have
+    python tools/compare.py --runs runs/seq2seq/* runs/t5/*      # of any task: translators, say
 
 Writes compare-DATA.md, .json and .png: parameters, multiply-adds of an image (by PyTorch's own
 counter), test accuracy, images a second in training and inference, and the peak memory of a
 training step. Runs lie in runs/, are skipped when done and go on where they were interrupted.
 The networks are the small ones that milestones.toml names for classifiers of images. Each is
 trained by its own script, at its own learning rate, batches of 128.
+
+Runs that are not all of classifiers of images are compared by the test metrics that all of them
+have, with parameters and minutes of training; runs of one model that differ in the seed alone come
+together.
 """
 
 import argparse
@@ -36,6 +41,8 @@ EPOCHS = {"shapes": 4}  # else 10
 BATCH = 128
 ASIDE = ("seed", "run_dir", "typed", "chosen", "quiet", "data_dir", "device", "resume")
 ASIDE += ("tensorboard", "save_minutes", "workers")  # flags that runs of one kind may differ in
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a state, but not learnt
+PLAIN = ("loss", "nats", "bits", "perplexity", "frechet", "ratio", "seconds", "mse", "mae", "psnr")
 ROUNDS = 7  # of timing, of which the median counts
 
 
@@ -76,7 +83,7 @@ def train_all(args: argparse.Namespace) -> dict[str, list[Path]]:
 def group(folders: list[Path]) -> dict[str, list[Path]]:
     """Run folders by their model and data; those that differ in the seed alone come together.
 
-    Ends in one line at what is no finished run of a classifier, and at a run and its copy.
+    Ends in one line at what is no finished run, and at a run and its copy.
     """
     groups: dict[tuple[str, str], dict[str, list[Path]]] = {}
     trained: dict[tuple, Path] = {}  # by flags and seed
@@ -90,8 +97,6 @@ def group(folders: list[Path]) -> dict[str, list[Path]]:
         if metrics is None:
             fail(f"{folder} is not finished: go on with --resume --run-dir {folder}")
         flags = as_spelt_now(read_checkpoint(folder / "last.pt")["config"]["flags"])
-        if "test_accuracy" not in metrics or flags.get("milestone") not in MODELS:
-            fail(f"{folder} is not of a classifier of images: those are in {', '.join(MODELS)}")
         rest = json.dumps({k: v for k, v in flags.items() if k not in ASIDE}, sort_keys=True)
         twin = trained.setdefault((rest, flags["seed"]), folder)
         if twin != folder:
@@ -107,6 +112,43 @@ def group(folders: list[Path]) -> dict[str, list[Path]]:
             if len(kinds) > 1:
                 print(f"{name} ({number}): {' '.join(map(str, found))}")
     return rows
+
+
+def of_images(folder: Path) -> bool:
+    """Whether a run is of a classifier of images, whose speed and memory can be measured alike."""
+    flags = read_checkpoint(folder / "last.pt")["config"]["flags"]
+    return flags.get("milestone") in MODELS and "test_accuracy" in finished(folder)
+
+
+def any_task(folders: dict[str, list[Path]]) -> dict[str, dict]:
+    """Parameters, minutes and shared test metrics (mean and deviation) of runs of any task."""
+    results = {name: [finished(folder) for folder in found] for name, found in folders.items()}
+    shared = [key for key in next(iter(results.values()))[0] if key.startswith("test_")]
+    for name, runs in results.items():
+        had = shared
+        shared = [key for key in shared if all(key in run for run in runs)]
+        if not shared:
+            fail(f"{name} has none of the others' test metrics ({', '.join(had) or 'none'})")
+    table = {}
+    for name, found in folders.items():
+        states = [read_checkpoint(folder / "last.pt") for folder in found]
+        tensors = {  # one that two names share counts once
+            (value.data_ptr(), value.shape): value.numel()
+            for key, value in states[0]["model"].items()
+            if value.is_floating_point() and not key.endswith(BUFFERS)
+        }
+        table[name] = {
+            "parameters": sum(tensors.values()),
+            "minutes": statistics.mean(state["seconds"] for state in states) / 60,
+            "seeds": len(found),
+            "precision": states[0]["config"].get("precision", ""),
+            "device": states[0]["config"].get("device", ""),
+        }
+        for key in shared:
+            values = [run[key] for run in results[name]]
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            table[name][key] = {"mean": statistics.mean(values), "std": deviation}
+    return table
 
 
 def open_run(folder: Path, device: str) -> tuple[nn.Module, Tensor, Tensor, Device]:
@@ -231,6 +273,47 @@ def as_markdown(table: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def any_task_as_markdown(table: dict[str, dict]) -> str:
+    """The table of `any_task`, as it stands in a README."""
+    keys = [key for key in next(iter(table.values())) if key.startswith("test_")]
+    names = [key.removeprefix("test_").replace("_", " ") for key in keys]
+    lines = [f"| model | parameters | minutes | {' | '.join(names)} |"]
+    lines.append("| --- " * (3 + len(keys)) + "|")
+    for name, row in table.items():
+        cells = [f"`{name}`", f"{row['parameters']:,}", f"{row['minutes']:,.1f}"]
+        for key in keys:
+            form = ".3g" if key.endswith(PLAIN) else ".1%"
+            spread = f" ± {row[key]['std']:{form}}" if row["seeds"] > 1 else ""
+            cells.append(f"{row[key]['mean']:{form}}{spread}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_any_task(table: dict[str, dict], path: Path) -> None:
+    """The first metric of every model."""
+    from matplotlib.figure import Figure
+
+    from common.plot import save
+
+    key = next(key for key in next(iter(table.values())) if key.startswith("test_"))
+    figure = Figure(figsize=(6, 0.8 + 0.4 * len(table)), layout="constrained")
+    axis = figure.subplots()
+    means, deviations = ([row[key][part] for row in table.values()] for part in ("mean", "std"))
+    axis.barh(list(table), means, xerr=deviations, capsize=3)
+    axis.invert_yaxis()
+    axis.set_xlabel(key.replace("_", " "))
+    save(figure, path)
+
+
+def write(table: dict[str, dict], text: str, path: Path) -> dict[str, dict]:
+    """Writes a table as Markdown and as JSON, and prints it; returns it."""
+    path.write_text(text)
+    path.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    print(text, end="")
+    print(f"wrote {path}, {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
+    return table
+
+
 @cli.command
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Trains or loads, measures, writes and prints the table; returns it by model."""
@@ -242,6 +325,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         fail("there is no folder of classifiers of images in this tree")
     make_folder(args.out)
     folders = group(args.runs) if args.runs else train_all(args)
+    path = args.out / f"compare-{'runs' if args.runs else args.data.partition(':')[0]}.md"
+    if not all(of_images(found[0]) for found in folders.values()):
+        table = any_task(folders)
+        draw_any_task(table, path.with_suffix(".png"))
+        return write(table, any_task_as_markdown(table), path)
     speeds = rates({name: found[0] for name, found in folders.items()}, args.device)
     table = {}
     for name, found in folders.items():
@@ -259,14 +347,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             "precision": dev.precision,
             "device": str(dev),
         }
-    name = "runs" if args.runs else args.data.partition(":")[0]
-    path = args.out / f"compare-{name}.md"
-    path.write_text(as_markdown(table))
-    path.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
     draw(table, path.with_suffix(".png"))
-    print(as_markdown(table), end="")
-    print(f"wrote {path}, {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
-    return table
+    return write(table, as_markdown(table), path)
 
 
 if __name__ == "__main__":
