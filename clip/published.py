@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from clip.layers import HEAD
@@ -31,7 +32,8 @@ PUBLISHED = {  # of the hub, and which of our models that is
     "openai/clip-vit-large-patch14-336": "clip_vit_l_14",
 }
 FILES = ("config.json", "tokenizer.json", "vocab.json", "merges.txt", "preprocessor_config.json")
-INPUTS = {  # of the released networks: mean and deviation of the pixels they were trained on
+INPUTS = {  # of the released networks: mean and deviation of the pixels they were trained on, and
+    "resample": "bicubic",  # how these were scaled
     "mean": [0.48145466, 0.4578275, 0.40821073],
     "std": [0.26862954, 0.26130258, 0.27577711],
 }
@@ -40,7 +42,7 @@ INPUTS = {  # of the released networks: mean and deviation of the pixels they we
 @dataclasses.dataclass
 class Found:
     """Weights under our names, the sizes of the `network` that they are of, its tokenizer as JSON
-    (None where there is none), and mean and deviation of its inputs."""
+    (None where there is none), mean and deviation of its inputs, and how these are scaled."""
 
     source: str
     network: dict
@@ -122,10 +124,14 @@ def read_tokenizer_files(files: dict[str, Path | None], source: str) -> str | No
 
 
 def read_inputs(files: dict[str, Path | None]) -> dict:
-    """Mean and deviation of the inputs, from preprocessor_config.json, else OpenAI's."""
+    """What is known of the inputs (see INPUTS), from preprocessor_config.json, else OpenAI's."""
     settings = read_config({"config.json": files.get("preprocessor_config.json")})
     mean, std = settings.get("image_mean"), settings.get("image_std")
-    return dict(mean=list(mean), std=list(std)) if mean and std else dict(INPUTS)
+    if not (mean and std):
+        return dict(INPUTS)
+    bilinear = settings.get("resample") == Image.Resampling.BILINEAR  # that file has PIL's number
+    resample = "bilinear" if bilinear else "bicubic"
+    return dict(mean=list(mean), std=list(std), resample=resample)
 
 
 def read_published(name: str, say: Callable = print) -> Found:
@@ -162,7 +168,7 @@ def from_run(name: str, content: dict) -> Found:
         fail(f"{name} is a checkpoint of {flags.get('milestone')}, not of clip/train.py")
     if "network" not in facts:
         fail(f"{name} is of predict.py, which has no texts: name one of clip/train.py")
-    inputs = {key: facts[key] for key in ("mean", "std")}
+    inputs = {key: facts[key] for key in INPUTS if key in facts}
     return Found(name, facts["network"], content["model"], facts["tokenizer"], inputs)
 
 

@@ -227,9 +227,8 @@ def sample(
 def images_of(files: list[Path], facts: dict, size: int, dev: Device) -> ImageSet:
     """Image files as a test part, read as in evaluation: their largest square, scaled to
     `facts["side"]`, and of that the middle `size` pixels. Their labels are all 0."""
-    images = ImageFiles(
-        [str(path) for path in files], facts.get("side", size), top=facts.get("top")
-    )
+    how = dict(top=facts.get("top"), resample=facts.get("resample", "bilinear"))
+    images = ImageFiles([str(path) for path in files], facts.get("side", size), **how)
     blank = torch.zeros(len(files), dtype=torch.int64)
     return ImageSet("test", Streamed(images, 0, dev), blank, facts, dev, size)
 

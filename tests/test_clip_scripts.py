@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import torchrun
 from helpers import weights
 from PIL import Image
+from processes import device_args
 
 from clip import claims, evaluation, predict, prompts, sample, train
 from clip.contrast import contrastive_loss
@@ -477,6 +478,38 @@ def test_samples_of_published_weights(capsys, refused):
     odds = dict(zip(("the dog", "a cat"), logits.softmax(1)[0].tolist(), strict=True))
     assert dict(found["grey.png"]) == pytest.approx(odds, abs=1e-4)
     assert "no test images of its own" in refused(sample.main, ["--weights", "theirs"])
+
+
+def test_images_for_published_weights_are_read_as_published(tmp_path):
+    """As transformers' CLIPImageProcessor reads them, bicubically; to a step of 8-bit values."""
+    from transformers import CLIPImageProcessor
+
+    from clip.published import INPUTS, read_inputs
+    from common.classify import images_of
+
+    numbers = torch.Generator().manual_seed(0)
+    coarse = torch.rand(3, 12, 12, generator=numbers)[None]
+    pixels = F.interpolate(coarse, (90, 90), mode="nearest")[0]
+    image = Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy())
+    image.save("square.png")
+    kwargs = dict(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    read, dev = CLIPImageProcessor(**kwargs), Device(device_args())
+    theirs = read(image, return_tensors="pt")["pixel_values"]
+
+    def ours(inputs):
+        files = images_of([Path("square.png")], {**inputs, "side": 32}, 32, dev)
+        return files.examples(torch.tensor([0]))[0]
+
+    step = 1 / 255 / min(INPUTS["std"])
+    assert (ours(INPUTS) - theirs).abs().max() < 1.01 * step
+    assert (ours({**INPUTS, "resample": "bilinear"}) - theirs).abs().max() > 5 * step
+    read.save_pretrained("theirs")
+    known = read_inputs({"preprocessor_config.json": Path("theirs", "preprocessor_config.json")})
+    assert known == INPUTS
+    assert read_inputs({}) == INPUTS
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}))
+    assert read_inputs({"preprocessor_config.json": file})["resample"] == "bilinear"
 
 
 def test_bad_flags_of_samples(trained, refused):

@@ -303,15 +303,18 @@ def load_captions(
     """The training, validation (None without --val) and test part of `--data`.
 
     Images become 3 x `size` x `size`, cut to a square, then scaled. `inputs` are the `mean` and
-    `std` to normalise with, if not those of the training part. `window` (see `common.data.augment`)
-    is for image files: what it cuts is trained on, and evaluation takes the middle of the square of
-    8/7 of `size` that is kept. `readers` may know more data sets than those here.
+    `std` to normalise with, if not those of the training part, and perhaps how to `resample`.
+    `window` (see `common.data.augment`) is for image files: what it cuts is trained on, and
+    evaluation takes the middle of the square of 8/7 of `size` that is kept. `readers` may know more
+    data sets than those here.
     """
     source = open_source(args, dev, readers)
     is_files = isinstance(source.parts["train"].pixels, ImageFiles)
     window = window if is_files else None
     side = -(-size * 8 // 7) if window else size
     facts, notes = {"side": side}, [source.note]
+    if inputs and "resample" in inputs:
+        facts["resample"] = inputs["resample"]
     if source.classes:
         facts["classes"] = source.classes
     if is_files:
@@ -324,7 +327,8 @@ def load_captions(
     sets = {}
     for part, content in source.parts.items():
         if is_files:
-            settings = (side, 3, 0, window, size, facts["top"])
+            resample = facts.get("resample", "bilinear")
+            settings = (side, 3, 0, window, size, facts["top"], resample)
             files = ImageFiles(content.pixels.paths, *settings)
             held = read_or_stream(files, stream, args.workers, dev)
         else:

@@ -33,7 +33,8 @@ class ImageFiles(torch.utils.data.Dataset):
 
     `files[i]` is the middle of an image, cut to a square of `size` pixels, with `pad` black ones
     around. `files[i, numbers]` is what `window` cuts from it (see `common.data.augment`), scaled
-    to `cut` pixels. `top` is what white is in images of more than 8 bits.
+    to `cut` pixels. `top` is what white is in images of more than 8 bits. `resample` is how pixels
+    are scaled, "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class ImageFiles(torch.utils.data.Dataset):
         window: Callable | None = None,
         cut: int = 0,
         top: float | None = None,
+        resample: str = "bilinear",
     ):
+        self.resample = Image.Resampling[resample.upper()]
         self.paths, self.size, self.channels, self.pad = list(paths), size, channels, pad
         self.window, self.cut, self.top = window, cut, top
 
@@ -60,13 +63,13 @@ class ImageFiles(torch.utils.data.Dataset):
         except UNREADABLE as error:
             return f"{self.paths[index]} is not a readable image ({error})"
         if numbers is None:
-            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
+            image = ImageOps.fit(image, (self.size, self.size), self.resample)
         else:
             height, width = torch.tensor([[image.height], [image.width]])
             window = self.window(torch.tensor([numbers]), height, width)[0].tolist()
             left, top, across, down, mirrored = window
             box = (left, top, min(left + across, image.width), min(top + down, image.height))
-            image = image.resize((self.cut, self.cut), Image.Resampling.BILINEAR, box)
+            image = image.resize((self.cut, self.cut), self.resample, box)
             image = ImageOps.mirror(image) if mirrored else image
         pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1)
         return F.pad(pixels.permute(2, 0, 1), [self.pad] * 4)
@@ -75,7 +78,7 @@ class ImageFiles(torch.utils.data.Dataset):
         """The files at `indices`, to be read alike."""
         paths = [self.paths[i] for i in indices.tolist()]
         settings = self.size, self.channels, self.pad, self.window, self.cut, self.top
-        return type(self)(paths, *settings)
+        return type(self)(paths, *settings, self.resample.name)
 
 
 def find_images(inputs: Iterable[Path]) -> list[Path]:
