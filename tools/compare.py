@@ -245,10 +245,10 @@ def draw(table: dict[str, dict], path: Path) -> None:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axis, key in zip(panels, ("parameters", "multiply_adds"), strict=True):
-        for name, row in table.items():
-            deviation = row["std"] * 100
-            mean = row["mean"] * 100
-            axis.errorbar(row[key], mean, deviation, fmt="o", capsize=3, label=name)
+        for number, (name, row) in enumerate(table.items()):
+            mark = "os^D"[number // 10 % 4]  # there are ten colours
+            mean, deviation = row["mean"] * 100, row["std"] * 100
+            axis.errorbar(row[key], mean, deviation, fmt=mark, capsize=3, label=name)
         axis.set_xscale("log")
         axis.set_xlabel(key.replace("_", "-"))
         axis.margins(0.2)
