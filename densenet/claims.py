@@ -1,6 +1,6 @@
 """The claims of densenet/README.md as experiments.
 
-    python densenet/claims.py parameters --data-dir PATH                 # CIFAR-10
+    python densenet/claims.py parameters --epochs 8 --data-dir PATH      # CIFAR-10
     python densenet/claims.py reuse --data-dir PATH
     python densenet/claims.py reuse --data shapes --epochs 1 --seeds 0   # to see how it works
 
@@ -8,7 +8,8 @@ parameters: for the same error a DenseNet-BC needs fewer parameters than a resid
 (Fig. 3): three of each, 70,000 to 850,000 parameters, trained alike by the scripts of both folders.
 reuse: layers draw on features of all ages (Fig. 5): the mean size of the weights that lead from
 each layer to each later one, in the three blocks of a trained `densenet40`.
-Both take 15 epochs of images of 16 pixels, the same for all arms.
+Both take 15 epochs of images of 16 pixels, the same for all arms; the README's figures of
+`parameters` are of 8.
 """
 
 import argparse
