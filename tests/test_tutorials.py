@@ -14,7 +14,7 @@ from tools import tutorials
 
 LEFT = set()
 HERE = [folder for folder in MILESTONES if folder not in LEFT]
-FASTEST = {"mlp", "lenet"}  # run by default, where they are
+FASTEST = {"mlp", "rnn"}  # run by default, where they are
 
 
 def runs(folder):
@@ -80,12 +80,12 @@ def files_of(folder):
 
 
 @pytest.mark.parametrize("folder", [runs(folder) for folder in HERE])
-def test_it_runs(folder, tmp_path, monkeypatch):
-    """From the folder and, where that is a fast one, from the root; it writes nothing there."""
+def test_it_runs(folder):
+    """From the folder, and the fastest also from the root; it writes nothing there."""
     notebook, before = tutorials.read(folder), files_of(folder)
-    for place in (ROOT / folder, ROOT) if folder in FASTEST else (ROOT / folder,):
+    for place in (ROOT / folder, ROOT) if folder == "mlp" else (ROOT / folder,):
         made = tutorials.tidy(tutorials.execute(notebook, folder, place))
-        assert not tutorials.complaints(made, folder)
+        assert not tutorials.complaints(made, folder, ran=True)
     assert files_of(folder) == before
 
 

@@ -111,7 +111,7 @@ def execute(notebook: dict[str, Any], folder: str, place: Path | None = None) ->
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     with tempfile.TemporaryDirectory() as settings:
-        own = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": settings, "MPLCONFIGDIR": settings}
+        own = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": settings}
         own |= {"PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
         client = NotebookClient(
             nbformat.from_dict(notebook),
