@@ -36,6 +36,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def open_model(args: argparse.Namespace) -> tuple[UNet, cli.Flags, dict, Device, Path]:
+    """The trained network, the flags of its training, facts of its data, a device, and the folder
+    for what is made."""
+    checkpoint, flags, dev, out = open_run(args, "unet", MODELS)
+    facts = checkpoint["dataset"]
+    model = build(flags, facts)
+    model.load_state_dict(checkpoint["model"])
+    model.to(dev.device, memory_format=torch.channels_last).eval()
+    return model, flags, facts, dev, out
+
+
 @torch.inference_mode()
 def classes_of(
     model: UNet, image: Tensor, facts: dict, dev: Device, tile: int, views: int
@@ -79,11 +90,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Segments the inputs, or test images; returns each file's shares and parts by class."""
     args = parse_args(argv)
     files = find_images(args.inputs)
-    checkpoint, flags, dev, out = open_run(args, "unet", MODELS)
-    facts = checkpoint["dataset"]
-    model = build(flags, facts)
-    model.load_state_dict(checkpoint["model"])
-    model.to(dev.device, memory_format=torch.channels_last).eval()
+    model, flags, facts, dev, out = open_model(args)
     if not files:
         test = load_masks(flags, dev, flags.size)[2]
         make_folder(out, "predictions.jpg")
