@@ -1,0 +1,973 @@
+"""What a file that leaves this repository holds: for each kind of network what goes in, what comes
+out, and with what it is compared.
+
+A `Form` has the module that is traced. Loops are in it where they can be: detection with its
+suppression, writing the likeliest tokens, drawing images from noise. They are loops of the format
+(torch.while_loop), so that a file is as long for a thousand steps as for one.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._higher_order_ops import while_loop
+
+from common import decode
+from tools.trained import Trained
+
+MOST_ROWS = 1 << 16  # of a batch, and of what else may be of any length
+
+
+class Refused(Exception):
+    """Why a network can't be held by the formats that are traced."""
+
+
+@dataclass
+class Form:
+    """A module to trace, and what it takes.
+
+    `make(rows, length, draw)` makes inputs by name: `rows` in the batch, sequences of `length`;
+    `axes` names those of their dimensions that may have any size, with the largest. `truth(inputs)`
+    is what the checkpoint's own code answers, by default the module's. `note` says to a person
+    what goes in; `more` are facts for the file.
+    """
+
+    module: nn.Module
+    make: Callable[[int, int, torch.Generator], dict[str, Tensor]]
+    axes: dict[str, dict[int, tuple[str, int]]]
+    outputs: tuple[str, ...]
+    note: str
+    truth: Callable[[dict[str, Tensor]], tuple[Tensor, ...]] | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def answers(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the checkpoint answers, a tensor for each output."""
+        found = self.truth(inputs) if self.truth else self.module(*inputs.values())
+        return found if isinstance(found, tuple) else (found,)
+
+
+class Called(nn.Module):
+    """A module whose forward pass is `function(model, ...)`."""
+
+    def __init__(self, model: nn.Module, function: Callable):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the function returns."""
+        return self.function(self.model, *inputs)
+
+
+def batch(*others: str) -> dict[int, tuple[str, int]]:
+    """Axes of which the first is the batch, and the next ones have these names."""
+    return {i: (name, MOST_ROWS) for i, name in enumerate(("batch", *others))}
+
+
+# ---------------------------------------------------------------------- images
+
+
+def normalised(facts: dict, size: int) -> dict[str, Any]:
+    """What has to be known to prepare an image."""
+    channels = len(facts["mean"])
+    return dict(size=size, channels=channels, range="0 to 1, before mean and std", layout="NCHW")
+
+
+def image_note(more: dict, facts: dict) -> str:
+    """How an image is prepared, in words."""
+    colour = "RGB" if more["channels"] == 3 else "grey"
+    side = facts.get("side") or more["size"]
+    return (f"images (batch, {more['channels']}, {more['size']}, {more['size']}), {colour}: the "
+            f"middle square scaled to {side} pixels, of it the middle {more['size']}; pixels from "
+            "0 to 1, minus mean, divided by std")  # fmt: skip
+
+
+def images(facts: dict, size: int) -> Callable:
+    """A maker of random images, as they are after mean and std."""
+    mean, std = (torch.tensor(facts[key]).view(-1, 1, 1) for key in ("mean", "std"))
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        pixels = torch.rand(rows, len(mean), size, size, generator=draw)
+        return {"images": (pixels - mean) / std}
+
+    return make
+
+
+def classifier(trained: Trained) -> Form:
+    """Images to the logits of classes."""
+    facts, size = trained.facts, trained.flags.size
+    more = normalised(facts, size)
+    note = image_note(more, facts)
+    return Form(trained.model, images(facts, size), {"images": batch()}, ("logits",), note, None,
+                more)  # fmt: skip
+
+
+def lenet(trained: Trained) -> Form:
+    """Digits of 28 pixels with 2 of background around them."""
+    more = normalised(trained.facts, 32) | {"pad": 2}
+    note = ("images (batch, 1, 32, 32), grey, light ink on dark: 28 pixels, and 2 of black on each "
+            "side; pixels from 0 to 1, minus mean, divided by std")  # fmt: skip
+    make = images(trained.facts, 32)
+    return Form(trained.model, make, {"images": batch()}, ("logits",), note, None, more)
+
+
+def unet(trained: Trained) -> Form:
+    """Images whose sides the network can halve to logits of each pixel's class."""
+    facts, model = trained.facts, trained.model
+    valid = model.padding == "valid"
+    size = 188 if valid else max(16, trained.flags.size // 16 * 16)
+    facts = facts | {key: facts.get(key, [v] * facts["channels"])
+                     for key, v in (("mean", 0.0), ("std", 1.0))}  # fmt: skip
+    more = normalised(facts, size) | {"margin": model.context}
+    more["range"] = "0 to 1, then by mean and std (or each image by its own)"
+    note = (f"images (batch, {facts['channels']}, {size}, {size}); the logits (batch, class, row, "
+            f"column) are of the pixels {model.context} from each side: mirror so many around an "
+            "image")  # fmt: skip
+    return Form(model, images(facts, size), {"images": batch()}, ("logits",), note, None, more)
+
+
+class Detector(nn.Module):
+    """YOLO's candidates, and those that are left of them by non-maximal suppression.
+
+    Boxes are shares of the image: left, top, right, bottom. What is left stands first, the surest
+    before the others; what fills up the rest has a score of 0.
+    """
+
+    def __init__(self, model: nn.Module, decoded: Callable, predictors: int, most: int = 100):
+        super().__init__()
+        self.model, self.decoded = model, decoded
+        self.predictors, self.most, self.overlap = predictors, most, 0.5
+
+    def forward(self, pixels: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, S, S) and the least score that counts (1,)."""
+        candidates, scores = self.decoded(self.model(pixels), self.predictors)  # (B, N, 4 and K)
+        classes = scores.shape[2]
+        count = min(1000, scores.shape[1] * classes)
+        chosen, order = scores.flatten(1).topk(count)  # (B, P)
+        box = candidates.gather(1, (order // classes)[:, :, None].expand(-1, -1, 4))
+        label = order % classes
+        corner = torch.maximum(box[:, :, None, :2], box[:, None, :, :2])
+        shared = (torch.minimum(box[:, :, None, 2:], box[:, None, :, 2:]) - corner).clamp(min=0)
+        shared = shared[..., 0] * shared[..., 1]  # (B, P, P)
+        area = (box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1])
+        overlap = shared / (area[:, :, None] + area[:, None] - shared)
+        places = torch.arange(count)
+        rival = (overlap > self.overlap) & (label[:, :, None] == label[:, None])
+        rival = (rival & (places[:, None] < places)).long()  # (B, P, P): rows beat columns
+
+        def more(number: Tensor, kept: Tensor) -> Tensor:
+            return number < count
+
+        def suppress(number: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+            row = rival.index_select(1, number[None])[:, 0]
+            alive = kept.index_select(1, number[None])
+            return number + 1, kept * (1 - alive * row)
+
+        begin = torch.zeros((), dtype=torch.int64), (chosen > threshold).long()
+        _, kept = while_loop(more, suppress, begin)
+        best = chosen * kept
+        score, first = best.topk(min(self.most, count))
+        found = box.gather(1, first[:, :, None].expand(-1, -1, 4)), label.gather(1, first)
+        return found[0], score, found[1], (score > 0).long().sum(1), candidates, scores
+
+
+def yolo(trained: Trained) -> Form:
+    """Images to boxes, with suppression."""
+    from common.detection import suppress
+    from yolo.model import decode as decoded
+
+    facts, flags, size = trained.facts, trained.flags, trained.flags.size
+    make, model = images(facts, size), trained.model
+    module = Detector(model, decoded, flags.boxes)
+
+    def inputs(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        pixels = make(rows, length, draw)["images"]
+        scores = decoded(model(pixels), flags.boxes)[1]
+        return {"images": pixels, "threshold": scores.median()[None]}  # so that half of them count
+
+    def truth(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        boxes, scores = decoded(model(given["images"]), flags.boxes)
+        rows = []
+        for box, score in zip(boxes, scores, strict=True):
+            found = suppress(box, score, float(given["threshold"]), module.overlap, module.most)
+            rest = min(module.most, score.numel()) - len(found.scores)
+            rows.append([F.pad(part, [0, 0] * (part.dim() - 1) + [0, rest])
+                         for part in found] + [torch.tensor(len(found.scores))])  # fmt: skip
+        box, score, label, count = (torch.stack(part) for part in zip(*rows, strict=True))
+        return box, score, label, count, boxes, scores
+
+    more = normalised(facts, size) | {"resize": "squeezed, not cut"}
+    note = (f"images (batch, 3, {size}, {size}), squeezed to that; pixels from 0 to 1, minus mean, "
+            "divided by std; threshold (1,): the least score, 0.2 in sample.py. boxes are left, "
+            "top, right, bottom in shares of the image; the first `count` of each image are "
+            "found")  # fmt: skip
+    axes = {"images": batch(), "threshold": {}}
+    outputs = ("boxes", "scores", "labels", "count", "candidates", "candidate_scores")
+    return Form(module, inputs, axes, outputs, note, truth, more)
+
+
+# ---------------------------------------------------------------------- rows, words, graphs
+
+
+def mlp(trained: Trained) -> Form:
+    """Rows of a table as they are encoded, images, or questions."""
+    model, facts, flags = trained.model, trained.facts, trained.flags
+    if "in_features" not in facts and "mean" in facts:
+        more = normalised(facts, 28)
+        note = "images (batch, 1, 28, 28), light ink on dark; " + image_note(more, facts)[-60:]
+        return Form(model, images(facts, 28), {"images": batch()}, ("logits",), note, None, more)
+    worlds = {"symmetry": 6, "family_trees": 36}
+    width = facts.get("in_features") or worlds[flags.model]
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        return {"rows": torch.randn(rows, width, generator=draw)}
+
+    note = f"rows (batch, {width}): the columns one after another as `columns` says: numbers minus \
+mean, divided by std; categories one-hot; with `missing` one more that is 1 for an empty cell"
+    if not facts.get("columns"):
+        note = f"rows (batch, {width}) of zeros and ones"
+    return Form(model, make, {"rows": batch()}, ("outputs",), note)
+
+
+def whole(low: int, high: int) -> Callable:
+    """A maker of whole numbers (rows, length)."""
+
+    def make(rows: int, length: int, draw: torch.Generator) -> Tensor:
+        return torch.randint(low, high, (rows, length), generator=draw)
+
+    return make
+
+
+def rnn(trained: Trained) -> Form:
+    """Sequences to what comes next, to a class, to a forecast."""
+    model, facts = trained.model, trained.facts
+    task = facts["task"]
+    if task == "text":
+        return writing_rnn(trained)
+    if task == "sentences":
+        some, note = whole(1, facts["vocab_size"]), "tokens (batch, length), 0 behind the end"
+    else:
+        width = model.rnn.input_size
+
+        def some(rows: int, length: int, draw: torch.Generator) -> Tensor:
+            return torch.randn(rows, length, width, generator=draw)
+
+        note = f"steps (batch, length, {width}), " + (
+            "scaled by mean and std" if task == "series" else "as in training")
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        lengths = torch.randint(1, length + 1, (rows,), generator=draw)
+        lengths[0] = length
+        return {"inputs": some(rows, length, draw), "lengths": lengths}
+
+    module = Called(model, lambda net, inputs, lengths: net(inputs, lengths)[0])
+    axes = {"inputs": batch("length"), "lengths": batch()}
+    name = "logits" if "classes" in facts else "forecast"
+    return Form(module, make, axes, (name,), f"inputs: {note}; lengths (batch,)")
+
+
+def gnn(trained: Trained) -> Form:
+    """Nodes with edges, of one graph or of many side by side."""
+    model, channels = trained.model, trained.facts["channels"]
+    graphs = trained.facts["task"] == "graphs"
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        nodes = length * rows
+        first = torch.randint(nodes, (3 * nodes,), generator=draw)
+        second = first // length * length + torch.randint(length, (3 * nodes,), generator=draw)
+        features = torch.rand(nodes, channels, generator=draw)
+        made = {"features": features, "edges": torch.stack([first, second])}
+        return made | ({"sizes": torch.full((rows,), length)} if graphs else {})
+
+    axes = {"features": {0: ("nodes", MOST_ROWS)}, "edges": {1: ("edges", 1 << 20)}}
+    if not graphs:
+        note = "features (nodes, channel); edges (2, edges), int64: from, to"
+        return Form(model, make, axes, ("logits",), note)
+
+    def run(net: nn.Module, features: Tensor, edges: Tensor, sizes: Tensor) -> Tensor:
+        places = torch.arange(features.shape[0])[:, None]
+        return net(features, edges, (places >= sizes.cumsum(0)).sum(1), sizes.shape[0])
+
+    axes["sizes"] = batch()
+    note = "features (nodes, channel); edges (2, edges): from, to; sizes (batch,): each graph's \
+nodes, which lie one after another"
+    return Form(Called(model, run), make, axes, ("logits",), note)
+
+
+def bert(trained: Trained) -> Form:
+    """Sentences to a class, or hidden words to what they were."""
+    model, facts = trained.model, trained.facts
+    tokens, most = whole(0, model_size(facts)), facts["network"]["context"] or 512
+    pad = facts["network"].get("pad", 0)
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        some = tokens(rows, length, draw)
+        some = torch.where(some == pad, (pad + 1) % model_size(facts), some)
+        some[1:, length // 2 + 1 :] = pad  # rows of unequal length
+        segments = torch.zeros_like(some)
+        return {"tokens": some, "segments": segments}
+
+    rows = {0: ("batch", MOST_ROWS), 1: ("length", most)}
+    axes = {"tokens": rows, "segments": rows}
+    note = f"tokens (batch, length), {pad} behind the end; segments (batch, length), 0 and 1"
+    if "metrics" in facts:
+        return Form(model, make, axes, ("logits",), note)
+
+    def fill(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        return make(rows, length, draw) | {"places": torch.arange(rows) * length}
+
+    module = Called(model, lambda net, tokens, segments, places: net.fill(tokens, places, segments))
+    axes["places"] = {0: ("hidden", MOST_ROWS)}
+    note += "; places (hidden,): where words are hidden, counted through all rows"
+    return Form(module, fill, axes, ("logits",), note)
+
+
+def model_size(facts: dict) -> int:
+    """The tokens of a network."""
+    return facts["network"]["vocab_size"]
+
+
+# ---------------------------------------------------------------------- loops that write
+
+
+class Greedy(nn.Module):
+    """Writes the likeliest token, step by step, until all rows have ended or there are `most`.
+
+    A network says in `begin(*inputs)` what stays as it is and what moves, of which the logits (B,
+    V) of the first token come first; in `step(new, number, written, stays, moves)` what has moved
+    after the tokens `new` (B,). Answers what is written (B, most), `end` behind the end, and its
+    log-probability (B,). Tokens of `never` aren't written.
+    """
+
+    def __init__(self, model: nn.Module, most: int, end: int, size: int, never: tuple = ()):
+        super().__init__()
+        self.model, self.most, self.end = model, most, end
+        self.never = tuple(never)
+        bans = torch.zeros(size)
+        bans[list(never)] = -torch.inf
+        self.register_buffer("bans", bans)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens written (B, most) and their log-probabilities (B,)."""
+        stays, moves = self.begin(*inputs)
+        rows, places = moves[0].shape[0], torch.arange(self.most)
+
+        def go_on(number: Tensor, done: Tensor, *_: Tensor) -> Tensor:
+            return (number < self.most) & (done.sum() < rows)
+
+        def write(number, done, score, written, *moves):
+            odds = (moves[0] + self.bans).log_softmax(1)
+            best, new = odds.max(1)
+            new = torch.where(done > 0, self.end, new)
+            score = score + best * (1 - done)
+            written = torch.where(places == number, new[:, None], written)
+            done = torch.maximum(done, (new == self.end).long())
+            return number + 1, done, score, written, *self.step(new, number, written, stays, moves)
+
+        zero = torch.zeros(rows, dtype=torch.int64)
+        written = torch.full((rows, self.most), self.end)
+        begin = torch.zeros((), dtype=torch.int64), zero, torch.zeros(rows), written, *moves
+        _, _, score, written, *_ = while_loop(go_on, write, begin)
+        return written, score
+
+    def truth(self, found: list[list[int]], logits: Callable[[Tensor], Tensor]) -> tuple:
+        """What the checkpoint's own search wrote, and its log-probability: `logits(written)` are
+        (B, most, V) where the tokens before are those."""
+        rows = [F.pad(torch.tensor(row, dtype=torch.int64), (0, self.most - len(row)), value=self.end)
+                for row in found]  # fmt: skip
+        written = torch.stack(rows)
+        odds = (logits(written) + self.bans).log_softmax(2)
+        each = odds.gather(2, written.clamp(min=0)[:, :, None])[:, :, 0]
+        counts = torch.tensor([min(len(row) + (self.end >= 0), self.most) for row in found])
+        return written, (each * (torch.arange(self.most) < counts[:, None])).sum(1)
+
+    def banned(self, step: Callable) -> Callable:
+        """A step of common/decode.py that never writes what may not be."""
+
+        def without(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+            logits, state = step(tokens, state)
+            return logits.float() + self.bans, state
+
+        return without
+
+
+class GreedyGPT(Greedy):
+    """A prompt (B, T), which is read anew at each step with what was written."""
+
+    def begin(self, prompt: Tensor) -> tuple[tuple, tuple]:
+        """The prompt stays."""
+        return (prompt,), (self.after(prompt, prompt.shape[1] - 1),)
+
+    def after(self, tokens: Tensor, place: Any) -> Tensor:
+        """The logits of what follows a place."""
+        x = self.model.features(tokens)
+        place = place[None] if isinstance(place, Tensor) else torch.tensor([place])
+        return F.linear(x.index_select(1, place)[:, 0], self.model.wte.weight)
+
+    def step(self, new, number, written, stays, moves):
+        """Logits of the next."""
+        (prompt,) = stays
+        return (self.after(torch.cat([prompt, written.clamp(min=0)], 1), prompt.shape[1] + number),)
+
+
+def gpt(trained: Trained, most: int | None = None) -> Form:
+    """A text's beginning to what follows, or sentences to classes."""
+    model, facts = trained.model, trained.facts
+    size = model_size(facts)
+    tokens = whole(0, size)
+    if "classes" in facts:
+
+        def sentences(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+            lengths = torch.randint(1, length + 1, (rows,), generator=draw)
+            return {"tokens": tokens(rows, length, draw), "lengths": lengths}
+
+        axes = {"tokens": {0: ("batch", MOST_ROWS), 1: ("length", facts["network"]["context"])},
+                "lengths": batch()}  # fmt: skip
+        module = Called(model, lambda net, tokens, lengths: net(tokens, lengths)[0])
+        note = (f"tokens (batch, length): {size - 2}, those of the text, {size - 1}, any behind; "
+                "lengths (batch,)")  # fmt: skip
+        return Form(module, sentences, axes, ("logits",), note)
+    from common.data.corpora import Vocabulary
+
+    vocabulary = Vocabulary(facts)
+    known = vocabulary.tokenizer.get_vocab_size() if vocabulary.tokenizer else size
+    never = (*vocabulary.never, *range(known, size))
+    end = -1 if vocabulary.end is None else vocabulary.end
+    most = checked(most, min(64, model.context // 2), model.context - 1)
+    loop = GreedyGPT(model, most, end, size, never)
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        return {"tokens": tokens(rows, min(length, model.context - most), draw)}
+
+    def truth(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        prompt = given["tokens"]
+        found = decode.generate(
+            loop.banned(model.step), model.new_cache(), prompt, most, None if end < 0 else end)
+        before = prompt.shape[1] - 1
+
+        def logits(written: Tensor) -> Tensor:
+            return model(torch.cat([prompt, written.clamp(min=0)], 1)[:, :-1])[:, before:]
+
+        return *loop.truth(found, logits), model(prompt)
+
+    def run(loop: Greedy, prompt: Tensor) -> tuple[Tensor, ...]:
+        return *loop(prompt), loop.model(prompt)
+
+    axes = {"tokens": {0: ("batch", MOST_ROWS), 1: ("length", model.context - most)}}
+    note = (f"tokens (batch, length) of the beginnings, of one length, at most "
+            f"{model.context - most}; written are {most} more, the likeliest, and their "
+            "log-probability; logits (batch, length, token) of what follows each token")  # fmt: skip
+    outputs = ("written", "log_probability", "logits")
+    return Form(Called(loop, run), make, axes, outputs, note, truth, {"end": end, "most": most})
+
+
+def checked(most: int | None, usual: int, limit: int) -> int:
+    """How many tokens a loop writes."""
+    if most is not None and not 1 <= most <= limit:
+        raise Refused(f"--length {most}: the network writes 1 to {limit} tokens")
+    return most or max(1, min(usual, limit))
+
+
+class GreedyRNN(Greedy):
+    """A prompt (B, T), and the state that it leaves."""
+
+    def begin(self, prompt: Tensor) -> tuple[tuple, tuple]:
+        """The state moves."""
+        logits, state = self.model(prompt)
+        return (), (logits[:, -1].contiguous(), *state)
+
+    def step(self, new, number, written, stays, moves):
+        """One token more."""
+        logits, state = self.model(new.clamp(min=0)[:, None], None, tuple(moves[1:]))
+        return (logits[:, -1].contiguous(), *state)
+
+
+def writing_rnn(trained: Trained, most: int | None = None) -> Form:
+    """A text's beginning to what follows."""
+    from common.data.corpora import Vocabulary
+
+    model, facts = trained.model, trained.facts
+    vocabulary, size = Vocabulary(facts), facts["vocab_size"]
+    loop, tokens = GreedyRNN(model, most or 64, -1, size, vocabulary.never), whole(0, size)
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        return {"tokens": tokens(rows, length, draw)}
+
+    def truth(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        never = tuple(vocabulary.never)
+        found = [list(model.generate(row, loop.most, 0.0, never)) for row in given["tokens"]]
+        before = given["tokens"].shape[1] - 1
+
+        def logits(written: Tensor) -> Tensor:
+            return model(torch.cat([given["tokens"], written], 1)[:, :-1])[0][:, before:]
+
+        return *loop.truth(found, logits), model(given["tokens"])[0]
+
+    def run(loop: Greedy, prompt: Tensor) -> tuple[Tensor, ...]:
+        return *loop(prompt), loop.model(prompt)[0]
+
+    note = f"tokens (batch, length) of the beginnings; written are {loop.most} more, the likeliest"
+    outputs = ("written", "log_probability", "logits")
+    return Form(Called(loop, run), make, {"tokens": batch("length")}, outputs, note, truth,
+                {"most": loop.most})  # fmt: skip
+
+
+class GreedyTransformer(Greedy):
+    """A source (B, S), which an encoder reads once; the target is read anew at each step."""
+
+    start = 1
+
+    def encode(self, source: Tensor) -> tuple:
+        """The memory and its mask."""
+        return self.model.encode(source)
+
+    def answer(self, x: Tensor) -> Tensor:
+        """Features to logits."""
+        return F.linear(x, self.model.embedding.weight)
+
+    def begin(self, source: Tensor) -> tuple[tuple, tuple]:
+        """The memory stays."""
+        stays = self.encode(source)
+        first = torch.full_like(source[:, :1], self.start)
+        return stays, (self.answer(self.model.decode(first, *stays)[:, -1]),)
+
+    def step(self, new, number, written, stays, moves):
+        """Logits of the next: position 0 has the start, token n stands at n + 1."""
+        target = F.pad(written, (1, 0), value=self.start)
+        x = self.model.decode(target, *stays).index_select(1, (number + 1)[None])
+        return (self.answer(x[:, 0]),)
+
+
+class GreedyT5(GreedyTransformer):
+    """The same with T5's ends of a text, and its last layer."""
+
+    start = 0
+
+    def answer(self, x: Tensor) -> Tensor:
+        """Features to logits."""
+        return self.model.logits(x)
+
+
+class GreedySeq2Seq(Greedy):
+    """A source (B, S), and a state that changes from token to token."""
+
+    def split(self, state: tuple, new: tuple) -> list[bool]:
+        """Which parts of a state move."""
+        return [old is not there for old, there in zip(state, new, strict=True)]
+
+    def begin(self, source: Tensor) -> tuple[tuple, tuple]:
+        """What a step leaves as it is stays."""
+        state = self.model.encode(source)
+        self.kind = type(state)
+        logits, new = self.model.step(torch.full_like(source[:, 0], 1), state)
+        self.moving = self.split(state, new)
+        stays = [part for part, moves in zip(new, self.moving, strict=True) if not moves]
+        moves = [p.contiguous() for p, moves in zip(new, self.moving, strict=True) if moves]
+        return tuple(stays), (logits.contiguous(), *moves)
+
+    def step(self, new, number, written, stays, moves):
+        """One token more."""
+        stay, move = iter(stays), iter(moves[1:])
+        state = self.kind(*(next(move) if moving else next(stay) for moving in self.moving))
+        logits, state = self.model.step(new, state)
+        parts = zip(state, self.moving, strict=True)
+        return (logits.contiguous(), *(part.contiguous() for part, moving in parts if moving))
+
+
+def translation(trained: Trained, most: int | None, kind: type[Greedy], steps: Callable) -> Form:
+    """A source text to the likeliest target: `steps(source)` are step, state and first tokens of
+    common/decode.py."""
+    model, facts = trained.model, trained.facts
+    words = json.loads(facts["tokenizer"])["model"]["vocab"]
+    size = len(words)
+    usual = min(facts["longest"] * 5 // 4, 100)
+    loop = kind(model, checked(most, usual, trained.flags.max_length - 1), 2, size)
+    tokens = whole(4, size)
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        source = tokens(rows, length, draw)
+        source[:, -1] = 2
+        source[1:, length // 2 + 1 :] = 0  # sentences of unequal length
+        return {"source": source}
+
+    def truth(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        source = given["source"]
+        step, state, first = steps(model, source)
+        found = decode.generate(loop.banned(step), state, first, loop.most, loop.end)
+        return loop.truth(found, lambda written: model(source, torch.cat([first, written], 1)[:, :-1]))
+
+    axes = {"source": {0: ("batch", MOST_ROWS), 1: ("length", trained.flags.max_length)}}
+    note = (f"source (batch, length): a sentence's tokens and 2, its end, 0 behind it; written are "
+            f"at most {loop.most}, the likeliest one by one, 2 from the end on")  # fmt: skip
+    more = {"pad": 0, "start": 1, "end": 2, "most": loop.most}
+    return Form(loop, make, axes, ("written", "log_probability"), note, truth, more)
+
+
+def transformer(trained: Trained, most: int | None = None) -> Form:
+    """A sentence to its translation."""
+    from transformer.decoding import Decoding, step
+
+    def steps(model: nn.Module, source: Tensor) -> tuple:
+        return step, Decoding(model, source), torch.full_like(source[:, :1], 1)
+
+    return translation(trained, most, GreedyTransformer, steps)
+
+
+def seq2seq(trained: Trained, most: int | None = None) -> Form:
+    """A sentence to its translation."""
+    from seq2seq.decoding import begin
+
+    return translation(trained, most, GreedySeq2Seq, begin)
+
+
+def t5(trained: Trained, most: int | None = None) -> Form:
+    """A text with its prefix to the answer."""
+    from t5.decoding import Decoding, step
+    from t5.model import END, PAD, START, T5
+    from t5.vocabulary import Vocabulary
+
+    model, facts = trained.model, trained.facts
+    if not isinstance(model, T5):
+        raise Refused(f"{trained.flags.model} moves each source to the right by its length, which "
+                      "is not traced")  # fmt: skip
+    known, size = Vocabulary(facts).known, model.sizes.vocab_size
+    usual = min(facts["longest"] * 5 // 4 + 1 if "longest" in facts else 64, 100)
+    loop = GreedyT5(model, checked(most, usual, 512), END, size, (PAD, *range(known, size)))
+    tokens = whole(2, known)
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        source = tokens(rows, length, draw)
+        source[:, -1] = END
+        source[1:, length // 2 + 1 :] = PAD
+        return {"source": source}
+
+    def truth(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        source = given["source"]
+        first = torch.full_like(source[:, :1], START)
+        state = Decoding(model, source, known=known)
+        found = decode.generate(loop.banned(step), state, first, loop.most, END)
+        return loop.truth(found, lambda written: model(source, torch.cat([first, written], 1)[:, :-1]))
+
+    axes = {"source": batch("length")}
+    note = (f"source (batch, length): the text's tokens and {END}, its end, {PAD} behind it; "
+            f"written are at most {loop.most}, the likeliest one by one")  # fmt: skip
+    more = {"pad": PAD, "end": END, "most": loop.most}
+    return Form(loop, make, axes, ("written", "log_probability"), note, truth, more)
+
+
+# ---------------------------------------------------------------------- images and text, generators
+
+
+def clip(trained: Trained) -> Form:
+    """Images and texts, so many of each, to their features and all products of these."""
+    model, facts = trained.model, trained.facts
+    make = images(facts, model.image_size)
+    more = normalised(facts, model.image_size)
+    note = image_note(more, facts)
+    if not hasattr(model, "token_embedding"):
+        return Form(model, make, {"images": batch()}, ("scores",), note, None, more)
+    size = facts["network"]["vocab_size"]
+
+    def inputs(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        some = whole(0, size)(rows + 1, length, draw)
+        some[:, -1] = model.end_token
+        return {"images": make(rows, length, draw)["images"], "tokens": some}
+
+    def run(net: nn.Module, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        of_images, of_texts, scale = net(pixels, tokens)
+        return of_images, of_texts, scale * of_images @ of_texts.T
+
+    axes = {"images": batch()}
+    axes["tokens"] = {0: ("texts", MOST_ROWS), 1: ("length", model.context)}
+    note += (f"; tokens (texts, length), at most {model.context}, each text with "
+             f"{model.end_token}, its end")  # fmt: skip
+    outputs = ("image_features", "text_features", "logits")
+    return Form(Called(model, run), inputs, axes, outputs, note, None, more)
+
+
+class Denoising(nn.Module):
+    """DDPM's way from noise to images in few steps, without noise on the way (DDIM)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, steps = model, model.sample_steps
+        if steps == model.num_times:
+            raise Refused(f"the chain of {steps} steps draws noise at each, which no file repeats: "
+                          "train with --sample-steps 50, whose way has none")  # fmt: skip
+        visits = model.times_of(steps)
+        signal = torch.cat([model.signal, torch.ones(1)])  # of time -1: no noise is left
+        noise = torch.cat([model.noise, torch.zeros(1)])
+        for name, times in (("now", visits), ("then", [*visits[1:], -1])):
+            self.register_buffer(name, torch.tensor(times))
+            self.register_buffer(f"signal_{name}", signal[times])
+            self.register_buffer(f"noise_{name}", noise[times])
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Noise (B, D) to images (B, C, H, W)."""
+        steps = self.now.shape[0]
+
+        def more(number: Tensor, x: Tensor) -> Tensor:
+            return number < steps
+
+        def step(number: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            tables = self.signal_now, self.noise_now, self.signal_then, self.noise_then
+            signal, noise, then, strength = (t.index_select(0, number[None]) for t in tables)
+            times = self.now.index_select(0, number[None]).expand(x.shape[0])
+            _, clean = self.model.predict(x, times)
+            apart = (x - signal * clean) / noise
+            return number + 1, then * clean + strength * apart
+
+        begin = torch.zeros((), dtype=torch.int64), codes.reshape(-1, *self.model.shape).clone()
+        return self.model.to_pixels(while_loop(more, step, begin)[1])
+
+
+def generative(trained: Trained) -> Form:
+    """Codes, or noise, to images; and images to codes where they have some."""
+    model, facts = trained.model, trained.facts
+    codes = model.draw_codes(2).shape[1]
+    classes = getattr(model, "num_classes", 0)
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        made = {"codes": torch.randn(rows, codes, generator=draw)}
+        if classes:
+            made["labels"] = torch.randint(classes, (rows,), generator=draw)
+        return made
+
+    axes, note = {"codes": batch()}, f"codes (batch, {codes}), "
+    note += "standard normal" if model.prior or not model.infers else "as the encoder makes them"
+    if hasattr(model, "denoise"):
+        truth = lambda given: (model.from_codes(given["codes"]),)  # noqa: E731
+        more = {"steps": model.sample_steps}
+        return Form(Denoising(model), make, axes, ("images",), note, truth, more)
+    if hasattr(model, "generator"):
+        axes |= {"labels": batch()} if classes else {}
+        return Form(model.generator, make, axes, ("images",), note)
+    if hasattr(model, "undo"):
+        note += "; images before they are cut to 256 grey values"
+        module = Called(model, lambda net, z: net.undo(z).clamp(0, 1))
+        return Form(module, make, axes, ("images",), note)
+    name = "images"
+    if len(getattr(model, "shape", ())) == 1:
+        name = "points"
+        return Form(Called(model, lambda net, z: net.from_codes(z)), make, axes, (name,), note)
+    plain = facts | {"mean": [0.0] * len(facts["mean"]), "std": [1.0] * len(facts["std"])}
+    pixels = images(plain, trained.flags.size)
+
+    def both(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        return make(rows, length, draw) | pixels(rows + 1, length, draw)
+
+    def run(net: nn.Module, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return net.from_codes(z), net.to_codes(x)
+
+    axes["images"] = {0: ("images", MOST_ROWS)}
+    note += "; images (images, channel, row, column), from 0 to 1, to their codes"
+    more = normalised(plain, trained.flags.size)
+    return Form(Called(model, run), both, axes, ("decoded", "encoded"), note, None, more)
+
+
+class Drawing(nn.Module):
+    """DALL-E's codes one by one, each the likeliest after `noise` was added to its logits.
+
+    With Gumbel noise, -log(-log(u)), that is a draw from their softmax; with none the likeliest.
+    """
+
+    def __init__(self, model: nn.ModuleDict):
+        super().__init__()
+        self.dvae, self.stream = model["dvae"], model["stream"]
+
+    def forward(self, text: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (B, T) and noise (B, N, K) to codes (B, h, w) and images (B, 3, H, W)."""
+        layout = self.stream.layout
+        count, places = layout.height * layout.width, torch.arange(layout.height * layout.width)
+
+        def more(number: Tensor, codes: Tensor) -> Tensor:
+            return number < count
+
+        def draw(number: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+            grid = codes.unflatten(1, (layout.height, layout.width))
+            logits = self.stream(text, grid)[1] + noise
+            new = logits.index_select(1, number[None])[:, 0].argmax(1)
+            return number + 1, torch.where(places == number, new[:, None], codes)
+
+        begin = torch.zeros((), dtype=torch.int64), torch.zeros_like(noise[:, :, 0]).long()
+        codes = while_loop(more, draw, begin)[1].unflatten(1, (layout.height, layout.width))
+        return codes, self.dvae.decode(codes)
+
+
+def dalle(trained: Trained) -> Form:
+    """A caption and noise to an image; of a dVAE alone images to codes and back."""
+    model, facts, flags = trained.model, trained.facts, trained.flags
+    if "stream" not in model:
+        more = normalised(facts, flags.size)
+
+        def run(net: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor]:
+            logits = net["dvae"].logits(x)
+            return logits, net["dvae"].decode(logits.argmax(1))
+
+        note = image_note(more, facts) + "; codes are the largest logits (batch, code, row, column)"
+        make = images(facts, flags.size)
+        return Form(Called(model, run), make, {"images": batch()}, ("logits", "rebuilt"), note,
+                    None, more)  # fmt: skip
+    module, stream = Drawing(model), model["stream"]
+    count = stream.layout.height * stream.layout.width
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        text = whole(4, stream.text_vocab)(rows, stream.text_length, draw)
+        text[:, length % stream.text_length :] = -1
+        noise = torch.rand(rows, count, stream.num_codes, generator=draw)
+        return {"text": text, "noise": -(-noise.clamp(min=1e-6).log()).log()}
+
+    def truth(given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        def step(codes: Tensor, state: dict) -> tuple[Tensor, dict]:
+            logits, state = stream.step(codes, state)
+            return logits + given["noise"][:, codes.shape[1]], state
+
+        first = torch.zeros(len(given["text"]), 0, dtype=torch.int64)
+        begin = stream.begin(given["text"], cached=False)
+        rows = decode.generate(step, {**begin, "cache": None}, first, count)
+        codes = torch.tensor(rows).unflatten(1, (stream.layout.height, stream.layout.width))
+        return codes, model["dvae"].decode(codes)
+
+    axes = {"text": batch(), "noise": batch()}
+    note = (f"text (batch, {stream.text_length}): a caption's tokens, -1 behind them; noise "
+            f"(batch, {count}, {stream.num_codes}): -log(-log(u)) of uniform u draws from the "
+            "softmax, zeros take the likeliest; images from 0 to 1")  # fmt: skip
+    return Form(module, make, axes, ("codes", "images"), note, truth)
+
+
+class Latent(nn.Module):
+    """Latent diffusion's way from noise and a text to an image.
+
+    Each step of the sampler is a sum: what x, the network's answer and the last step's clean
+    latents are multiplied by is found by trying it on ones and zeros.
+    """
+
+    def __init__(self, model: nn.Module, sampler: str, steps: int, guidance: float):
+        super().__init__()
+        from latentdiffusion.schedulers import SAMPLERS
+
+        if sampler == "ddpm":
+            raise Refused("the sampler ddpm draws noise at each step, which no file repeats: draw "
+                          "with another, --sampler ddim, in training")  # fmt: skip
+        self.model, self.guidance = model, guidance
+        one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1)
+        rows, clean, times = [], [], []
+        way = SAMPLERS[sampler](model.schedule, steps)
+        for place in range(steps):
+            now, row, known = way.span(place)[0], [], []
+            for x, answer, before in ((one, zero, zero), (zero, one, zero), (zero, zero, one)):
+                if hasattr(way, "before"):
+                    there = way.log_ratio(way.span(place - 1)[0]) if place else None
+                    way.before = (before, there) if place else None
+                row.append(float(way.step(x.double(), answer.double(), place)))
+                known.append(float(model.schedule.split(x, answer, now)[0]))
+            rows.append(row)
+            clean.append(known)
+            times.append(now)
+        self.register_buffer("rows", torch.tensor(rows))
+        self.register_buffer("clean", torch.tensor(clean))
+        self.register_buffer("times", torch.tensor(times))
+
+    def forward(self, noise: Tensor, tokens: Tensor, without: Tensor) -> Tensor:
+        """Noise (B, C, h, w), texts (B, S) and what to lead away from (B, S) to images."""
+        steps = self.times.shape[0]
+        told = torch.cat([self.model.text(tokens), self.model.text(without)])
+
+        def more(number: Tensor, x: Tensor, before: Tensor) -> Tensor:
+            return number < steps
+
+        def step(number: Tensor, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            at = self.times.index_select(0, number[None]).expand(2 * x.shape[0])
+            asked, other = self.model.unet(torch.cat([x, x]), at, told).chunk(2)
+            answer = other + self.guidance * (asked - other)
+            a, b, c = self.rows.index_select(0, number[None])[0].unbind()
+            e, f, _ = self.clean.index_select(0, number[None])[0].unbind()
+            return number + 1, a * x + b * answer + c * before, e * x + f * answer
+
+        begin = torch.zeros((), dtype=torch.int64), noise.clone(), torch.zeros_like(noise)
+        z = while_loop(more, step, begin)[1]
+        images = self.model.autoencoder.decode(z / self.model.scale)
+        return ((images + 1) / 2).clamp(0, 1)
+
+
+def latentdiffusion(trained: Trained) -> Form:
+    """A text and noise to an image; of a first stage images to latents and back."""
+    model, flags = trained.model, trained.flags
+    if not hasattr(model, "unet"):
+        facts = trained.facts
+        more = normalised(facts, flags.size)
+
+        def rebuild(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+            z = net.mode(net.encode(x))
+            return z, net.decode(z)
+
+        note = image_note(more, facts) + "; rebuilt from -1 to 1"
+        make = images(facts, flags.size)
+        return Form(Called(model, rebuild), make, {"images": batch()}, ("latents", "rebuilt"), note,
+                    None, more)  # fmt: skip
+    module = Latent(model, flags.sampler, flags.sample_steps, flags.guidance)
+    side, channels = flags.size // model.autoencoder.factor, model.autoencoder.latent_channels
+    words, context = model.text.text_model.embeddings if hasattr(model.text, "text_model") else \
+        None, None
+    words, context = text_sizes(trained)
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        made = {"noise": torch.randn(rows, channels, side, side, generator=draw)}
+        for name in ("tokens", "without"):
+            made[name] = whole(0, words)(rows, context, draw)
+        return made
+
+    def truth(given: dict[str, Tensor]) -> tuple[Tensor]:
+        told = [model.text(given["tokens"]), model.text(given["without"])]
+        how = dict(steps=flags.sample_steps, guidance=flags.guidance, sampler=flags.sampler)
+        for made in model.denoise(given["noise"], told, **how):
+            z = made
+        return (model.to_pixels(z),)
+
+    axes = {name: batch() for name in ("noise", "tokens", "without")}
+    note = (f"noise (batch, {channels}, {side}, {side}), standard normal; tokens and without (batch, "
+            f"{context}): the text's, and that of no text, from which images are led away; images "
+            "from 0 to 1")  # fmt: skip
+    more = dict(sampler=flags.sampler, steps=flags.sample_steps, guidance=flags.guidance)
+    return Form(module, make, axes, ("images",), note, truth, more)
+
+
+def text_sizes(trained: Trained) -> tuple[int, int]:
+    """Words and places of the text encoder."""
+    text = trained.facts["network"]["text"]
+    return text["vocab_size"], text["context"]
+
+
+# ---------------------------------------------------------------------- by folder
+
+
+def maskrcnn(trained: Trained) -> Form:
+    """None: its loop is refused."""
+    raise Refused("its images have a size each, and how many proposals go on is decided by what is "
+                  "found in each: no batch of one shape holds that; --to safetensors has the "
+                  "weights")  # fmt: skip
+
+
+OWN = dict(
+    lenet=lenet, unet=unet, yolo=yolo, mlp=mlp, rnn=rnn, gnn=gnn, bert=bert, gpt=gpt, t5=t5,
+    transformer=transformer, seq2seq=seq2seq, clip=clip, generative=generative, dalle=dalle,
+    latentdiffusion=latentdiffusion, maskrcnn=maskrcnn,
+)  # fmt: skip
+
+
+def form_of(folder: str, trained: Trained, most: int | None = None) -> Form:
+    """The form of a folder's network; raises Refused where there is none.
+
+    `most` is how many tokens a loop writes; of a network that writes none it is refused.
+    """
+    make = OWN.get(folder, classifier)
+    writes = "most" in inspect.signature(make).parameters
+    if folder == "rnn" and trained.facts["task"] == "text":
+        make, writes = writing_rnn, True
+    if most is not None and (not writes or "classes" in trained.facts):
+        raise Refused(f"--length {most} is for networks that write: {folder} writes nothing")
+    return make(trained, most) if writes else make(trained)
