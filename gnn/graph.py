@@ -26,7 +26,7 @@ _remembered: Any = WeakTensorKeyDictionary()
 
 def remembered(tensor: Tensor, key: Any, make: Callable) -> Any:
     """`make()`, or what it made last time for this very tensor, unchanged since, and key."""
-    if tensor.is_inference() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or tensor.is_inference():
         return make()
     version, known = _remembered.get(tensor, (None, {}))
     if version != tensor._version:
@@ -48,7 +48,8 @@ class Edges:
         num_targets = num_sources if num_targets is None else num_targets
         check_edges(edge_index, num_sources, num_targets)
         sources, targets = edge_index
-        if torch.compiler.is_exporting() or bool((targets[1:] < targets[:-1]).any()):
+        exporting = torch.compiler.is_exporting()  # its sums take edges in any order
+        if not exporting and bool((targets[1:] < targets[:-1]).any()):
             targets, order = targets.sort(stable=True)
             sources = sources[order]
         self.sources, self.targets = sources.contiguous(), targets.contiguous()
@@ -201,8 +202,9 @@ def without_loops(edge_index: Tensor, num_nodes: int) -> Tensor:
 
 def sparse(features: Tensor) -> tuple[Edges, Tensor] | None:
     """Features (N, C) as "edges" from columns to rows with values, where most of them are zeros."""
-    few = features.requires_grad or features.shape[1] < SPARSE_FROM or features.is_inference()
-    if few or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or features.is_inference():
+        return None
+    if features.requires_grad or features.shape[1] < SPARSE_FROM:
         return None
 
     def make() -> tuple[Edges, Tensor] | None:

@@ -172,7 +172,9 @@ class Detector(nn.Module):
         best = chosen * kept
         score, first = best.topk(min(self.most, count))
         found = box.gather(1, first[:, :, None].expand(-1, -1, 4)), label.gather(1, first)
-        return found[0], score, found[1], (score > 0).long().sum(1), candidates, scores
+        real = score > 0
+        found = found[0] * real[:, :, None], found[1] * real
+        return found[0], score, found[1], real.long().sum(1), candidates, scores
 
 
 def yolo(trained: Trained) -> Form:
@@ -218,7 +220,8 @@ def mlp(trained: Trained) -> Form:
     model, facts, flags = trained.model, trained.facts, trained.flags
     if "in_features" not in facts and "mean" in facts:
         more = normalised(facts, 28)
-        note = "images (batch, 1, 28, 28), light ink on dark; " + image_note(more, facts)[-60:]
+        note = ("images (batch, 1, 28, 28), grey, light ink on dark; pixels from 0 to 1, minus "
+                "mean, divided by std")  # fmt: skip
         return Form(model, images(facts, 28), {"images": batch()}, ("logits",), note, None, more)
     worlds = {"symmetry": 6, "family_trees": 36}
     width = facts.get("in_features") or worlds[flags.model]
@@ -257,7 +260,8 @@ def rnn(trained: Trained) -> Form:
             return torch.randn(rows, length, width, generator=draw)
 
         note = f"steps (batch, length, {width}), " + (
-            "scaled by mean and std" if task == "series" else "as in training")
+            "scaled by mean and std" if task == "series" else "as in training"
+        )
 
     def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
         lengths = torch.randint(1, length + 1, (rows,), generator=draw)
@@ -366,20 +370,22 @@ class Greedy(nn.Module):
             score = score + best * (1 - done)
             written = torch.where(places == number, new[:, None], written)
             done = torch.maximum(done, (new == self.end).long())
-            return number + 1, done, score, written, *self.step(new, number, written, stays, moves)
+            moves = map(plain, self.step(new, number, written, stays, moves))
+            return number + 1, done, score, written, *moves
 
         zero = torch.zeros(rows, dtype=torch.int64)
         written = torch.full((rows, self.most), self.end)
-        begin = torch.zeros((), dtype=torch.int64), zero, torch.zeros(rows), written, *moves
+        number = torch.zeros((), dtype=torch.int64)
+        begin = number, zero, torch.zeros(rows), written, *map(plain, moves)
         _, _, score, written, *_ = while_loop(go_on, write, begin)
         return written, score
 
     def truth(self, found: list[list[int]], logits: Callable[[Tensor], Tensor]) -> tuple:
         """What the checkpoint's own search wrote, and its log-probability: `logits(written)` are
         (B, most, V) where the tokens before are those."""
-        rows = [F.pad(torch.tensor(row, dtype=torch.int64), (0, self.most - len(row)), value=self.end)
-                for row in found]  # fmt: skip
-        written = torch.stack(rows)
+        written = torch.full((len(found), self.most), self.end)
+        for row, tokens in zip(written, found, strict=True):
+            row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         odds = (logits(written) + self.bans).log_softmax(2)
         each = odds.gather(2, written.clamp(min=0)[:, :, None])[:, :, 0]
         counts = torch.tensor([min(len(row) + (self.end >= 0), self.most) for row in found])
@@ -393,6 +399,11 @@ class Greedy(nn.Module):
             return logits.float() + self.bans, state
 
         return without
+
+
+def plain(x: Tensor) -> Tensor:
+    """A copy that lies in memory as its shape says: all a loop carries has to lie alike."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 class GreedyGPT(Greedy):
@@ -446,7 +457,8 @@ def gpt(trained: Trained, most: int | None = None) -> Form:
     def truth(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
         prompt = given["tokens"]
         found = decode.generate(
-            loop.banned(model.step), model.new_cache(), prompt, most, None if end < 0 else end)
+            loop.banned(model.step), model.new_cache(), prompt, most, None if end < 0 else end
+        )
         before = prompt.shape[1] - 1
 
         def logits(written: Tensor) -> Tensor:
@@ -460,7 +472,7 @@ def gpt(trained: Trained, most: int | None = None) -> Form:
     axes = {"tokens": {0: ("batch", MOST_ROWS), 1: ("length", model.context - most)}}
     note = (f"tokens (batch, length) of the beginnings, of one length, at most "
             f"{model.context - most}; written are {most} more, the likeliest, and their "
-            "log-probability; logits (batch, length, token) of what follows each token")  # fmt: skip
+            "log-probability; logits (batch, length, token): what follows each")  # fmt: skip
     outputs = ("written", "log_probability", "logits")
     return Form(Called(loop, run), make, axes, outputs, note, truth, {"end": end, "most": most})
 
@@ -478,12 +490,12 @@ class GreedyRNN(Greedy):
     def begin(self, prompt: Tensor) -> tuple[tuple, tuple]:
         """The state moves."""
         logits, state = self.model(prompt)
-        return (), (logits[:, -1].contiguous(), *state)
+        return (), (logits[:, -1], *state)
 
     def step(self, new, number, written, stays, moves):
         """One token more."""
         logits, state = self.model(new.clamp(min=0)[:, None], None, tuple(moves[1:]))
-        return (logits[:, -1].contiguous(), *state)
+        return (logits[:, -1], *state)
 
 
 def writing_rnn(trained: Trained, most: int | None = None) -> Form:
@@ -566,8 +578,8 @@ class GreedySeq2Seq(Greedy):
         logits, new = self.model.step(torch.full_like(source[:, 0], 1), state)
         self.moving = self.split(state, new)
         stays = [part for part, moves in zip(new, self.moving, strict=True) if not moves]
-        moves = [p.contiguous() for p, moves in zip(new, self.moving, strict=True) if moves]
-        return tuple(stays), (logits.contiguous(), *moves)
+        moves = [part for part, moves in zip(new, self.moving, strict=True) if moves]
+        return tuple(stays), (logits, *moves)
 
     def step(self, new, number, written, stays, moves):
         """One token more."""
@@ -575,7 +587,7 @@ class GreedySeq2Seq(Greedy):
         state = self.kind(*(next(move) if moving else next(stay) for moving in self.moving))
         logits, state = self.model.step(new, state)
         parts = zip(state, self.moving, strict=True)
-        return (logits.contiguous(), *(part.contiguous() for part, moving in parts if moving))
+        return (logits, *(part for part, moving in parts if moving))
 
 
 def translation(trained: Trained, most: int | None, kind: type[Greedy], steps: Callable) -> Form:
@@ -598,7 +610,9 @@ def translation(trained: Trained, most: int | None, kind: type[Greedy], steps: C
         source = given["source"]
         step, state, first = steps(model, source)
         found = decode.generate(loop.banned(step), state, first, loop.most, loop.end)
-        return loop.truth(found, lambda written: model(source, torch.cat([first, written], 1)[:, :-1]))
+        return loop.truth(
+            found, lambda written: model(source, torch.cat([first, written], 1)[:, :-1])
+        )
 
     axes = {"source": {0: ("batch", MOST_ROWS), 1: ("length", trained.flags.max_length)}}
     note = (f"source (batch, length): a sentence's tokens and 2, its end, 0 behind it; written are "
@@ -650,7 +664,9 @@ def t5(trained: Trained, most: int | None = None) -> Form:
         first = torch.full_like(source[:, :1], START)
         state = Decoding(model, source, known=known)
         found = decode.generate(loop.banned(step), state, first, loop.most, END)
-        return loop.truth(found, lambda written: model(source, torch.cat([first, written], 1)[:, :-1]))
+        return loop.truth(
+            found, lambda written: model(source, torch.cat([first, written], 1)[:, :-1])
+        )
 
     axes = {"source": batch("length")}
     note = (f"source (batch, length): the text's tokens and {END}, its end, {PAD} behind it; "
@@ -911,8 +927,10 @@ def latentdiffusion(trained: Trained) -> Form:
                     None, more)  # fmt: skip
     module = Latent(model, flags.sampler, flags.sample_steps, flags.guidance)
     side, channels = flags.size // model.autoencoder.factor, model.autoencoder.latent_channels
-    words, context = model.text.text_model.embeddings if hasattr(model.text, "text_model") else \
-        None, None
+    words, context = (
+        model.text.text_model.embeddings if hasattr(model.text, "text_model") else None,
+        None,
+    )
     words, context = text_sizes(trained)
 
     def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
@@ -929,8 +947,8 @@ def latentdiffusion(trained: Trained) -> Form:
         return (model.to_pixels(z),)
 
     axes = {name: batch() for name in ("noise", "tokens", "without")}
-    note = (f"noise (batch, {channels}, {side}, {side}), standard normal; tokens and without (batch, "
-            f"{context}): the text's, and that of no text, from which images are led away; images "
+    note = (f"noise (batch, {channels}, {side}, {side}), standard normal; tokens and without "
+            f"(batch, {context}): the text's, and that of no text, from which images are led away; images "
             "from 0 to 1")  # fmt: skip
     more = dict(sampler=flags.sampler, steps=flags.sample_steps, guidance=flags.guidance)
     return Form(module, make, axes, ("images",), note, truth, more)

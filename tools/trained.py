@@ -8,7 +8,6 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from common import classify, cli, fail, unknown
