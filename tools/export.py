@@ -198,7 +198,8 @@ def write_onnx(form: Form, facts: dict[str, str], path: Path) -> None:
     program, names = trace(form), list(example(form, *TRACED))
     try:
         with quiet(), traceable():
-            program = program.run_decompositions({ADAPTIVE: adaptive_max_pool})
+            if any(node.target == ADAPTIVE for node in program.graph.nodes):
+                program = program.run_decompositions({ADAPTIVE: adaptive_max_pool})
             made = torch.onnx.export(program, input_names=names, output_names=list(form.outputs),
                                      verbose=False)  # fmt: skip
     except Exception as error:  # of very many kinds

@@ -927,11 +927,7 @@ def latentdiffusion(trained: Trained) -> Form:
                     None, more)  # fmt: skip
     module = Latent(model, flags.sampler, flags.sample_steps, flags.guidance)
     side, channels = flags.size // model.autoencoder.factor, model.autoencoder.latent_channels
-    words, context = (
-        model.text.text_model.embeddings if hasattr(model.text, "text_model") else None,
-        None,
-    )
-    words, context = text_sizes(trained)
+    words, context = (trained.facts["network"]["text"][key] for key in ("vocab_size", "context"))
 
     def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
         made = {"noise": torch.randn(rows, channels, side, side, generator=draw)}
@@ -948,16 +944,10 @@ def latentdiffusion(trained: Trained) -> Form:
 
     axes = {name: batch() for name in ("noise", "tokens", "without")}
     note = (f"noise (batch, {channels}, {side}, {side}), standard normal; tokens and without "
-            f"(batch, {context}): the text's, and that of no text, from which images are led away; images "
-            "from 0 to 1")  # fmt: skip
+            f"(batch, {context}): the text's, and that of no text, from which images are led away; "
+            "images from 0 to 1")  # fmt: skip
     more = dict(sampler=flags.sampler, steps=flags.sample_steps, guidance=flags.guidance)
     return Form(module, make, axes, ("images",), note, truth, more)
-
-
-def text_sizes(trained: Trained) -> tuple[int, int]:
-    """Words and places of the text encoder."""
-    text = trained.facts["network"]["text"]
-    return text["vocab_size"], text["context"]
 
 
 # ---------------------------------------------------------------------- by folder

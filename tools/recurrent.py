@@ -1,7 +1,8 @@
 """Recurrent layers that can be traced for sequences of any length.
 
-torch.export takes torch's kernels apart into one copy of a step for each time step of the example.
-Inside `traceable` they are loops of the format (`scan`).
+torch.export runs torch's kernels step by step to learn the shapes of what comes out, and so takes
+the example's length for the only one. Inside `traceable` shapes are told by themselves. A kernel
+that ONNX lacks (Elman's) becomes a loop of the format, `scan`.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch._C import DispatchKey
 from torch._decomp import global_decomposition_table
 from torch._higher_order_ops.scan import scan
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd, DispatchKey.Meta)
 TABLE = global_decomposition_table["post_autograd"]  # which shapes are inferred by
@@ -62,6 +64,10 @@ def layers_of(step: Callable) -> Callable:
 
     def kernel(x, state, weights, biases, num_layers, dropout, train, both, batch_first):
         several = isinstance(state, (list, tuple))
+        if get_proxy_mode() is None:  # nothing is traced: what is asked for are shapes
+            states = list(state) if several else [state]
+            out = x.new_empty(*x.shape[:2], states[0].shape[2] * (1 + both))
+            return out, *(part.new_empty(part.shape) for part in states)
         parts = [part.unbind(0) for part in (state if several else [state])]
         x, last = x.transpose(0, 1) if batch_first else x, []
         for layer in range(num_layers):
