@@ -28,7 +28,7 @@ TASKS = {  # a model a task: folder, flags of train.py, sizes in a batch of five
     "graphs": ("gnn", ["--model", "gcn"], ["logits"]),
     "generation": ("generative", ["--model", "conv_vae"], ["decoded", "encoded"]),
     "tables": ("mlp", ["--model", "mlp_table"], ["outputs"]),
-    "sequences": ("rnn", ["--model", "lstm", "--data", "series"], ["forecast"]),
+    "sequences": ("rnn", ["--model", "bilstm", "--data", "sentences:mine.csv"], ["logits"]),
     "images and text": ("clip", [], ["image_features", "text_features", "logits"]),
     "language": ("gpt", ["--model", "gpt_tiny"], ["written", "log_probability", "logits"]),
 }
@@ -43,6 +43,8 @@ def little(few, monkeypatch):
         monkeypatch.setattr("unet.data.NUM_SCENES", (12, 2))
     if "rnn" in MILESTONES:
         monkeypatch.setattr("rnn.adding.TEST", 20)
+    rows = [f"a {word} film,{word}" for word in ("good", "bad") * 20]
+    Path("mine.csv").write_text("\n".join(["text,label", *rows]) + "\n")
 
 
 def run_of(folder, *argv):
