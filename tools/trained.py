@@ -6,7 +6,7 @@ A folder's own sample.py opens what its train.py wrote; here are the arguments t
 import argparse
 import importlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -52,11 +52,21 @@ def milestone_of(content: dict, path: Path) -> str:
     return name
 
 
-def arguments(folder: str, path: Path, *more: str) -> argparse.Namespace:
-    """What a folder's sample.py gets on its command line for a checkpoint."""
+def opened(folder: str, path: Path, *more: str, device: str = "cpu") -> tuple:
+    """What a folder's sample.py opens of a checkpoint, its network among it, given `more` of its
+    command line; a checkpoint that isn't the folder's ends in one line."""
     sample = importlib.import_module(f"{folder}.sample")
     parse = getattr(sample, "parse_args", None) or cli.sample_parser(folder, "").parse_args
-    return parse(["--checkpoint", str(path), "--device", "cpu", *more])
+    args = parse(["--checkpoint", str(path), "--device", device, *more])
+    if folder == "dalle":
+        return sample.open_models(args)
+    own = getattr(sample, "open_model", classify.open_model)
+    if own is not classify.open_model:
+        return own(args)
+    train = importlib.import_module(f"{folder}.train")
+    build = getattr(sample, "build", getattr(train, "build", None))
+    models = importlib.import_module(f"{folder}.model").MODELS
+    return classify.open_model(args, folder, models, build)
 
 
 def open_trained(path: Path) -> Trained:
@@ -64,32 +74,28 @@ def open_trained(path: Path) -> Trained:
     content = read_checkpoint(path)
     folder, flags = milestone_of(content, path), as_spelt_now(content["config"]["flags"])
     facts, flags = content.get("dataset", {}), argparse.Namespace(**flags)
-    sample = importlib.import_module(f"{folder}.sample")
-    more = ["a sentence"] if folder == "gpt" and "classes" in facts else []
-    args = arguments(folder, path, *more)
-    if folder == "dalle":
-        dvae, model, *_ = sample.open_models(args)
-        model = nn.ModuleDict({"dvae": dvae} | ({"stream": model} if model else {}))
-    elif folder == "latentdiffusion":
-        model = of_latents(content, flags, sample, args)
+    if folder == "latentdiffusion" and flags.model in first_stages():
+        model = of_latents(content)
     elif folder == "clip" and "network" not in facts:
         model = of_words(content, facts)
-    elif (opened := getattr(sample, "open_model", classify.open_model)) is not classify.open_model:
-        model = opened(args)[0]
     else:
-        train = importlib.import_module(f"{folder}.train")
-        build = getattr(sample, "build", getattr(train, "build", None))
-        models = importlib.import_module(f"{folder}.model").MODELS
-        model = classify.open_model(args, folder, models, build)[0]
+        more = ["a sentence"] if folder == "gpt" and "classes" in facts else []
+        model, *others = opened(folder, path, *more)
+        if folder == "dalle":
+            stream = {"stream": others[0]} if others[0] else {}
+            model = nn.ModuleDict({"dvae": model} | stream)
     return Trained(model.float().cpu().eval().requires_grad_(False), flags, facts, content)
 
 
-def of_latents(content: dict, flags: argparse.Namespace, sample: Any, args: Any) -> nn.Module:
-    """Latent diffusion, or its first stage alone."""
+def first_stages() -> tuple[str, ...]:
+    """The models of latentdiffusion that are autoencoders alone."""
     from latentdiffusion.options import AUTOENCODERS
 
-    if flags.model not in AUTOENCODERS:
-        return sample.open_model(args)[0]
+    return AUTOENCODERS
+
+
+def of_latents(content: dict) -> nn.Module:
+    """The first stage of latent diffusion alone."""
     from latentdiffusion.autoencoder import make_autoencoder
 
     model = make_autoencoder(**content["dataset"]["network"])
