@@ -5,8 +5,8 @@
 
 Draw a digit, drop a photograph, have a sentence translated, a text gone on with, a caption drawn,
 images found by words, a series forecast, a table's rows predicted. Where no run exists the page
-says which command makes one, and runs it. It listens on 127.0.0.1 alone unless --host is given, fetches
-nothing from elsewhere, and takes images, texts and tables, no checkpoints. Needs
+says which command makes one, and runs it. It listens on 127.0.0.1 alone unless --host is given,
+fetches nothing from elsewhere, and takes images, texts and tables, no checkpoints. Needs
 pip install -e ".[demo]".
 """
 

@@ -53,6 +53,7 @@ class Training:
             if inside := INSIDE.match(line):
                 self.inside = int(inside[2]) / max(1, int(inside[3]))
                 continue
+            self.inside = 0.0
             if found := FOLDER.search(line.strip()):
                 self.folder = Path(found[1])
             self.lines.append(line.rstrip())
@@ -68,9 +69,7 @@ class Training:
             return 0.0
         last = rows[-1] if rows else {}
         if flags.get("epochs"):
-            return min(
-                1.0, (last.get("epoch", 0) + self.inside * (len(rows) > 0)) / flags["epochs"]
-            )
+            return min(1.0, (last.get("epoch", 0) + self.inside) / flags["epochs"])
         return min(1.0, last.get("step", 0) / max(1, flags.get("steps") or 1))
 
     def cancel(self) -> None:
