@@ -34,7 +34,8 @@ POLICY = (  # of the browser: what it may load
 )
 CSS = """
 .table {overflow-x: auto; max-width: 100%}
-.table td, .table th {padding: 2px 10px 2px 0; text-align: left; white-space: nowrap}
+.table td, .table th {border: 0 !important; padding: 2px 12px 2px 0 !important; text-align: left;
+  white-space: nowrap}
 .progress progress {width: 100%; height: 1.2em}
 .progress pre {white-space: pre-wrap; overflow-wrap: anywhere; max-height: 16em; overflow-y: auto}
 footer {display: none !important}
@@ -99,12 +100,12 @@ def answered(function: Callable) -> Callable:
         try:
             return function(*args)
         except Sorry as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from None
+            raise gr.Error(html.escape(str(error)), None, print_exception=False) from None
         except Exception as error:
             line = (str(error).splitlines() or [""])[0]
             print(f"{function.__name__}: {type(error).__name__}: {line}", file=sys.stderr)
             said = html.escape(f"{type(error).__name__}: {line}")
-            raise gr.Error(said, print_exception=False) from None
+            raise gr.Error(said, None, print_exception=False) from None
 
     return wrapped
 
@@ -189,19 +190,12 @@ def build() -> Any:
     """The page, of gradio."""
     import gradio as gr
 
-    class Picture(gr.Image):
-        """An image that goes to the handler as the file that was given: whether it is one is looked
-        at there, before anything decodes it."""
-
-        is_template = True
-
-        def preprocess(self, payload: Any) -> str | None:
-            """The file's path."""
-            return payload.path if payload else None
-
-    def picture(name: str) -> Picture:
-        return Picture(sources=["upload", "clipboard"], label="image", height=260,
-                       elem_id=f"image-{name}", buttons=[])  # fmt: skip
+    def picture(name: str) -> gr.Image:
+        image = gr.Image(sources=["upload", "clipboard"], label="image", height=260,
+                         elem_id=f"image-{name}", buttons=[])  # fmt: skip
+        # The handler gets the file as it came: gradio would decode it before anybody looked at it.
+        image.preprocess = lambda payload: payload.path if payload else None
+        return image
 
     def button(name: str, text: str) -> gr.Button:
         return gr.Button(text, variant="primary", elem_id=f"go-{name}")
@@ -228,7 +222,7 @@ def build() -> Any:
                     paper = gr.Sketchpad(
                         label="draw a digit", canvas_size=(280, 280), layers=False, height=380,
                         brush=gr.Brush(default_size=18, colors=["#000000"], color_mode="fixed"),
-                        elem_id="paper", buttons=[], transforms=())  # fmt: skip
+                        elem_id="paper")  # fmt: skip
                     with gr.Column():
                         go = button("digit", "Read")
                         digit = gr.Label(label="LeNet's answer", num_top_classes=5,
@@ -313,7 +307,7 @@ def build() -> Any:
                 go = button("words", "Search")
                 made = gr.Gallery(label="the best first, with their cosines", columns=4,
                                   elem_id="out-words", buttons=[])  # fmt: skip
-                on(go, answers.search, [head.run, text, files], [made])
+                on(go, answers.search, [head.run, files, text], [made])
             with gr.Tab("Series", id="series"):
                 head = tab("series")
                 file = gr.File(label="a CSV file (without one: the test part)",
@@ -357,7 +351,7 @@ def streamed(function: Callable) -> Callable:
         try:
             yield from function(*args)
         except Sorry as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from None
+            raise gr.Error(html.escape(str(error)), None, print_exception=False) from None
 
     return wrapped
 
