@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import HANGS, MILESTONES, ROOT
+from helpers import run_of
 from PIL import Image
 
 from tools import export, forms, trained
@@ -32,31 +33,6 @@ TASKS = {  # a model a task: folder, flags of train.py, sizes in a batch of five
     "images and text": ("clip", [], ["image_features", "text_features", "logits"]),
     "language": ("gpt", ["--model", "gpt_tiny"], ["written", "log_probability", "logits"]),
 }
-
-
-@pytest.fixture
-def little(few, monkeypatch):
-    """Of everything little, so that a checkpoint costs a step."""
-    monkeypatch.setattr("common.data.boxes.NUM_SCENES", {"train": 12, "test": 4})
-    monkeypatch.setattr("common.data.pairs.TEST_DATES", 4)
-    if "unet" in MILESTONES:
-        monkeypatch.setattr("unet.data.NUM_SCENES", (12, 2))
-    if "rnn" in MILESTONES:
-        monkeypatch.setattr("rnn.adding.TEST", 20)
-    rows = [f"a {word} film,{word}" for word in ("good", "bad") * 20]
-    Path("mine.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-
-
-def run_of(folder, *argv):
-    """The folder of a run of one step."""
-    if folder not in MILESTONES:
-        pytest.skip(f"a tree without {folder}")
-    train = importlib.import_module(f"{folder}.train")
-    flags = [*argv, "--max-steps", "1", "--limit", "16", "--quiet", "--run-dir", folder]
-    if 0 < train.parse_args([*argv]).val <= 1000:
-        flags += ["--val", "4"]
-    train.main(flags)
-    return folder
 
 
 @pytest.fixture

@@ -40,6 +40,12 @@ CSS = """
 .progress pre {white-space: pre-wrap; overflow-wrap: anywhere; max-height: 16em; overflow-y: auto}
 footer {display: none !important}
 """
+BRUSH = """() => {
+  const wait = setInterval(() => {
+    const brush = document.querySelector('#paper button[aria-label="Brush"]');
+    if (brush) { clearInterval(wait); brush.click(); }
+  }, 200);
+}"""  # gradio's paper has no tool in hand when it comes
 TRAINING = Training()
 
 
@@ -222,7 +228,7 @@ def build() -> Any:
                     paper = gr.Sketchpad(
                         label="draw a digit", canvas_size=(280, 280), layers=False, height=380,
                         brush=gr.Brush(default_size=18, colors=["#000000"], color_mode="fixed"),
-                        elem_id="paper")  # fmt: skip
+                        placeholder="draw here", elem_id="paper")  # fmt: skip
                     with gr.Column():
                         go = button("digit", "Read")
                         digit = gr.Label(label="LeNet's answer", num_top_classes=5,
@@ -340,6 +346,7 @@ def build() -> Any:
 
         page.load(refresh, None, [part for head in tabs for part in head.update],
                   show_progress="hidden", api_visibility="private")  # fmt: skip
+        page.load(None, None, None, js=BRUSH)
     return page
 
 
