@@ -1,11 +1,12 @@
 """tools/demo.py: what the page answers, who may ask, and, where there is a browser, every tab."""
 
 import asyncio
+import importlib
 import importlib.util
+import itertools
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def test_what_is_said_is_heard_by_its_thread_alone(capsys):
         print("not for the terminal")
         print("note: three words are unknown", file=sys.stderr)
     assert notes == ["three words are unknown"]
-    with pytest.raises(Sorry, match="^there is no cat$"), answers.listening():
+    with pytest.raises(Sorry, match=r"^there is no cat$"), answers.listening():
         fail("there is no cat")
     print("again")
     assert capsys.readouterr() == ("again\n", "")
@@ -84,7 +85,7 @@ def test_texts_and_tables_have_a_limit():
         answers.checked_text("x" * 2001, "a sentence")
     assert answers.checked_table(None) == []
     Path("a.pt").write_bytes(b"")
-    with pytest.raises(Sorry, match="a.pt is no table"):
+    with pytest.raises(Sorry, match=r"a\.pt is no table"):
         answers.checked_table("a.pt")
     assert answers.checked_table(shutil.copy("a.pt", "a.csv")) == ["a.csv"]
 
@@ -141,7 +142,7 @@ def test_a_text_goes_on_token_by_token(little):
     texts = list(answers.go_on(run, "The function", 12, 0.0))
     assert texts[0] == "The function"
     assert len(texts) > 3
-    assert all(a == b[: len(a)] and a != b for a, b in zip(texts, texts[1:], strict=False))
+    assert all(a == b[: len(a)] and a != b for a, b in itertools.pairwise(texts))
     sample = importlib.import_module("gpt.sample")
     argv = ["--prompt", "The function", "--length", "12", "--temperature", "0"]
     assert sample.main([*argv, "--checkpoint", f"{run}/last.pt"]) == [texts[-1]]
@@ -157,7 +158,7 @@ def test_rows_have_predictions_first(little):
     assert len(rows) == answers.SHOWN
     assert Path(path).read_text().count("\n") > answers.SHOWN
     Path("odd.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(Sorry, match="odd.csv"):
+    with pytest.raises(Sorry, match=r"odd\.csv"):
         answers.predict_rows(run, "odd.csv")
 
 
@@ -293,7 +294,7 @@ def page(little, request):
             yield page
             browser.close()
     finally:
-        server.send_signal(signal.SIGINT)
+        server.terminate()
         server.wait()
 
 

@@ -898,7 +898,8 @@ class Latent(nn.Module):
 
         def step(number: Tensor, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             at = self.times.index_select(0, number[None]).expand(2 * x.shape[0])
-            asked, other = self.model.unet(torch.cat([x, x]), at, told).chunk(2)
+            both = self.model.unet(torch.cat([x, x]), at, told).unflatten(0, (2, x.shape[0]))
+            asked, other = both.unbind(0)
             answer = other + self.guidance * (asked - other)
             a, b, c = self.rows.index_select(0, number[None])[0].unbind()
             e, f, _ = self.clean.index_select(0, number[None])[0].unbind()

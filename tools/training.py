@@ -73,9 +73,10 @@ class Training:
         return min(1.0, last.get("step", 0) / max(1, flags.get("steps") or 1))
 
     def cancel(self) -> None:
-        """Ends it as Ctrl-C does: after its step, with everything saved."""
+        """Ends it as Ctrl-C does: after its step, with everything saved. (By SIGTERM: what is started
+        in the background may never hear of Ctrl-C.)"""
         if self.runs:
-            self.process.send_signal(signal.SIGINT)
+            self.process.terminate()
 
     def said(self) -> str:
         """The last lines."""
@@ -87,6 +88,6 @@ class Training:
         errors = [line for line in self.lines if line.startswith("error: ")]
         if status == 0:
             return "done"
-        if status == 128 + signal.SIGINT or status == -signal.SIGINT:
+        if status in (128 + signal.SIGTERM, -signal.SIGTERM):
             return "stopped"
         return errors[-1].removeprefix("error: ") if errors else f"it ended with status {status}"
