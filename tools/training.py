@@ -73,8 +73,8 @@ class Training:
         return min(1.0, last.get("step", 0) / max(1, flags.get("steps") or 1))
 
     def cancel(self) -> None:
-        """Ends it as Ctrl-C does: after its step, with everything saved. (By SIGTERM: what is started
-        in the background may never hear of Ctrl-C.)"""
+        """Ends it as Ctrl-C does: after its step, with everything saved. (By SIGTERM: what was
+        started in the background may never hear of Ctrl-C.)"""
         if self.runs:
             self.process.terminate()
 
