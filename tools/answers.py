@@ -22,7 +22,7 @@ import torch
 
 from common.folder import as_spelt_now, read_flags
 from tools.milestones import small_models
-from tools.trained import ROOT, checkpoint_of, opened
+from tools.trained import ROOT, checkpoint_of, opened, part_of
 
 MOST_BYTES = 10 << 20  # of an upload
 MOST_PIXELS = 25_000_000  # of an image
@@ -268,8 +268,8 @@ def read_digit(run: str, drawing: Any) -> tuple[dict[str, float], str]:
     from PIL import Image
 
     from common.data.ink import normalised, read_digits
-    from lenet.sample import show_features
 
+    show_features = part_of("lenet.sample", "show_features")
     out = new_folder()
     if drawing is None:
         raise Sorry("draw a digit first")
@@ -385,9 +385,8 @@ def written(run: str, prompt: str, length: int, warm: float, seed: int, put: Cal
         checked_text(prompt, "a beginning")
     folder, found = open_run("prompt", run)
     if folder == "gpt":
-        from gpt.sample import read_prompt
-        from gpt.writing import write
-
+        read_prompt = part_of("gpt.sample", "read_prompt")
+        write = part_of("gpt.writing", "write")
         model, facts, dev, _ = found
         vocabulary = Vocabulary(facts)
         tokens = read_prompt(prompt, vocabulary, model.context, dev)
@@ -395,8 +394,7 @@ def written(run: str, prompt: str, length: int, warm: float, seed: int, put: Cal
         how = dict(temperature=warm, seed=int(seed), show=lambda row, text: put(text))
         write(model, vocabulary, tokens, length, **how)
         return
-    from rnn.sample import pieces
-
+    pieces = part_of("rnn.sample", "pieces")
     model, _, facts, dev, _ = found
     vocabulary, draw = Vocabulary(facts), torch.Generator().manual_seed(int(seed))
     start = vocabulary.encode(prompt).to(dev.device)
@@ -413,9 +411,8 @@ def draw_caption(run: str, caption: str, count: int = 4, seed: int = 0) -> list:
     text, count = checked_text(caption, "a caption"), min(max(int(count), 1), 16)
     folder, found = open_run("caption", run)
     if folder == "dalle":
-        from dalle.evaluate import draw
-        from dalle.sample import Words, check_words
-
+        draw = part_of("dalle.evaluate", "draw")
+        Words, check_words = part_of("dalle.sample", "Words", "check_words")
         dvae, model, facts, flags, dev, _ = found
         words = Words(facts)
         check_words([text], words)
@@ -423,8 +420,8 @@ def draw_caption(run: str, caption: str, count: int = 4, seed: int = 0) -> list:
         with torch.inference_mode():
             images = draw(model, dvae, tokens, dev, int(seed), flags.draw_temperature)
     else:
-        from latentdiffusion.draw import how_of, images_for, teller
-
+        names = "how_of", "images_for", "teller"
+        how_of, images_for, teller = part_of("latentdiffusion.draw", *names)
         model, words, flags, shape, dev, _ = found
         dev.quiet = True
         tell = teller(model, words, [text] * count, dev)
@@ -444,8 +441,7 @@ def search(run: str, files: Sequence[str] | None, words: str, top: int = 8) -> l
         raise Sorry(f"{len(files)} images are too many: {MOST_FILES} at most")
     paths = [checked_image(file) for file in files or scenes()]
     _, (model, tokens, facts, _, dev, _) = open_run("words", run)
-    from clip.sample import search as look
-
+    look = part_of("clip.sample", "search")
     args = Namespace(inputs=paths, search=[text], top=len(paths))
     found = look(args, model, tokens, facts, dev, new_folder())
     return [(path, f"{cosine:.3f}") for path, cosine in list(found.items())[: int(top)]]
@@ -455,8 +451,7 @@ def search(run: str, files: Sequence[str] | None, words: str, top: int = 8) -> l
 @torch.inference_mode()
 def forecast(run: str, file: str | None) -> tuple[str, list[list[str]]]:
     """A picture of what comes next, and its rows; without a file of the run's own test part."""
-    from rnn.sample import forecast as tell
-
+    tell = part_of("rnn.sample", "forecast")
     inputs, out = checked_table(file), new_folder()
     _, (model, flags, facts, dev, _) = open_run("series", run)
     table = tell(model, facts, flags, dev, Namespace(inputs=inputs), out)
@@ -469,8 +464,7 @@ def forecast(run: str, file: str | None) -> tuple[str, list[list[str]]]:
 def predict_rows(run: str, file: str | None) -> tuple[list[str], list[list[str]], str]:
     """Head and first rows of a table with the answers, and the file of all; without a file of the
     run's own test part."""
-    from mlp.sample import predict_table
-
+    predict_table = part_of("mlp.sample", "predict_table")
     inputs, out = checked_table(file), new_folder()
     _, (model, flags, facts, dev, _) = open_run("rows", run)
     predict_table(inputs, model, flags, facts, dev, out)

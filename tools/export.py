@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import platform
+import re
 import statistics
 import time
 import warnings
@@ -179,6 +180,13 @@ def takes_any(module: torch.nn.Module) -> bool:
     return bool(code.co_flags & 0x04) and code.co_argcount == 1
 
 
+def lacking_in(error: Exception) -> str:
+    """The operation that ONNX lacks, or what else an error of its writer is about."""
+    found = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+    said = [line for line in str(error).splitlines() if line.startswith("<class ")]
+    return f"it lacks {found[1]}" if found else said[0] if said else reason_of(error)
+
+
 def adaptive_max_pool(x: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
     """torch's, of maps (B, C, H, W) of known sides, by slices: ONNX has none. The places, which
     nobody here asks for, are zeros."""
@@ -203,9 +211,9 @@ def write_onnx(form: Form, facts: dict[str, str], path: Path) -> None:
             made = torch.onnx.export(program, input_names=names, output_names=list(form.outputs),
                                      verbose=False)  # fmt: skip
     except Exception as error:  # of very many kinds
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise Refused(f"ONNX has no form of it: {(lines or [type(error).__name__])[-1]}") from error
+        raise Refused(f"ONNX has no form of it: {lacking_in(error)}") from error
     ClearMetadataAndDocStringPass()(made.model)
+    name_axes(made.model.graph, form)
     made.model.metadata_props.update(facts)
     made.model.producer_name = "milestones"
     size = sum(
@@ -216,6 +224,21 @@ def write_onnx(form: Form, facts: dict[str, str], path: Path) -> None:
     ir.save(made.model, str(path))
 
 
+def name_axes(graph: Any, form: Form) -> None:
+    """Calls the sizes that may vary by their names, which torch.onnx numbers."""
+    from onnxscript import ir
+
+    names = {}
+    for value in graph.inputs:
+        for axis, (name, _) in form.axes.get(value.name, {}).items():
+            names[str(value.shape[axis])] = name
+    nodes = ir.traversal.RecursiveGraphIterator(graph)
+    for value in [*graph.inputs, *(value for node in nodes for value in node.outputs)]:
+        for axis, size in enumerate(value.shape or ()):
+            if str(size) in names:
+                value.shape[axis] = ir.SymbolicDim(names[str(size)])
+
+
 def write_torchexport(form: Form, facts: dict[str, str], path: Path) -> None:
     """Writes a program of torch.export; the facts are its extra file facts.json."""
     with quiet():
@@ -224,10 +247,10 @@ def write_torchexport(form: Form, facts: dict[str, str], path: Path) -> None:
 
 def write_safetensors(trained: Trained, facts: dict[str, str], path: Path) -> None:
     """Writes the weights, shared ones under each of their names."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {k: v.detach().clone().contiguous() for k, v in trained.model.state_dict().items()}
-    save_file(state, path, metadata=facts)
+    path.write_bytes(save(state, metadata=facts))
 
 
 # ---------------------------------------------------------------------- checking

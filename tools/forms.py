@@ -30,7 +30,7 @@ from tools.loops import (
     Latent,
     Refused,
 )
-from tools.trained import Trained
+from tools.trained import Trained, part_of
 
 MOST_ROWS = 1 << 16  # of a batch, and of what else may be of any length
 
@@ -141,8 +141,8 @@ def unet(trained: Trained) -> Form:
 def yolo(trained: Trained) -> Form:
     """Images to boxes, with suppression."""
     from common.detection import suppress
-    from yolo.model import decode as decoded
 
+    decoded = part_of("yolo.model", "decode")
     facts, flags, size = trained.facts, trained.flags, trained.flags.size
     make, model = images(facts, size), trained.model
     module = Detector(model, decoded, flags.boxes)
@@ -421,7 +421,7 @@ def translation(trained: Trained, most: int | None, kind: type[Greedy], steps: C
 
 def transformer(trained: Trained, most: int | None = None) -> Form:
     """A sentence to its translation."""
-    from transformer.decoding import Decoding, step
+    Decoding, step = part_of("transformer.decoding", "Decoding", "step")
 
     def steps(model: nn.Module, source: Tensor) -> tuple:
         return step, Decoding(model, source), torch.full_like(source[:, :1], 1)
@@ -431,17 +431,15 @@ def transformer(trained: Trained, most: int | None = None) -> Form:
 
 def seq2seq(trained: Trained, most: int | None = None) -> Form:
     """A sentence to its translation."""
-    from seq2seq.decoding import begin
-
+    begin = part_of("seq2seq.decoding", "begin")
     return translation(trained, most, GreedySeq2Seq, begin)
 
 
 def t5(trained: Trained, most: int | None = None) -> Form:
     """A text with its prefix to the answer."""
-    from t5.decoding import Decoding, step
-    from t5.model import END, PAD, START, T5
-    from t5.vocabulary import Vocabulary
-
+    Decoding, step = part_of("t5.decoding", "Decoding", "step")
+    END, PAD, START, T5 = part_of("t5.model", "END", "PAD", "START", "T5")
+    Vocabulary = part_of("t5.vocabulary", "Vocabulary")
     model, facts = trained.model, trained.facts
     if not isinstance(model, T5):
         raise Refused(f"{trained.flags.model} moves each source to the right by its length, which "

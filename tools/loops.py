@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops import while_loop
 
+from tools.trained import part_of
+
 
 class Refused(Exception):
     """Why a network can't be held by the formats that are traced."""
@@ -301,8 +303,7 @@ class Latent(nn.Module):
 
     def __init__(self, model: nn.Module, sampler: str, steps: int, guidance: float):
         super().__init__()
-        from latentdiffusion.schedulers import SAMPLERS
-
+        SAMPLERS = part_of("latentdiffusion.schedulers", "SAMPLERS")
         if sampler == "ddpm":
             raise Refused("the sampler ddpm draws noise at each step, which no file repeats: draw "
                           "with another, --sampler ddim, in training")  # fmt: skip

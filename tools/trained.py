@@ -6,7 +6,7 @@ A folder's own sample.py opens what its train.py wrote; here are the arguments t
 import argparse
 import importlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -24,6 +24,14 @@ class Trained(NamedTuple):
     flags: argparse.Namespace
     facts: dict  # of its data, and for some of the network
     content: dict  # the checkpoint
+
+
+def part_of(module: str, *names: str) -> Any:
+    """What a milestone's module calls so, one thing or several; imported when it is needed, so that
+    this file is of use on a branch without that milestone."""
+    found = importlib.import_module(module)
+    parts = [getattr(found, name) for name in names]
+    return parts[0] if len(parts) == 1 else parts
 
 
 def milestones() -> list[str]:
@@ -89,15 +97,13 @@ def open_trained(path: Path) -> Trained:
 
 def first_stages() -> tuple[str, ...]:
     """The models of latentdiffusion that are autoencoders alone."""
-    from latentdiffusion.options import AUTOENCODERS
-
+    AUTOENCODERS = part_of("latentdiffusion.options", "AUTOENCODERS")
     return AUTOENCODERS
 
 
 def of_latents(content: dict) -> nn.Module:
     """The first stage of latent diffusion alone."""
-    from latentdiffusion.autoencoder import make_autoencoder
-
+    make_autoencoder = part_of("latentdiffusion.autoencoder", "make_autoencoder")
     model = make_autoencoder(**content["dataset"]["network"])
     model.load_state_dict(content["model"] | content.get("ema", {}))
     return model
@@ -105,9 +111,9 @@ def of_latents(content: dict) -> nn.Module:
 
 def of_words(content: dict, facts: dict) -> nn.Module:
     """The network of clip/predict.py."""
-    from clip.model import MODELS
-    from clip.predict import Predictor
-    from clip.train import sizes_of
+    MODELS = part_of("clip.model", "MODELS")
+    Predictor = part_of("clip.predict", "Predictor")
+    sizes_of = part_of("clip.train", "sizes_of")
     from common.data.tokens import Tokens
 
     flags = argparse.Namespace(**as_spelt_now(content["config"]["flags"]))
