@@ -25,13 +25,17 @@ TASKS = {  # a model a task: folder, flags of train.py, sizes in a batch of five
     "image classification": ("lenet", [], ["logits"]),
     "segmentation": ("unet", [], ["logits"]),
     "detection": ("yolo", [], ["boxes", "scores", "labels", "count"]),
-    "translation": ("transformer", [], ["written", "log_probability"]),
+    "translation": ("transformer", ["--num-layers", "1"], ["written", "log_probability"]),
     "graphs": ("gnn", ["--model", "gcn"], ["logits"]),
     "generation": ("generative", ["--model", "conv_vae"], ["decoded", "encoded"]),
     "tables": ("mlp", ["--model", "mlp_table"], ["outputs"]),
     "sequences": ("rnn", ["--model", "bilstm", "--data", "sentences:mine.csv"], ["logits"]),
     "images and text": ("clip", [], ["image_features", "text_features", "logits"]),
-    "language": ("gpt", ["--model", "gpt_tiny"], ["written", "log_probability", "logits"]),
+    "language": (
+        "gpt",
+        ["--model", "gpt_tiny", "--num-layers", "1"],
+        ["written", "log_probability", "logits"],
+    ),
 }
 
 

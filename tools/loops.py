@@ -46,24 +46,26 @@ class Detector(nn.Module):
         overlap = shared / (area[:, :, None] + area[:, None] - shared)
         places = torch.arange(count)
         rival = (overlap > self.overlap) & (label[:, :, None] == label[:, None])
-        rival = (rival & (places[:, None] < places)).long()  # (B, P, P): rows beat columns
+        rival = (rival & (places[:, None] < places)).float()  # (B, P, P): rows beat columns
+        real = (chosen > threshold).float()
 
-        def more(number: Tensor, kept: Tensor) -> Tensor:
-            return number < count
+        def more(kept: Tensor, changed: Tensor) -> Tensor:
+            return changed > 0
 
-        def suppress(number: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-            row = rival.index_select(1, number[None])[:, 0]
-            alive = kept.index_select(1, number[None])
-            return number + 1, kept * (1 - alive * row)
+        def suppress(kept: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
+            """Those that nobody who is kept beats; in as many rounds as rivals follow on rivals
+            that is what going through them one by one keeps."""
+            beaten = (kept[:, None] @ rival)[:, 0] > 0
+            new = real * (~beaten).float()
+            return new, (new != kept).sum()
 
-        begin = torch.zeros((), dtype=torch.int64), (chosen > threshold).long()
-        _, kept = while_loop(more, suppress, begin)
+        kept, _ = while_loop(more, suppress, (real.clone(), torch.ones((), dtype=torch.int64)))
         best = chosen * kept
         score, first = best.topk(min(self.most, count))
         found = box.gather(1, first[:, :, None].expand(-1, -1, 4)), label.gather(1, first)
-        real = score > 0
-        found = found[0] * real[:, :, None], found[1] * real
-        return found[0], score, found[1], real.long().sum(1), candidates, scores
+        left = score > 0
+        found = found[0] * left[:, :, None], found[1] * left
+        return found[0], score, found[1], left.long().sum(1), candidates, scores
 
 
 class Greedy(nn.Module):
