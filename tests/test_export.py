@@ -15,7 +15,7 @@ from conftest import HANGS, MILESTONES, ROOT
 from helpers import run_of
 from PIL import Image
 
-from tools import export, forms, trained
+from tools import export, forms, milestones, trained
 
 LACKING = [name for name in export.NEEDS["onnx"] if not importlib.util.find_spec(name)]
 needs_onnx = pytest.mark.skipif(
@@ -163,10 +163,11 @@ def test_what_no_format_holds_is_refused_with_the_reason():
 
 
 def test_every_folder_has_a_form():
-    classifiers = {"alexnet", "vgg", "googlenet", "resnet", "densenet", "mobilenet",
-                   "efficientnet", "vit"}  # fmt: skip
     assert set(trained.milestones()) == set(MILESTONES)
+    classifiers = set(milestones.small_models("image classification"))
     assert set(MILESTONES) - forms.OWN.keys() - classifiers <= {"flamingo"}
+    with pytest.raises(forms.Refused, match="has no form in tools/forms.py"):
+        forms.form_of("cooking", SimpleNamespace(facts={}))
 
 
 def test_differences():

@@ -30,6 +30,7 @@ from tools.loops import (
     Latent,
     Refused,
 )
+from tools.milestones import small_models
 from tools.trained import Trained, part_of
 
 MOST_ROWS = 1 << 16  # of a batch, and of what else may be of any length
@@ -648,7 +649,10 @@ def form_of(folder: str, trained: Trained, most: int | None = None) -> Form:
 
     `most` is how many tokens a loop writes; of a network that writes none it is refused.
     """
-    make = OWN.get(folder, classifier)
+    images = folder in small_models("image classification")
+    make = OWN.get(folder, classifier if images else None)
+    if make is None:
+        raise Refused(f"{folder} has no form in tools/forms.py")
     writes = "most" in inspect.signature(make).parameters
     if folder == "rnn" and trained.facts["task"] == "text":
         make, writes = writing_rnn, True
