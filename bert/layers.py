@@ -54,15 +54,18 @@ class Sizes:
 class Rows:
     """Which of the places (B, T) hold tokens, True in `real`; the others are padding.
 
-    `mask` (B, 1, 1, T) is for attention; None where nothing is padding.
+    `mask` (B, 1, 1, T) is for attention; None where nothing is padding. In an exported network,
+    whose steps can't depend on that, padding is computed with the rest.
     """
 
     def __init__(self, real: Tensor):
         self.real, self.shape = real, real.shape
         self.index = self.mask = None
-        if not real.all():
-            self.index = real.flatten().nonzero().flatten()  # (R,)
+        self.exporting = torch.compiler.is_exporting()
+        if self.exporting or not real.all():
             self.mask = real[:, None, None]
+        if self.mask is not None and not self.exporting:
+            self.index = real.flatten().nonzero().flatten()  # (R,)
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, ...) to what stands at real tokens (R, ...)."""
@@ -73,7 +76,8 @@ class Rows:
         """(R, ...) to (B, T, ...), with zeros at the padding."""
         if self.index is not None:
             x = x.new_zeros(self.real.numel(), *x.shape[1:]).index_copy(0, self.index, x)
-        return x.unflatten(0, self.shape)
+        x = x.unflatten(0, self.shape)
+        return x * self.real.unflatten(1, (-1, *[1] * (x.dim() - 2))) if self.exporting else x
 
 
 # fmt: off

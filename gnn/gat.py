@@ -31,6 +31,9 @@ def softmax(scores: Tensor, edges: Edges) -> Tensor:
     top = scores.new_full((edges.num_targets, scores.shape[1]), -torch.inf)
     top = top.scatter_reduce(0, places, scores.detach(), "amax")  # so that exp doesn't overflow
     shares = (scores - top.index_select(0, edges.targets)).exp()
+    if torch.compiler.is_exporting():
+        total = torch.zeros_like(top).index_add(0, edges.targets, shares)
+        return shares / total.index_select(0, edges.targets)
     return shares / Spread.apply(EdgeSum.apply(shares, edges), edges, "targets")
 
 
@@ -69,7 +72,10 @@ class AttentionLayer(nn.Module):
         target = (h * self.att_dst).sum(2).to(exact)            # sum of two products
         if self.constant:
             source, target = source * 0, target * 0             # the same weights for all
-        scores = Spread.apply(source, edges, "sources") + Spread.apply(target, edges, "targets")
+        if torch.compiler.is_exporting():
+            scores = source[edges.sources] + target[edges.targets]
+        else:
+            scores = Spread.apply(source, edges, "sources") + Spread.apply(target, edges, "targets")
         alpha = softmax(F.leaky_relu(scores, self.slope), edges)   # (E, H), Eq. 3
         if self.recording:
             self.weights = alpha.detach()

@@ -26,7 +26,7 @@ _remembered: Any = WeakTensorKeyDictionary()
 
 def remembered(tensor: Tensor, key: Any, make: Callable) -> Any:
     """`make()`, or what it made last time for this very tensor, unchanged since, and key."""
-    if tensor.is_inference() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or tensor.is_inference():
         return make()
     version, known = _remembered.get(tensor, (None, {}))
     if version != tensor._version:
@@ -48,7 +48,8 @@ class Edges:
         num_targets = num_sources if num_targets is None else num_targets
         check_edges(edge_index, num_sources, num_targets)
         sources, targets = edge_index
-        if bool((targets[1:] < targets[:-1]).any()):
+        exporting = torch.compiler.is_exporting()  # its sums take edges in any order
+        if not exporting and bool((targets[1:] < targets[:-1]).any()):
             targets, order = targets.sort(stable=True)
             sources = sources[order]
         self.sources, self.targets = sources.contiguous(), targets.contiguous()
@@ -81,10 +82,13 @@ class Edges:
 
 
 def check_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> None:
-    """Raises ValueError unless `edge_index` is (2, E), whole numbers, within the nodes."""
+    """Raises ValueError unless `edge_index` is (2, E), whole numbers, within the nodes (what an
+    exported network can't look at)."""
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.dtype != torch.int64:
         found = f"{tuple(edge_index.shape)}, {edge_index.dtype}"
         raise ValueError(f"edge_index has to be (2, E) of int64, not {found}")
+    if torch.compiler.is_exporting():
+        return
     for nodes, count in zip(edge_index, (num_sources, num_targets), strict=True):
         if len(nodes) and not (int(nodes.min()) >= 0 and int(nodes.max()) < count):
             wrong = int(nodes.min()) if int(nodes.min()) < 0 else int(nodes.max())
@@ -95,6 +99,9 @@ def check_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> None:
 
 def starts(nodes: Tensor, count: int) -> Tensor:
     """Where each node's part of the sorted `nodes` begins, and where the last one ends."""
+    if torch.compiler.is_exporting():  # the length of bincount's answer depends on the numbers
+        zeros = nodes.new_zeros(count + 1)
+        return zeros.index_add(0, nodes + 1, torch.ones_like(nodes)).cumsum(0)
     return F.pad(torch.bincount(nodes, minlength=count).cumsum(0), [1, 0])
 
 
@@ -180,6 +187,9 @@ class EdgeSum(torch.autograd.Function):
 
 def weighted_sum(weights: Tensor, x: Tensor, edges: Edges) -> Tensor:
     """For each target the sum over its edges of weight (E,) times the source's row (N, C)."""
+    if torch.compiler.is_exporting():  # written out: no other runtime has the bags
+        rows = weights.to(x.dtype)[:, None] * x.index_select(0, edges.sources)
+        return x.new_zeros(edges.num_targets, x.shape[1]).index_add(0, edges.targets, rows)
     return WeightedSum.apply(weights.to(x.dtype), x.contiguous(), edges)
 
 
@@ -192,8 +202,9 @@ def without_loops(edge_index: Tensor, num_nodes: int) -> Tensor:
 
 def sparse(features: Tensor) -> tuple[Edges, Tensor] | None:
     """Features (N, C) as "edges" from columns to rows with values, where most of them are zeros."""
-    few = features.requires_grad or features.shape[1] < SPARSE_FROM or features.is_inference()
-    if few or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or features.is_inference():
+        return None
+    if features.requires_grad or features.shape[1] < SPARSE_FROM:
         return None
 
     def make() -> tuple[Edges, Tensor] | None:

@@ -42,6 +42,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def open_model(args: argparse.Namespace) -> tuple[nn.Module, cli.Flags, dict, Device, Path]:
+    """The trained network, the flags of its training, facts of its data, a device, and the folder
+    for what is made; one that was trained without labels ends in one line."""
+    checkpoint, flags, dev, out = open_run(args, "gnn", MODELS)
+    facts = checkpoint["dataset"]
+    if flags.loss == "unsupervised":
+        fail("the network was trained without labels: it has embeddings, and no classes")
+    model = build(flags, facts)
+    model.load_state_dict(checkpoint["model"])
+    return model.to(dev.device).eval(), flags, facts, dev, out
+
+
 def read_own(path: Path, flags: cli.Flags, facts: dict, dev: Device) -> GraphSet:
     """The user's graph, or graphs, as test part; labels are used where they are known."""
     if facts["task"] == "labels":
@@ -189,14 +201,8 @@ def draw_attention(model: nn.Module, part: GraphSet, node: int, path: Path) -> N
 def main(argv: list[str] | None = None) -> dict:
     """Classifies and draws; returns the predictions by name."""
     args = parse_args(argv)
-    checkpoint, flags, dev, out = open_run(args, "gnn", MODELS)
-    facts = checkpoint["dataset"]
-    if flags.loss == "unsupervised":
-        fail("the network was trained without labels: it has embeddings, and no classes")
+    model, flags, facts, dev, out = open_model(args)
     part = read_own(args.graph, flags, facts, dev) if args.graph else load_graphs(flags, dev)[2]
-    model = build(flags, facts)
-    model.load_state_dict(checkpoint["model"])
-    model = model.to(dev.device).eval()
     shares, hidden, labels = run_model(model, part)
     chosen, count, answers = choose(args.nodes, part, len(shares)), len(shares), shares.argmax(1)
     make_folder(out, *MADE)

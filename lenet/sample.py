@@ -11,11 +11,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common import cli
 from common.classify import open_model
 from common.data.files import find_images
-from common.data.images import ImageSet, load_images
+from common.data.images import load_images
 from common.data.ink import classify, show_mistakes, stretch
 from common.folder import make_folder
 from lenet.model import MODELS
@@ -29,11 +30,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 @torch.inference_mode()
-def show_features(model: torch.nn.Module, test: ImageSet, out: Path) -> None:
-    """Writes features.png: the six filters of C1, and what each makes of one digit."""
+def show_features(model: torch.nn.Module, image: Tensor, out: Path) -> None:
+    """Writes features.png: the six filters of C1, and what each makes of an image (1, 1, H, W)."""
     from common.plot import image_grid
 
-    image, _ = test.examples(torch.tensor([0]))
     filters = list(stretch(model.c1.weight))
     maps = list(stretch(model.c1(image)[0][:, None]))
     digit = stretch(image)[0]
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> dict:
         return dict(zip(map(str, files), found, strict=True))
     make_folder(out, "features.png", "mistakes.png")
     _, _, test = load_images(flags, dev, 28, 1, 2, facts["mean"], facts["std"])
-    show_features(model, test, out)
+    show_features(model, test.examples(torch.tensor([0]))[0], out)
     return {"mistakes": show_mistakes(model, test, out)}
 
 

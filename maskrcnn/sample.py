@@ -87,6 +87,16 @@ def open_published(args: argparse.Namespace) -> tuple[RCNN, dict, Device, Path]:
     return model.to(dev.device).eval(), facts, dev, out
 
 
+def open_model(args: argparse.Namespace) -> tuple[RCNN, cli.Flags, dict, Device, Path]:
+    """The trained network, the flags of its training, facts of its data, a device, and the folder
+    for what is made."""
+    checkpoint, flags, dev, out = open_run(args, "maskrcnn", MODELS)
+    facts = checkpoint["dataset"]
+    model = build(flags, facts)
+    model.load_state_dict(checkpoint["model"])
+    return model.to(dev.device).eval(), flags, facts, dev, out
+
+
 @torch.inference_mode()
 def find(model: RCNN, pixels: Tensor, dev: Device, least: float) -> Answer:
     """What is found in an image, uint8 (3, H, W), with a score of at least `least`."""
@@ -247,11 +257,7 @@ def main(argv: list[str] | None = None) -> dict:
     if args.weights:
         model, facts, dev, out = open_published(args)
     else:
-        checkpoint, flags, dev, out = open_run(args, "maskrcnn", MODELS)
-        facts = checkpoint["dataset"]
-        model = build(flags, facts)
-        model.load_state_dict(checkpoint["model"])
-        model.to(dev.device).eval()
+        model, flags, facts, dev, out = open_model(args)
     made = [f"{name}.jpg" for name in names_for(files)]
     make_folder(out, *((*made, "detections.json") if files else ["predictions.jpg"]))
     if files:

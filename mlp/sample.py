@@ -41,6 +41,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def open_model(args: argparse.Namespace) -> tuple[nn.Module, cli.Flags, dict, Device, Path]:
+    """The trained network, the flags of its training, facts of its data, a device, and the folder
+    for what is made."""
+    checkpoint, flags, dev, out = open_run(args, "mlp", MODELS)
+    model = build(flags, checkpoint["dataset"])
+    model.load_state_dict(checkpoint["model"])
+    return model.to(dev.device).eval(), flags, checkpoint["dataset"], dev, out
+
+
 @torch.inference_mode()
 def predict(rows, model: nn.Module, facts: dict, dev: Device) -> dict[str, list]:
     """New columns for rows of a table: the answer, and the probability of each class."""
@@ -151,12 +160,9 @@ def answer_symmetry(words: list[str], model: LogisticNet, dev: Device) -> dict[s
 def main(argv: list[str] | None = None) -> dict:
     """Answers for the inputs, or shows the test part or the weights; returns what it found."""
     args = parse_args(argv)
-    checkpoint, flags, dev, out = open_run(args, "mlp", MODELS)
-    facts, kind = checkpoint["dataset"], kind_of(flags.data)
+    model, flags, facts, dev, out = open_model(args)
+    kind = kind_of(flags.data)
     files = find_images([Path(path) for path in args.inputs]) if kind == "image" else []
-    model = build(flags, facts)
-    model.load_state_dict(checkpoint["model"])
-    model.to(dev.device).eval()
     if kind == "table":
         return predict_table(args.inputs, model, flags, facts, dev, out)
     if files:

@@ -55,6 +55,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def open_model(args: argparse.Namespace) -> tuple[nn.Module, cli.Flags, dict, Device, Path]:
+    """The trained network, the flags of its training, facts of its data, a device, and the folder
+    for what is made."""
+    checkpoint, flags, dev, out = open_run(args, "rnn", MODELS)
+    facts = checkpoint["dataset"]
+    model = build(flags, facts)
+    model.load_state_dict(checkpoint["model"])
+    return model.to(dev.device).eval(), flags, facts, dev, out
+
+
 # ---------------------------------------------------------------------- text
 
 
@@ -279,8 +289,7 @@ def main(argv: list[str] | None = None) -> dict | str:
     """Writes, classifies or forecasts; returns what was found."""
     args = parse_args(argv)
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        checkpoint, flags, dev, out = open_run(args, "rnn", MODELS)
-    facts = checkpoint["dataset"]
+        model, flags, facts, dev, out = open_model(args)
     task = facts["task"]
     for flag, wanted in (("prompt", ["text"]), ("length", ["text"]), ("temperature", ["text"]),
                          ("file", ["sentences"])):  # fmt: skip
@@ -296,9 +305,6 @@ def main(argv: list[str] | None = None) -> dict | str:
     keep_what_is_there(out, *MADE.get(task, []))
     # On stdout a language model's text is alone.
     print(said.getvalue(), end="", file=sys.stderr if task == "text" else sys.stdout)
-    model = build(flags, facts)
-    model.load_state_dict(checkpoint["model"])
-    model.to(dev.device).eval()
     if task == "text":
         text = write(model, facts, dev, args)
         make_folder(out)

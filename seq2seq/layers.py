@@ -170,8 +170,8 @@ def encode_lstm(lstm: LSTM, words: Words, source: Tensor, reverse: bool, dropout
     lengths = lengths_of(source)
     tokens = source.flip(1) if reverse else turn(source, lengths).flip(1)
     x, blank = dropout(words.of_source(tokens)), tokens == PAD  # (B, S, D), (B, S)
-    if blank.is_cpu and not blank.any():  # elsewhere, to ask would be to wait
-        blank = None
+    if blank.is_cpu and not torch.compiler.is_exporting() and not blank.any():
+        blank = None  # elsewhere, to ask would be to wait
     x, state = lstm(x, lstm.begin(x), blank)
     return x.flip(1) if reverse else turn(x.flip(1), lengths), state
 

@@ -73,6 +73,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return cli.Flags(**vars(args) | own)
 
 
+def open_model(args: argparse.Namespace) -> tuple[nn.Module, cli.Flags, dict, Device, Path]:
+    """The trained network, the flags of its training, facts of its data, a device, and the folder
+    for what is made."""
+    checkpoint, flags, dev, out = open_run(args, "seq2seq", MODELS)
+    facts = checkpoint["dataset"]
+    model = build(flags, read_tokenizer(facts["tokenizer"]).get_vocab_size())
+    model.load_state_dict(checkpoint["model"])
+    return model.to(dev.device).eval(), flags, facts, dev, out
+
+
 class Translator:
     """A trained network with its vocabulary."""
 
@@ -145,11 +155,8 @@ def main(argv: list[str] | None = None) -> dict:
     if args.out:
         keep_what_is_there(args.out, "translations.txt", "alignment.png")
     with contextlib.redirect_stdout(sys.stderr):  # nothing but translations goes to stdout
-        checkpoint, flags, dev, out = open_run(args, "seq2seq", MODELS)
-    facts = checkpoint["dataset"]
-    model = build(flags, read_tokenizer(facts["tokenizer"]).get_vocab_size())
-    model.load_state_dict(checkpoint["model"])
-    translator = Translator(model.to(dev.device).eval(), facts, flags, dev)
+        model, flags, facts, dev, out = open_model(args)
+    translator = Translator(model, facts, flags, dev)
     if args.interactive:
         interact(lambda line: decode(translator.tokenizer, translator([line], args))[0])
         return {}

@@ -173,7 +173,8 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if query.is_cpu or self.recording:
             heads, weights = attention(query, key, value, bias, dropout)
-            self.weights = weights if self.recording else None
+            if self.recording:
+                self.weights = weights
             return heads
         return F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=1.0)
 

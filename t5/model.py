@@ -67,7 +67,8 @@ class T5(Text2Text):
         """Tokens (B, S) to the memory (B, S, D) and where it is no padding (B, 1, 1, S), or None
         where none is."""
         real = source != PAD
-        mask = None if real.all() else real[:, None, None]
+        whole = not torch.compiler.is_exporting() and real.all()
+        mask = None if whole else real[:, None, None]
         return self.encoder(self.shared(source), mask), mask
 
     def decode(

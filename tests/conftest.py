@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import importlib
 import inspect
 import logging
 import math
@@ -93,6 +94,22 @@ def few(monkeypatch):
     """Of digits and scenes a few: to evaluate a network on all takes longer than a step."""
     monkeypatch.setattr("sklearn.datasets.load_digits", few_digits(200))
     monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 200, "test": 40})
+
+
+@pytest.fixture
+def little(few, monkeypatch):
+    """Of all data little, so that a checkpoint of any milestone costs a step; and mine.csv, with
+    labelled sentences."""
+    monkeypatch.setattr("common.data.boxes.NUM_SCENES", {"train": 12, "test": 4})
+    monkeypatch.setattr("common.data.pairs.TEST_DATES", 4)
+    monkeypatch.setattr("common.scenes.TRAINED", 64)
+    if "unet" in MILESTONES:
+        monkeypatch.setattr("unet.data.NUM_SCENES", (12, 2))
+    if "latentdiffusion" in MILESTONES:
+        second = importlib.import_module("latentdiffusion.options").SECOND
+        monkeypatch.setitem(second, "samples", 0)
+    rows = [f"a {word} film,{word}" for word in ("good", "bad") * 20]
+    Path("mine.csv").write_text("\n".join(["text,label", *rows]) + "\n")
 
 
 DRAWN = {}  # pictures as bytes, by what they are of

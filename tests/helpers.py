@@ -1,6 +1,7 @@
 """What the tests of several milestones use; no milestone has to be there."""
 
 import functools
+import importlib
 import math
 from collections import Counter
 from pathlib import Path
@@ -162,6 +163,20 @@ def check_published(sample, theirs, entry, argv=(), inputs=None):
     torch.testing.assert_close(torch.tensor([p for _, p in found]), shares, rtol=1e-3, atol=1e-6)
     assert Path("out/predictions.jpg").exists()
     return found
+
+
+def run_of(folder: str, *argv: str, new: bool = False) -> str:
+    """Trains a milestone's network for a step, on little; returns the run's folder, which is called
+    like the milestone, or `new`."""
+    if not Path(__file__).parents[1].joinpath(folder, "train.py").exists():
+        pytest.skip(f"a tree without {folder}")
+    train = importlib.import_module(f"{folder}.train")
+    flags = [*argv, "--max-steps", "1", "--limit", "16", "--quiet"]
+    flags += [] if new else ["--run-dir", folder]
+    if 0 < train.parse_args([*argv]).val <= 1000:
+        flags += ["--val", "4"]
+    train.main(flags)
+    return folder
 
 
 def make_tree(root="tree", classes=("cat", "dog"), count=6, names=("",), sizes=((20, 14, 3),)):

@@ -69,6 +69,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return cli.Flags(**vars(args) | own)
 
 
+def open_model(args: argparse.Namespace) -> tuple[Transformer, cli.Flags, dict, Device, Path]:
+    """The trained network (averaged, if it was tested so), the flags of its training, facts of its
+    data, a device, and the folder for what is made."""
+    checkpoint, flags, dev, out = open_run(args, "transformer", MODELS)
+    facts = checkpoint["dataset"]
+    model = build(flags, read_tokenizer(facts["tokenizer"]).get_vocab_size())
+    model.load_state_dict(weights_to_use(checkpoint, flags, partial(print, file=sys.stderr)))
+    return model.to(dev.device).eval(), flags, facts, dev, out
+
+
 @torch.no_grad()
 def translate(
     lines: list[str],
@@ -135,12 +145,8 @@ def main(argv: list[str] | None = None) -> dict:
     if args.out:
         keep_what_is_there(args.out, *MADE)
     with contextlib.redirect_stdout(sys.stderr):  # nothing but translations goes to stdout
-        checkpoint, flags, dev, out = open_run(args, "transformer", MODELS)
-    facts = checkpoint["dataset"]
+        model, flags, facts, dev, out = open_model(args)
     tokenizer = read_tokenizer(facts["tokenizer"])
-    model = build(flags, tokenizer.get_vocab_size())
-    model.load_state_dict(weights_to_use(checkpoint, flags, partial(print, file=sys.stderr)))
-    model.to(dev.device).eval()
 
     def answer(lines: list[str]) -> list[str]:
         return translate(lines, model, tokenizer, facts["longest"] * 5 // 4, dev, args)

@@ -36,6 +36,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def open_model(args: argparse.Namespace) -> tuple[UNet, cli.Flags, dict, Device, Path]:
+    """The trained network, the flags of its training, facts of its data, a device, and the folder
+    for what is made."""
+    checkpoint, flags, dev, out = open_run(args, "unet", MODELS)
+    facts = checkpoint["dataset"]
+    model = build(flags, facts)
+    model.load_state_dict(checkpoint["model"])
+    model.to(dev.device, memory_format=torch.channels_last).eval()
+    return model, flags, facts, dev, out
+
+
 @torch.inference_mode()
 def classes_of(
     model: UNet, image: Tensor, facts: dict, dev: Device, tile: int, views: int
@@ -74,21 +85,16 @@ def show_test(
     print(f"wrote {out / 'predictions.jpg'}: {len(shown)} of {len(test)} test images")
 
 
-@cli.command
-def main(argv: list[str] | None = None) -> dict:
-    """Segments the inputs, or test images; returns each file's shares and parts by class."""
-    args = parse_args(argv)
-    files = find_images(args.inputs)
-    checkpoint, flags, dev, out = open_run(args, "unet", MODELS)
-    facts = checkpoint["dataset"]
-    model = build(flags, facts)
-    model.load_state_dict(checkpoint["model"])
-    model.to(dev.device, memory_format=torch.channels_last).eval()
-    if not files:
-        test = load_masks(flags, dev, flags.size)[2]
-        make_folder(out, "predictions.jpg")
-        show_test(model, test, dev, out, args.tile, flags.views)
-        return {"shown": len(test)}
+def segment_files(
+    files: list[Path],
+    model: UNet,
+    flags: cli.Flags,
+    facts: dict,
+    dev: Device,
+    args: argparse.Namespace,
+    out: Path,
+) -> dict:
+    """Writes a mask and a picture of each file; returns each one's shares and parts by class."""
     top = facts.get("top") or white_in(files)  # of images with more than 8 bits
     images = [read_image(path, top) for path in files]  # before anything is written
     names = names_for(files)
@@ -121,6 +127,20 @@ def main(argv: list[str] | None = None) -> dict:
         f"wrote {counted(len(files), 'mask')} (a pixel's value is its class) and pictures to {out}"
     )
     return found
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> dict:
+    """Segments the inputs, or test images; returns each file's shares and parts by class."""
+    args = parse_args(argv)
+    files = find_images(args.inputs)
+    model, flags, facts, dev, out = open_model(args)
+    if not files:
+        test = load_masks(flags, dev, flags.size)[2]
+        make_folder(out, "predictions.jpg")
+        show_test(model, test, dev, out, args.tile, flags.views)
+        return {"shown": len(test)}
+    return segment_files(files, model, flags, facts, dev, args, out)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,29 @@ def fit(ink: np.ndarray, box: int, side: int) -> Tensor:
     return image
 
 
+def read_digits(files: list[Path], facts: dict, kind: str, pad: int = 0) -> tuple[Tensor, list]:
+    """Image files as a network that was trained on the set `kind` takes them, uint8 (N, 1, H, W),
+    grey images of 28 pixels with `pad` around; and how each was read."""
+    pixels, readings = [], []
+    for path in files:
+        ink, reading = read_ink(path)
+        if kind in IDX_SETS:
+            pixels.append(fit(ink, 20, 28))
+        elif kind == "digits":  # its digits fill their 8x8 pixels
+            pixels.append(fit(ink, 8, 8))
+        else:
+            pixels.append(ImageFiles([str(path)], 28, 1, top=facts.get("top"))[0][None])
+            reading = "as it is"
+        readings.append(reading)
+    return torch.cat([images.fit(p, 28, 1, pad) for p in pixels]), readings
+
+
+def normalised(pixels: Tensor, facts: dict, dev: Device) -> Tensor:
+    """Such pixels as the network sees them, on the device."""
+    blank = ImageSet("test", Held(pixels[:1], dev), torch.zeros(1), facts, dev)
+    return blank.normalise(pixels.to(dev.device))
+
+
 def classify(
     files: list[Path],
     model: torch.nn.Module,
@@ -72,21 +95,9 @@ def classify(
     """
     from common.plot import image_grid
 
-    pixels, readings = [], []
-    for path in files:
-        ink, reading = read_ink(path)
-        if kind in IDX_SETS:
-            pixels.append(fit(ink, 20, 28))
-        elif kind == "digits":  # its digits fill their 8x8 pixels
-            pixels.append(fit(ink, 8, 8))
-        else:
-            pixels.append(ImageFiles([str(path)], 28, 1, top=facts.get("top"))[0][None])
-            reading = "as it is"
-        readings.append(reading)
-    pixels = torch.cat([images.fit(p, 28, 1, pad) for p in pixels])
-    blank = ImageSet("test", Held(pixels[:1], dev), torch.zeros(1), facts, dev)
+    pixels, readings = read_digits(files, facts, kind, pad)
     with torch.inference_mode():
-        probabilities = model(blank.normalise(pixels.to(dev.device))).float().softmax(1).cpu()
+        probabilities = model(normalised(pixels, facts, dev)).float().softmax(1).cpu()
     share, best = probabilities.max(1)
     classes = [facts["classes"][i] for i in best]
     titles = [f"{name} ({p:.0%})" for name, p in zip(classes, share.tolist(), strict=True)]
