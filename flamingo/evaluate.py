@@ -5,7 +5,7 @@ what greedy decoding would write. One pass finds that, as each place is told the
 before it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common import cli
 from common.device import Device
-from flamingo.data import Entries, Part, Words, chosen, guess, lay, questions
+from flamingo.data import Part, Words, chosen, guess, lay, questions
 from flamingo.model import Flamingo
 from flamingo.questions import CAPTION
 

@@ -175,8 +175,11 @@ def vision_flags(args: cli.Flags, train: CaptionSet) -> list[str]:
 
 def table_of(train: CaptionSet) -> Path:
     """A table of the training images, each with its questions and answers as captions."""
-    rows = [[str(Path(path).resolve()), f"{entry.question} {entry.answer}".strip()]
-            for path, some in zip(train.paths, train.captions, strict=True) for entry in some]  # fmt: skip
+    rows = [
+        [str(Path(path).resolve()), f"{entry.question} {entry.answer}".strip()]
+        for path, some in zip(train.paths, train.captions, strict=True)
+        for entry in some
+    ]
     path = CACHE / f"flamingo-{seed_of(str(rows)) % 16**8:08x}.csv"
     make_folder(CACHE)
     with open(path, "w", newline="", encoding="utf-8") as file:

@@ -32,7 +32,7 @@ from flamingo.parts import around, build, find_parts, read_vision
 QUICK = dict(model="flamingo_small", data="shapes",            steps=450,     every=150,    batch_size=144,  lr=2e-3,  # noqa: E501
              val=500, clip=1.0, gate_rate=10.0)
 PAPER = dict(model="flamingo_80b",   data="vqa:data/m3w.json", steps=500_000, every=10_000, batch_size=2048, lr=1e-4,  # noqa: E501
-             val=0, clip=1.0, gate_rate=1.0, warmup=5000, decay=False, loss="text")  # App. "Training"
+             val=0, clip=1.0, gate_rate=1.0, warmup=5000, decay=False, loss="text")
 # fmt: on
 
 
@@ -85,11 +85,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model, facts = around(*parts, args.model, settings_of(args))
         facts |= {key: parts[0].facts[key] for key in ("mean", "std")}
     train.facts |= facts  # images as the encoder was trained to see them
-    words = Words(facts["vocabulary"])
-    net = dev.wrap(model)
-    wanted = [part for part in (train, val, test) if part]
-    parts = {part.part: Part(part, model, dev) for part in wanted}
+    words, model = Words(facts["vocabulary"]), model.to(dev.device)
+    parts = {part.part: Part(part, model, dev) for part in (train, val, test) if part}
     dev.say(describe(parts["test"], args.num_test))
+    net = dev.wrap(model)
     optimizer, share = make_optimizer(args, model), partial(step_size, args)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     state = dict(model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
