@@ -93,6 +93,6 @@ def looked_at(
 
 
 def as_map(weights: Tensor) -> Tensor:
-    """Weights of places (P,) as a square map; of a ViT without its class token, which comes first."""
+    """Weights of places (P,) as a square map; a ViT's class token, the first, is left out."""
     side = math.isqrt(len(weights))
     return weights[-(side**2) :].view(side, side)

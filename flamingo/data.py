@@ -417,11 +417,10 @@ def chosen(part: Entries, kind: str, most: int) -> list[tuple[int, int]]:
     return [place for group in groups for place in group[:share]]
 
 
-def guess(part: Entries, places: Sequence[tuple[int, int]]) -> tuple[str, float]:
-    """The most frequent answer of some questions, and its share: what guessing would get right."""
+def guess(part: Entries, places: Sequence[tuple[int, int]]) -> float:
+    """The share of the most frequent answer of some questions: what guessing would get right."""
     counts = collections.Counter(part.entry(place).answer for place in places)
-    ((answer, number),) = counts.most_common(1)
-    return answer, number / len(places)
+    return max(counts.values()) / len(places)
 
 
 def describe(part: Entries, most: int) -> str:

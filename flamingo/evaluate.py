@@ -85,7 +85,7 @@ def evaluate(
         losses.append(loss)
         found[named(kind)] = mean(right)
         shares["accuracy"].append(mean(right))
-        shares["guess"].append(guess(part, places)[1])
+        shares["guess"].append(guess(part, places))
         if part.part.part == "test":
             blind = answer(model, words, part, support, places, dev, blind=True)[0]
             shares["blind"].append(mean(blind))

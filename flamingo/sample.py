@@ -1,4 +1,4 @@
-"""Answers questions about images with a trained Flamingo, describes them, and goes on from examples.
+"""Answers questions about images with a trained Flamingo, describes them, goes on from examples.
 
 python flamingo/sample.py photo.png --question "what colour is the star?"    # the newest run
 python flamingo/sample.py a.png b.png --caption                    # describes each
@@ -13,6 +13,7 @@ without images is answered by the language model alone.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -202,7 +203,7 @@ def interact(speaker: Speaker, files: list[Path]) -> None:
         except ValueError as error:  # not UTF-8
             print(f"note: {error}", file=sys.stderr)
             continue
-        if Path(line).is_file():
+        if is_file(line):
             files = [Path(line)]
         elif line:
             entry = Entry("", clean(line), "")
@@ -211,6 +212,13 @@ def interact(speaker: Speaker, files: list[Path]) -> None:
                 print("note: that is too long a question", file=sys.stderr)
                 continue
             print(speaker.answer(prompt, speaker.read(files))[0], flush=True)
+
+
+def is_file(line: str) -> bool:
+    """Whether a line names a file; one that is too long for a name doesn't."""
+    with contextlib.suppress(OSError):
+        return Path(line).is_file()
+    return False
 
 
 def show_test(speaker: Speaker, out: Path) -> Found:
