@@ -13,6 +13,7 @@ how well the language model still predicts text without images.
 """
 
 import argparse
+import itertools
 import statistics
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def shots(args: argparse.Namespace) -> tuple[Results, dict[str, str]]:
 def jump(folder: Path) -> float:
     """The most by which the training loss rose from one of its rows to the next."""
     losses = list(history(folder, "train_loss").values())
-    return max([0.0, *(b - a for a, b in zip(losses, losses[1:], strict=False))])
+    return max([0.0, *(b - a for a, b in itertools.pairwise(losses))])
 
 
 def gates_of(folder: Path) -> dict[str, float]:
@@ -143,7 +144,7 @@ def gates_of(folder: Path) -> dict[str, float]:
 
 def gates(args: argparse.Namespace) -> tuple[Results, dict[str, str]]:
     """Loss and stability of both, and the gates' values."""
-    how = [*shared_flags(args), "--every", "25"]
+    how = [*shared_flags(args), "--val", "0", "--every", "25"]
     results, commands, folders = run_arms("flamingo", train, CLAIMS["gates"], how, args)
     for arm, runs in results.items():
         for run, folder in zip(runs, folders[arm], strict=True):
