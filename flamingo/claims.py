@@ -22,7 +22,7 @@ from common.checkpoint import read_checkpoint
 from common.claims import history, plus_minus, run_arms, write_summary
 from common.device import Device
 from common.folder import make_folder
-from flamingo.data import Part, Words, chosen, load
+from flamingo.data import Part, Words, chosen, load, room_for
 from flamingo.evaluate import answer, mean
 from flamingo.model import Flamingo
 from flamingo.parts import build
@@ -77,6 +77,7 @@ class Opened:
         stored = content["config"]["flags"]
         same = ["--data", stored["data"], "--size", str(content["dataset"]["vision"]["image_size"])]
         same += ["--num-test", str(stored["num_test"]), "--val", str(stored["val"])]
+        same += ["--shots", str(stored["shots"])]
         same += ["--limit", str(stored["limit"])] if stored["limit"] else []
         self.flags = flags_of([*same, "--quiet", "--device", args.device])
         self.dev = Device(self.flags)
@@ -86,7 +87,10 @@ class Opened:
         self.words = Words(content["dataset"]["vocabulary"])
         known, _, test = load(self.flags, self.dev, content["dataset"]["vision"]["image_size"])
         known.facts |= {key: content["dataset"][key] for key in ("mean", "std")}
-        self.support, self.test = (Part(part, self.model, self.dev) for part in (known, test))
+        room = room_for(self.model, self.flags)
+        self.support, self.test = (
+            Part(part, self.model, self.dev, self.words, room) for part in (known, test)
+        )
 
     def right(self, kind: str, shots: int) -> float:
         """The share of a kind's questions that is answered right after so many examples."""

@@ -280,11 +280,24 @@ class Entries:
 
 
 class Part(Entries):
-    """A part of the data at work: its entries, and its images as the frozen encoder sees them."""
+    """A part of the data at work: its entries, and its images as the frozen encoder sees them.
 
-    def __init__(self, part: CaptionSet, model: Flamingo, dev: Device):
+    Entries of more than `room` tokens are left out, and counted in `left`; `longest` is how many
+    the longest of those that stay has.
+    """
+
+    def __init__(self, part: CaptionSet, model: Flamingo, dev: Device, words: Words, room: int):
         super().__init__(part)
-        self.model, self.dev = model, dev
+        self.model, self.dev, self.left, self.longest = model, dev, 0, 0
+        for kind, groups in list(self.groups.items()):
+            sizes = [[len(words.chunk(self.entry(p))[0]) for p in group] for group in groups]
+            flat = [size for some in sizes for size in some]
+            self.left += sum(size > room for size in flat)
+            self.longest = max([self.longest, *(size for size in flat if size <= room)])
+            kept = [[p for p, size in zip(group, some, strict=True) if size <= room]
+                    for group, some in zip(groups, sizes, strict=True)]  # fmt: skip
+            self.groups[kind] = [group for group in kept if group]
+        self.groups = {kind: groups for kind, groups in self.groups.items() if groups}
         size = len(part) * model.vision_encoder.places * model.vision_encoder.width * 4
         self.known = None if size > HELD else self.look_at_all()
 
@@ -347,6 +360,23 @@ def trained_kinds(part: Entries, args: cli.Flags) -> list[str]:
 def lengths(images: int, most: int) -> list[int]:
     """How long rows can be that share so many images, at most `most`."""
     return [n for n in range(1, most + 1) if images % n == 0]
+
+
+def room_for(model: Flamingo, args: cli.Flags) -> int:
+    """How many tokens an entry may have, so that --shots examples and a question fit."""
+    return (model.lang_encoder.context - 1) // (args.shots + 1)
+
+
+def say_left(parts: Sequence[Part], room: int, dev: Device) -> None:
+    """Says how many entries are too long; ends in one line where none is short enough."""
+    for part in parts:
+        if not part.groups:
+            fail(f"nothing that is said of the {part.part.part} images fits into {room} tokens: "
+                 "take fewer --shots, or a language model that sees more at once")  # fmt: skip
+    if left := sum(part.left for part in parts):
+        what = counted(left, "question or caption", "questions and captions")
+        dev.say(f"note: {what} of more than {room} tokens left out: with --shots examples they "
+                "don't fit")  # fmt: skip
 
 
 class Interleaved:

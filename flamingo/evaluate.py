@@ -77,7 +77,7 @@ def evaluate(
     for kind in part.kinds:
         places = chosen(part, kind, args.num_test)
         if kind in (args.leave_out or ()):
-            for shots in SHOTS if part.part.part == "test" else ():
+            for shots in shots_that_fit(model, part, support) if part.part.part == "test" else ():
                 right = answer(model, words, part, support, places, dev, shots)[0]
                 left[shots].append(mean(right))
             continue
@@ -102,6 +102,12 @@ def evaluate(
         found["caption_blind_loss"] = blind
         found.setdefault("loss", found["caption_loss"])
     return {f"{part.part.part}_{key}": value for key, value in found.items()}
+
+
+def shots_that_fit(model: Flamingo, part: Part, support: Part) -> list[int]:
+    """Those of SHOTS with which a row is no longer than the language model sees."""
+    longest = max(part.longest, support.longest)
+    return [n for n in SHOTS if (n + 1) * longest + 1 <= model.lang_encoder.context]
 
 
 def mean(right: Tensor) -> float:

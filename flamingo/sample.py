@@ -27,7 +27,7 @@ from common.data.files import find_images, white_in
 from common.data.text import as_text, as_typed, check_prompt
 from common.folder import keep_what_is_there, make_folder, open_run
 from flamingo.answering import as_map, check_length, check_marks, looked_at, write
-from flamingo.data import Part, Words, chosen, clean, load, read_json
+from flamingo.data import Part, Words, chosen, clean, load, read_json, room_for
 from flamingo.model import MODELS, Flamingo
 from flamingo.parts import build
 from flamingo.questions import CAPTION, IMAGE, Entry, prompt_of, with_article
@@ -225,7 +225,8 @@ def show_test(speaker: Speaker, out: Path) -> Found:
     """Questions of the test part, a few of each kind, with the right answers beside."""
     test = load(speaker.flags.but(limit=None, val=0), speaker.dev, speaker.size)[2]
     test.facts |= {key: speaker.facts[key] for key in ("mean", "std")}
-    part = Part(test, speaker.model, speaker.dev)
+    room = room_for(speaker.model, speaker.flags)
+    part = Part(test, speaker.model, speaker.dev, speaker.words, room)
     kinds = part.kinds or [CAPTION]
     each = -(-SHOWN // len(kinds))
     found, shown = {}, []

@@ -22,7 +22,7 @@ from common.device import Device
 from common.run import Run
 from common.schedule import cosine
 from common.weights import trained
-from flamingo.data import Interleaved, Part, Words, describe, load
+from flamingo.data import Interleaved, Part, Words, describe, load, room_for, say_left
 from flamingo.evaluate import evaluate
 from flamingo.model import Flamingo
 from flamingo.options import parse, settings_of
@@ -86,7 +86,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         facts |= {key: parts[0].facts[key] for key in ("mean", "std")}
     train.facts |= facts  # images as the encoder was trained to see them
     words, model = Words(facts["vocabulary"]), model.to(dev.device)
-    parts = {part.part: Part(part, model, dev) for part in (train, val, test) if part}
+    room = room_for(model, args)
+    sets = [part for part in (train, val, test) if part]
+    parts = {part.part: Part(part, model, dev, words, room) for part in sets}
+    say_left(list(parts.values()), room, dev)
     dev.say(describe(parts["test"], args.num_test))
     net = dev.wrap(model)
     optimizer, share = make_optimizer(args, model), partial(step_size, args)

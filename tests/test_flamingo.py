@@ -412,7 +412,7 @@ def test_it_learns_what_is_in_images_by_heart():
         optimizer.step()
         optimizer.zero_grad()
     assert loss < 0.5  # from 1.39, of four answers
-    assert all(float(g) for layer in model.gated for g in layer.gates())
+    assert all(g.item() for layer in model.gated for g in layer.gates())
 
 
 # ---------------------------------------------------------------------- writing

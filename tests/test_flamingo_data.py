@@ -14,7 +14,7 @@ from common.data.captions import CAPTION_SETS, load_captions
 from common.data.corpora import END, make_vocabulary
 from common.data.drawing import CLASSES
 from common.data.shapes import COLOURS, draw, random_numbers
-from flamingo import data, questions, train
+from flamingo import data, evaluate, questions, train
 from flamingo.data import Entries, Interleaved, Part, Words, lay
 from flamingo.model import MODELS
 from flamingo.questions import CAPTION, KINDS, MARK, WAYS, Entry, ask, prompt_of
@@ -24,11 +24,10 @@ def entries_of(count=300, seed=0):
     return ask(range(count), seed)
 
 
-def truth(index, seed, entry):
+def truth(scenes, world, index, entry):
     """The answer to a question, from what `draw` says of a scene; None where it has several."""
-    scene, world = draw([index], 32, seed), random_numbers([index], seed, 3)
-    count = int(world["count"][0])
-    objects = [(CLASSES[scene.shapes[0, k]], list(COLOURS)[scene.colours[0, k]], k)
+    count = int(world["count"][index])
+    objects = [(CLASSES[scenes.shapes[index, k]], list(COLOURS)[scenes.colours[index, k]], k)
                for k in range(count)]  # fmt: skip
     if entry.kind == "count":
         return ["one", "two", "three"][count - 1]
@@ -44,19 +43,20 @@ def truth(index, seed, entry):
     if entry.kind in ("colour", "shape"):
         return tone if entry.kind == "colour" else name
     if entry.kind == "size":
-        radius = float(world["radius"][0, k])
+        radius = float(world["radius"][index, k])
         return "small" if radius < 0.12 else "large" if radius > 0.3 else "medium"
-    x, y = (world["centre"][0, k] - 0.5).tolist()
+    x, y = (world["centre"][index, k] - 0.5).tolist()
     return ("left" if x < 0 else "right") if abs(x) > abs(y) else ("top" if y < 0 else "bottom")
 
 
 def test_answers_are_true():
     kinds = collections.Counter()
     for seed in (0, 1):
-        for index, entries in enumerate(entries_of(40, seed)):
-            assert entries[0] == Entry(CAPTION, "", draw([index], 32, seed).captions[0])
+        scenes, world = draw(range(60), 8, seed), random_numbers(list(range(60)), seed, 3)
+        for index, entries in enumerate(entries_of(60, seed)):
+            assert entries[0] == Entry(CAPTION, "", scenes.captions[index])
             for entry in entries[1:]:
-                assert truth(index, seed, entry) == entry.answer, (index, seed, entry)
+                assert truth(scenes, world, index, entry) == entry.answer, (index, seed, entry)
                 kinds[entry.kind] += 1
     assert kinds.keys() == set(KINDS)
 
@@ -122,8 +122,8 @@ def parts(*argv):
     args = train.parse_args([*FLAGS, *argv])
     dev = train.Device(args)
     sets = data.load(args, dev, 24)
-    model = MODELS["flamingo_small"]().eval()
-    return [Part(part, model, dev) for part in sets if part], Words(facts()), args, dev
+    model, words = MODELS["flamingo_small"]().eval(), Words(facts())
+    return [Part(part, model, dev, words, 28) for part in sets if part], words, args, dev
 
 
 def test_rows_are_text_with_marks_and_what_follows_is_counted(few_scenes):
@@ -179,6 +179,28 @@ def test_features_are_those_of_the_images(few_scenes):
     known.known = None  # too many to keep: they are looked at anew
     torch.testing.assert_close(known.features(places), want)
     assert len(test.known) == 20
+
+
+def test_entries_that_are_too_long_are_left_out(few_scenes, refused, capsys):
+    (part, _), words, args, dev = parts()
+    sizes = [len(words.chunk(e)[0]) for some in part.part.captions for e in some]
+    assert (part.longest, part.left) == (max(sizes), 0)
+    short = Part(part.part, part.model, dev, words, 14)
+    assert short.left == sum(size > 14 for size in sizes) > 0
+    assert short.longest == 14
+    places = [p for groups in short.groups.values() for group in groups for p in group]
+    assert len(places) == len(sizes) - short.left
+    assert all(len(words.chunk(short.entry(p))[0]) <= 14 for p in places)
+    dev.quiet = False
+    data.say_left([part, short], 14, dev)
+    assert f"note: {short.left:,} questions and captions of more than 14" in capsys.readouterr().out
+    none = Part(part.part, part.model, dev, words, 3)
+    assert "nothing that is said of the train images" in refused(data.say_left, [none], 3, dev)
+    model = part.model
+    assert data.room_for(model, args) == 255 // 9
+    assert evaluate.shots_that_fit(model, part, part) == [0, 4, 8]
+    model.lang_encoder.context = 5 * part.longest + 1
+    assert evaluate.shots_that_fit(model, part, part) == [0, 4]
 
 
 def test_training_rows(few_scenes):
@@ -278,7 +300,7 @@ def test_examples_before_questions_are_of_their_kind_and_of_training(few_scenes)
 
 
 def photos(count=6, folder="photos"):
-    Path(folder).mkdir(exist_ok=True)
+    Path(folder).mkdir(exist_ok=True, parents=True)
     for number in range(count):
         colour = tuple(torch.randint(0, 256, (3,)).tolist())
         Image.new("RGB", (20, 16), colour).save(f"{folder}/{number}.png")

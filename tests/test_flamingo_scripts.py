@@ -228,7 +228,7 @@ def test_answers_are_right_where_greedy_decoding_writes_them(made):
     model.load_state_dict(content["model"])
     model.eval()
     words = Words(content["dataset"]["vocabulary"])
-    support, asked = Part(known, model, dev), Part(test, model, dev)
+    support, asked = (Part(p, model, dev, words, 31) for p in (known, test))
     for kind in ("yes-no", CAPTION):
         for shots in (0, 2):
             places = data.chosen(asked, kind, 8)
@@ -256,7 +256,7 @@ def test_an_answer_by_the_truth_is_right(made, monkeypatch):
     content = torch.load("run/last.pt")
     model = parts.build(content["dataset"])
     words = Words(content["dataset"]["vocabulary"])
-    support, asked = Part(known, model, dev), Part(test, model, dev)
+    support, asked = (Part(p, model, dev, words, 31) for p in (known, test))
     whole, laid = data.lay, []
     monkeypatch.setattr(evaluate, "lay", lambda *a, **k: laid.append(whole(*a, **k)) or laid[-1])
 
