@@ -77,7 +77,7 @@ def evaluate(
     for kind in part.kinds:
         places = chosen(part, kind, args.num_test)
         if kind in (args.leave_out or ()):
-            for shots in shots_that_fit(model, part, support) if part.part.part == "test" else ():
+            for shots in shots_that_fit(model, part, support, kind):
                 right = answer(model, words, part, support, places, dev, shots)[0]
                 left[shots].append(mean(right))
             continue
@@ -104,10 +104,14 @@ def evaluate(
     return {f"{part.part.part}_{key}": value for key, value in found.items()}
 
 
-def shots_that_fit(model: Flamingo, part: Part, support: Part) -> list[int]:
-    """Those of SHOTS with which a row is no longer than the language model sees."""
-    longest = max(part.longest, support.longest)
-    return [n for n in SHOTS if (n + 1) * longest + 1 <= model.lang_encoder.context]
+def shots_that_fit(model: Flamingo, part: Part, support: Part, kind: str) -> list[int]:
+    """Those of SHOTS that a kind which was left out is asked after, in the test: `support` has to
+    have examples, and a row is no longer than the language model sees."""
+    if part.part.part != "test":
+        return []
+    longest, context = max(part.longest, support.longest), model.lang_encoder.context
+    return [n for n in SHOTS
+            if (n + 1) * longest + 1 <= context and (not n or kind in support.groups)]  # fmt: skip
 
 
 def mean(right: Tensor) -> float:

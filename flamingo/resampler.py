@@ -99,6 +99,23 @@ class PerceiverAttention(nn.Module):
     # fmt: on
 
 
+class ResamplerLayer(nn.Sequential):
+    """Attention and a feed-forward network, each added to the latents.
+
+    A Sequential in name alone, as checkpoints call them 0 and 1, and a ModuleList can't be sharded.
+    """
+
+    def __init__(self, width: int, num_heads: int, d_head: int, activation: str):
+        attention = PerceiverAttention(width, num_heads, d_head)
+        super().__init__(attention, FeedForward(width, activation))
+
+    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        """Features (N, S, D) and latents (N, L, D) to latents."""
+        attention, feed_forward = self
+        latents = latents + attention(x, latents)
+        return latents + feed_forward(latents)
+
+
 class PerceiverResampler(nn.Module):
     """Learned latents gather what is in an image or a video (Fig. 5).
 
@@ -126,9 +143,7 @@ class PerceiverResampler(nn.Module):
         self.place_embs = nn.Parameter(torch.randn(places, width)) if places else None
         self.latents = nn.Parameter(torch.randn(num_latents, width)) if num_latents else None
         self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [PerceiverAttention(width, num_heads, d_head), FeedForward(width, activation)]
-            )
+            ResamplerLayer(width, num_heads, d_head, activation)
             for _ in range(num_layers if num_latents else 0)
         )
         self.norm = nn.LayerNorm(width)
@@ -145,9 +160,8 @@ class PerceiverResampler(nn.Module):
         if self.latents is None:
             return self.norm(x)
         latents = self.latents.expand(len(x), -1, -1)                  # (N, L, D)
-        for attention, feed_forward in self.layers:
-            latents = latents + attention(x, latents)
-            latents = latents + feed_forward(latents)
+        for layer in self.layers:
+            latents = layer(x, latents)
         return self.norm(latents)
     # fmt: on
 

@@ -182,7 +182,7 @@ def test_features_are_those_of_the_images(few_scenes):
 
 
 def test_entries_that_are_too_long_are_left_out(few_scenes, refused, capsys):
-    (part, _), words, args, dev = parts()
+    (part, test), words, args, dev = parts()
     sizes = [len(words.chunk(e)[0]) for some in part.part.captions for e in some]
     assert (part.longest, part.left) == (max(sizes), 0)
     short = Part(part.part, part.model, dev, words, 14)
@@ -198,9 +198,11 @@ def test_entries_that_are_too_long_are_left_out(few_scenes, refused, capsys):
     assert "nothing that is said of the train images" in refused(data.say_left, [none], 3, dev)
     model = part.model
     assert data.room_for(model, args) == 255 // 9
-    assert evaluate.shots_that_fit(model, part, part) == [0, 4, 8]
-    model.lang_encoder.context = 5 * part.longest + 1
-    assert evaluate.shots_that_fit(model, part, part) == [0, 4]
+    assert evaluate.shots_that_fit(model, test, part, "size") == [0, 4, 8]
+    assert evaluate.shots_that_fit(model, test, part, "taste") == [0]
+    assert evaluate.shots_that_fit(model, part, part, "size") == []
+    model.lang_encoder.context = 5 * max(part.longest, test.longest) + 1
+    assert evaluate.shots_that_fit(model, test, part, "size") == [0, 4]
 
 
 def test_training_rows(few_scenes):

@@ -182,10 +182,11 @@ def test_accumulation_changes_nothing():
         torch.testing.assert_close(value, weights("three")[name], rtol=1e-3, atol=2e-5)
 
 
-def test_two_processes_do_what_one_does():
+@pytest.mark.parametrize("more", [[], ["--fsdp"]])
+def test_two_processes_do_what_one_does(more):
     write_parts()
     flags = [*TINY, "--shots", "0", "--num-test", "9"]
-    done = torchrun(train.__file__, *flags, "--run-dir", "two")
+    done = torchrun(train.__file__, *flags, *more, "--run-dir", "two")
     assert done.returncode == 0, done.stderr[-2000:]
     one = train.main([*flags, "--run-dir", "one"])
     for name, value in weights("one").items():
