@@ -283,17 +283,18 @@ class Part(Entries):
     """A part of the data at work: its entries, and its images as the frozen encoder sees them.
 
     Entries of more than `room` tokens are left out, and counted in `left`; `longest` is how many
-    the longest of those that stay has.
+    the longest of a kind has of those that stay.
     """
 
     def __init__(self, part: CaptionSet, model: Flamingo, dev: Device, words: Words, room: int):
         super().__init__(part)
-        self.model, self.dev, self.left, self.longest = model, dev, 0, 0
+        self.model, self.dev, self.left = model, dev, 0
+        self.longest: dict[str, int] = {}
         for kind, groups in list(self.groups.items()):
             sizes = [[len(words.chunk(self.entry(p))[0]) for p in group] for group in groups]
             flat = [size for some in sizes for size in some]
             self.left += sum(size > room for size in flat)
-            self.longest = max([self.longest, *(size for size in flat if size <= room)])
+            self.longest[kind] = max((size for size in flat if size <= room), default=0)
             kept = [[p for p, size in zip(group, some, strict=True) if size <= room]
                     for group, some in zip(groups, sizes, strict=True)]  # fmt: skip
             self.groups[kind] = [group for group in kept if group]

@@ -109,7 +109,8 @@ def shots_that_fit(model: Flamingo, part: Part, support: Part, kind: str) -> lis
     have examples, and a row is no longer than the language model sees."""
     if part.part.part != "test":
         return []
-    longest, context = max(part.longest, support.longest), model.lang_encoder.context
+    longest = max(part.longest[kind], support.longest.get(kind, 0))
+    context = model.lang_encoder.context
     return [n for n in SHOTS
             if (n + 1) * longest + 1 <= context and (not n or kind in support.groups)]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The frozen parts: an image encoder of clip/train.py and a language model of gpt/train.py.
 
-    vision, language = find_parts(args, dev, train)     # those of runs, or trained now
+    vision, language = find_parts(args, dev, train, named)  # of runs, or trained now
     model = build(facts)                                # of a checkpoint's facts
 
 Whoever is missing is trained by its own folder's script, in a process of its own, as no folder
@@ -129,19 +129,31 @@ def around(vision: Trained, language: Trained, name: str, settings: dict) -> tup
 # ---------------------------------------------------------------------- training
 
 
-def find_parts(args: cli.Flags, dev: Device, train: CaptionSet) -> tuple[Trained, Trained]:
-    """The image encoder and the language model: those that are named, or trained now."""
-    missing = [flag for flag in ("vision", "language") if not getattr(args, flag)]
+def named_parts(args: cli.Flags, dev: Device) -> dict[str, Trained]:
+    """The parts that --vision and --language name, read before anything else is done. Ends in one
+    line where one that isn't named can't be trained."""
+    readers = {"vision": read_vision, "language": read_language}
+    named = {k: read(name) for k, read in readers.items() if (name := getattr(args, k))}
+    missing = " and ".join(f"--{flag}" for flag in readers if flag not in named)
     if missing and args.model != "flamingo_small":
-        flags = " and ".join(f"--{flag}" for flag in missing)
         fail(f"{args.model} takes trained parts: name runs of clip/train.py and gpt/train.py with "
-             f"{flags} (flamingo_small trains its own)")  # fmt: skip
+             f"{missing} (flamingo_small trains its own)")  # fmt: skip
     if missing and dev.world > 1:
         fail("the parts are trained by one process: run this without torchrun once, or name runs "
-             "with --vision and --language")  # fmt: skip
-    vision = args.vision or train_part("clip", vision_flags(args, train), args, dev)
-    language = args.language or train_part("gpt", language_flags(args, train), args, dev)
-    return read_vision(str(vision)), read_language(str(language))
+             f"with {missing}")  # fmt: skip
+    return named
+
+
+def find_parts(
+    args: cli.Flags, dev: Device, train: CaptionSet, named: dict[str, Trained]
+) -> tuple[Trained, Trained]:
+    """The image encoder and the language model: those that are named, or trained now."""
+    vision, language = named.get("vision"), named.get("language")
+    if not vision:
+        vision = read_vision(str(train_part("clip", vision_flags(args, train), args, dev)))
+    if not language:
+        language = read_language(str(train_part("gpt", language_flags(args, train), args, dev)))
+    return vision, language
 
 
 def train_part(folder: str, argv: list[str], args: cli.Flags, dev: Device) -> Path:

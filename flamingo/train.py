@@ -26,7 +26,7 @@ from flamingo.data import Interleaved, Part, Words, describe, load, room_for, sa
 from flamingo.evaluate import evaluate
 from flamingo.model import Flamingo
 from flamingo.options import parse, settings_of
-from flamingo.parts import around, build, find_parts, read_vision
+from flamingo.parts import around, build, find_parts, named_parts
 
 # fmt: off
 QUICK = dict(model="flamingo_small", data="shapes",            steps=450,     every=150,    batch_size=144,  lr=2e-3,  # noqa: E501
@@ -71,16 +71,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
     dev, known = Device(args), args.stored.get("dataset")
-    vision = read_vision(args.vision) if args.vision and not known else None
-    network = known["vision"] if known else vision.facts["network"] if vision else {}
-    train, val, test = load(args, dev, network.get("image_size") or args.size)
+    named = {} if known else named_parts(args, dev)
+    vision = known["vision"] if known else named["vision"].facts["network"] if args.vision else {}
+    train, val, test = load(args, dev, vision.get("image_size") or args.size)
     if known:
         facts = {key: known[key] for key in ("vision", "language", "vocabulary", "network")}
         facts |= {key: known[key] for key in ("mean", "std")}
         model = build(facts)
         model.load_state_dict(args.stored["model"])
     else:
-        parts = find_parts(args, dev, train)
+        parts = find_parts(args, dev, train, named)
         dev = Device(args)  # seeds anew: the layers begin alike, whoever trained the parts
         model, facts = around(*parts, args.model, settings_of(args))
         facts |= {key: parts[0].facts[key] for key in ("mean", "std")}
@@ -91,6 +91,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parts = {part.part: Part(part, model, dev, words, room) for part in sets}
     say_left(list(parts.values()), room, dev)
     dev.say(describe(parts["test"], args.num_test))
+    steps = min(args.every, args.steps)
+    batches = None if args.evaluate else Interleaved(parts["train"], words, args, dev, steps)
     net = dev.wrap(model)
     optimizer, share = make_optimizer(args, model), partial(step_size, args)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
@@ -104,7 +106,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     if args.evaluate:
         return run.finish(**measure("test"))
-    batches = Interleaved(parts["train"], words, args, dev, min(args.every, args.steps))
     for epoch in run.epochs():
         model.train()
         for rows in run.progress(batches):
