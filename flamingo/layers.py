@@ -94,6 +94,10 @@ class GatedCrossAttentionBlock(nn.Module):
             return 1.0, 1.0
         return self.attn_gate.tanh(), self.ff_gate.tanh()
 
+    def keys(self, media: Tensor) -> dict[str, Tensor]:
+        """Latents (B, M, L, C) as keys and values (B, H, M, L, d), the same for all tokens."""
+        return self.attn.keys(media)
+
     def forward(self, x: Tensor, media: dict[str, Tensor], visible: Tensor) -> Tensor:
         """(B, T, D) to the same."""
         of_attention, of_feed_forward = self.gates()

@@ -141,7 +141,7 @@ class Flamingo(nn.Module):
         marks = 0 if self.training else int((tokens == self.image_token).sum(1).max())
         if marks > latents.shape[1]:
             raise ValueError(f"{marks} image marks, but {latents.shape[1]} images")
-        return [layer.attn.keys(latents) for layer in self.gated]
+        return [layer.keys(latents) for layer in self.gated]
 
     # ------------------------------------------------------------------ writing
 

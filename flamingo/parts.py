@@ -1,7 +1,7 @@
 """The frozen parts: an image encoder of clip/train.py and a language model of gpt/train.py.
 
-    vision, language = find_parts(args, dev, train, named)  # of runs, or trained now
-    model = build(facts)                                # of a checkpoint's facts
+    vision, language = find_parts(args, dev, train, named)   # those of runs, or trained now
+    model = build(facts)                                      # of a checkpoint's facts
 
 Whoever is missing is trained by its own folder's script, in a process of its own, as no folder
 imports another's script: CLIP on the images and their captions, the GPT on the texts alone. They

@@ -16,9 +16,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from common import cli
 from common.device import Device
+from common.folder import begin_run
 from common.run import Run
 from common.schedule import cosine
 from common.weights import trained
@@ -80,6 +82,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = build(facts)
         model.load_state_dict(args.stored["model"])
     else:
+        args = args if len(named) == 2 else begin_run(args, dev)
         parts = find_parts(args, dev, train, named)
         dev = Device(args)  # seeds anew: the layers begin alike, whoever trained the parts
         model, facts = around(*parts, args.model, settings_of(args))
@@ -94,6 +97,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     steps = min(args.every, args.steps)
     batches = None if args.evaluate else Interleaved(parts["train"], words, args, dev, steps)
     net = dev.wrap(model)
+    for layer in model.gated if args.fsdp else ():
+        register_fsdp_forward_method(layer, "keys")
     optimizer, share = make_optimizer(args, model), partial(step_size, args)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     state = dict(model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)

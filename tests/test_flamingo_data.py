@@ -123,7 +123,7 @@ def parts(*argv):
     dev = train.Device(args)
     sets = data.load(args, dev, 24)
     model, words = MODELS["flamingo_small"]().eval(), Words(facts())
-    return [Part(part, model, dev, words, 28) for part in sets if part], words, args, dev
+    return [Part(part, model, dev, words, 40) for part in sets if part], words, args, dev
 
 
 def test_rows_are_text_with_marks_and_what_follows_is_counted(few_scenes):
