@@ -11,8 +11,8 @@ from flamingo.questions import KINDS
 # fmt: off
 FIXED = ("size", "vision", "language", "vision_epochs", "language_steps", "num_latents",
          "cross_every", "gates", "tune_language", "leave_out", "every")  # by a checkpoint
-SHAPES = dict(size=24, vision_epochs=6, language_steps=200, shots=8, riddles=0.2)
-PHOTOS = dict(size=64, vision_epochs=60, language_steps=300, shots=4, riddles=0.0, steps=600,
+SHAPES = dict(size=24, vision_epochs=6, language_steps=800, shots=8, riddles=0.2)
+PHOTOS = dict(size=64, vision_epochs=60, language_steps=1200, shots=4, riddles=0.0, steps=600,
               every=200, batch_size=40)
 LARGE = dict(size=224, batch_size=8, lr=1e-4, gate_rate=1.0, shots=4, riddles=0.0, steps=1000,
              every=250)
