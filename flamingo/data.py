@@ -36,6 +36,7 @@ DATA = ["shapes", "shapes:N", "flickr8k", "vqa:JSON"]
 QUESTION = "question"  # the kind of the user's own, unless they name kinds
 HELD = 2 << 30  # bytes of features that are kept; of more, images are looked at as they are needed
 CHUNK = 100  # images that are looked at together
+ORDER = ("colour", CAPTION, "yes-no", "shape", "size", "count", "position")  # the easy ones first
 ALONE = 0.5  # share of training rows that are of one kind of entry
 
 
@@ -354,8 +355,15 @@ def entries_of(part: Entries, places: Sequence[tuple[int, int]], riddle: str | N
 
 
 def trained_kinds(part: Entries, args: cli.Flags) -> list[str]:
-    """The kinds of entries that are trained on."""
-    return [kind for kind in part.groups if kind not in (args.leave_out or ())]
+    """The kinds of entries that are trained on, in the order in which they come in."""
+    kinds = [kind for kind in part.groups if kind not in (args.leave_out or ())]
+    return sorted(kinds, key=lambda kind: ORDER.index(kind) if kind in ORDER else len(ORDER))
+
+
+def introduced(kinds: Sequence[str], step: int, steps: int, share: float) -> Sequence[str]:
+    """The kinds that have come in by a step: one after another, in a share of the steps."""
+    over = share * steps
+    return kinds[: 1 + int(step / over * len(kinds))] if step < over else kinds
 
 
 def lengths(images: int, most: int) -> list[int]:
@@ -409,7 +417,8 @@ class Interleaved:
             draw = random.Random(seed_of("rows", self.dev.seed, step))
             length = draw.choice(self.lengths)
             count = self.args.batch_size // length
-            how = self.kinds, length, self.args.riddles, draw
+            kinds = introduced(self.kinds, step, self.args.steps, self.args.introduce)
+            how = kinds, length, self.args.riddles, draw
             rows = [draw_row(self.part, *how) for _ in range(count)]
             size = count // self.pieces
             for piece in range(self.dev.rank, self.pieces, self.dev.world):

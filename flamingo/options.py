@@ -11,11 +11,12 @@ from flamingo.questions import KINDS
 # fmt: off
 FIXED = ("size", "vision", "language", "vision_epochs", "language_steps", "num_latents",
          "cross_every", "gates", "tune_language", "leave_out", "every")  # by a checkpoint
-SHAPES = dict(size=24, vision_epochs=6, language_steps=800, shots=8, riddles=0.2)
+SHAPES = dict(size=24, vision_epochs=6, language_steps=800, shots=8, riddles=0.2,
+              introduce=0.4)
 PHOTOS = dict(size=64, vision_epochs=60, language_steps=1200, shots=4, riddles=0.0, steps=600,
               every=200, batch_size=40)
-LARGE = dict(size=224, batch_size=8, lr=1e-4, gate_rate=1.0, shots=4, riddles=0.0, steps=1000,
-             every=250)
+PLAIN = dict(size=224, shots=4, riddles=0.0, introduce=0.0, gate_rate=1.0)
+LARGE = PLAIN | dict(batch_size=8, lr=1e-4, steps=1000, every=250)
 # fmt: on
 OWN_SIZE = "the run of --vision has its own"
 
@@ -27,8 +28,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     own = dict(num_latents=SIZES[model]["num_latents"], cross_every=SIZES[model]["every"])
     own |= SHAPES if scenes else PHOTOS
     if paper:
-        own |= dict(size=224, shots=4, riddles=0.0, steps=500_000, every=10_000, batch_size=2048,
-                    gate_rate=1.0)  # fmt: skip
+        own |= PLAIN | dict(steps=500_000, every=10_000, batch_size=2048)
     elif not small:
         own |= LARGE
     nothing = {}
@@ -43,7 +43,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         nothing.setdefault("size", OWN_SIZE)
     if data == "flickr8k":
         why = "flickr8k has captions alone, and no questions"
-        nothing |= dict.fromkeys(("leave_out", "riddles", "num_test"), why)
+        nothing |= dict.fromkeys(("leave_out", "riddles", "introduce", "num_test"), why)
     return own, nothing
 
 
@@ -61,6 +61,8 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     add("--shots", type=cli.integer(0), metavar="N", group="data", help=text)
     text = "share of rows of one kind whose questions are a made-up word"
     add("--riddles", type=cli.share, metavar="P", default=0.0, group="data", help=text)
+    text = "share of the steps in which kinds come in, one after another"
+    add("--introduce", type=cli.share, metavar="S", default=0.0, group="data", help=text)
     text = "questions of each kind that are asked in validation and test"
     add("--num-test", **count, default=300, group="data", help=text)
     add("--every", **count, default=250, group="training", help="steps between validations")

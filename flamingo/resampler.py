@@ -26,6 +26,9 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
+# First deviations of latents and of embeddings, which the paper doesn't give. Latents begin so
+# small that what they gather is soon the most of them: with 1, an image hardly changes them.
+SMALL, PLACED = 0.02, 0.2
 ACTIVATIONS = {  # the paper's; Idefics' resampler has a ReLU, OpenFlamingo GELUs
     "squared_relu": SquaredReLU,
     "relu": nn.ReLU,
@@ -99,6 +102,11 @@ class PerceiverAttention(nn.Module):
     # fmt: on
 
 
+def drawn(count: int, width: int, deviation: float) -> nn.Parameter:
+    """Embeddings (N, D) to begin with."""
+    return nn.Parameter(deviation * torch.randn(count, width))
+
+
 class ResamplerLayer(nn.Sequential):
     """Attention and a feed-forward network, each added to the latents.
 
@@ -139,9 +147,9 @@ class PerceiverResampler(nn.Module):
         super().__init__()
         self.num_latents = num_latents
         self.project = nn.Linear(in_width, width) if in_width != width else nn.Identity()
-        self.frame_embs = nn.Parameter(torch.randn(num_frames, width)) if num_frames > 1 else None
-        self.place_embs = nn.Parameter(torch.randn(places, width)) if places else None
-        self.latents = nn.Parameter(torch.randn(num_latents, width)) if num_latents else None
+        self.frame_embs = drawn(num_frames, width, PLACED) if num_frames > 1 else None
+        self.place_embs = drawn(places, width, PLACED) if places else None
+        self.latents = drawn(num_latents, width, SMALL) if num_latents else None
         self.layers = nn.ModuleList(
             ResamplerLayer(width, num_heads, d_head, activation)
             for _ in range(num_layers if num_latents else 0)

@@ -222,12 +222,13 @@ def is_file(line: str) -> bool:
 
 
 def show_test(speaker: Speaker, out: Path) -> Found:
-    """Questions of the test part, a few of each kind, with the right answers beside."""
+    """Questions of the test part, a few of each kind that was trained on, and the right answers."""
     test = load(speaker.flags.but(limit=None, val=0), speaker.dev, speaker.size)[2]
     test.facts |= {key: speaker.facts[key] for key in ("mean", "std")}
     room = room_for(speaker.model, speaker.flags)
     part = Part(test, speaker.model, speaker.dev, speaker.words, room)
-    kinds = part.kinds or [CAPTION]
+    left = speaker.flags.leave_out or ()
+    kinds = [kind for kind in part.kinds if kind not in left] or [CAPTION]
     each = -(-SHOWN // len(kinds))
     found, shown = {}, []
     for place in [p for kind in kinds for p in spread(chosen(part, kind, 100), each)][:SHOWN]:
@@ -262,7 +263,7 @@ def draw(shown: Sequence[tuple[Tensor, str, Tensor]], facts: dict, out: Path) ->
         return
     columns = min(6, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(2.0 * columns, 2.5 * rows), layout="constrained")
+    figure = Figure(figsize=(1.6 * columns, 2.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis in figure.axes:
         axis.axis("off")
@@ -273,7 +274,7 @@ def draw(shown: Sequence[tuple[Tensor, str, Tensor]], facts: dict, out: Path) ->
         places = as_map(seen)
         axis.imshow(places.numpy(), extent=(0, side, side, 0), cmap="magma", alpha=0.45,
                     interpolation="bilinear", vmin=0.0)  # fmt: skip
-        lines = [textwrap.fill(line, 30) for line in title.splitlines()]
+        lines = [textwrap.fill(line, 25) for line in title.splitlines()]
         axis.set_title("\n".join(lines), fontsize=7, pad=2, parse_math=False)
     make_folder(out)
     save(figure, out / "looked.png")
