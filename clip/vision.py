@@ -34,6 +34,7 @@ class VisionTransformer(nn.Module):
         if image_size % patch_size:
             raise ValueError(f"{image_size} pixels can't be cut into patches of {patch_size}")
         tokens, scale = (image_size // patch_size) ** 2 + 1, width**-0.5
+        self.width, self.places = width, tokens  # of `features`
         self.conv1 = nn.Conv2d(3, width, patch_size, patch_size, bias=False)
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
@@ -43,13 +44,16 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
     # fmt: off
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to (B, E)."""
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer makes of the class token and all patches, (B, N + 1, D)."""
         x = self.conv1(images).flatten(2).transpose(1, 2)               # (B, N, D)
         first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)  # (B, 1, D)
         x = torch.cat([first, x], 1) + self.positional_embedding        # (B, N + 1, D)
-        x = self.transformer(self.ln_pre(x))                            # (B, N + 1, D)
-        return self.ln_post(x[:, 0]) @ self.proj                        # (B, E)
+        return self.transformer(self.ln_pre(x))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to (B, E)."""
+        return self.ln_post(self.features(images)[:, 0]) @ self.proj
     # fmt: on
 
 
@@ -163,12 +167,21 @@ class ModifiedResNet(nn.Module):
                 in_channels = Bottleneck.expansion * channels
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.attnpool = AttentionPool2d(image_size // shrunk, in_channels, num_heads, embed_dim)
+        self.width, self.places = in_channels, (image_size // shrunk) ** 2  # of `features`
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to (B, E)."""
+    def map(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to what the last stage makes of them, (B, 32 width, H/32, W/32)."""
         x = F.relu(self.bn1(self.conv1(images)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = self.avgpool(F.relu(self.bn3(self.conv3(x))))  # (B, width, H / 4, W / 4)
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x)
-        return self.attnpool(x)  # of (B, 32 width, H / 32, W / 32)
+        return x
+
+    def features(self, images: Tensor) -> Tensor:
+        """The same, place by place: (B, places, C)."""
+        return self.map(images).flatten(2).transpose(1, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to (B, E)."""
+        return self.attnpool(self.map(images))

@@ -76,6 +76,22 @@ def new_run(args: argparse.Namespace) -> Path:
                 raise
 
 
+def begin_run(args: Flags, dev: Device) -> Flags:
+    """Makes a run's folder, with config.json, before what the run needs is trained; the flags that
+    return name it. So --resume finds it wherever that was stopped, and one that can't be written
+    ends in one line at once."""
+    folder = args.run_dir
+    try:
+        if dev.main:
+            folder = folder or new_run(args)
+            folder.mkdir(parents=True, exist_ok=True)
+            made = config(args.but(run_dir=folder), dev)
+            write_text(folder / "config.json", json.dumps(made, indent=1) + "\n")
+    except OSError as error:
+        fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
+    return args.but(run_dir=dev.gather(folder)[0])
+
+
 def make_folder(path: Path, *names: str) -> None:
     """Makes the folder for results, before any work is done for them.
 

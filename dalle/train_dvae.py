@@ -3,7 +3,6 @@
 Called by train.py, for `--model dvae_small` and its like, and before a transformer's own training.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from common.claims import finished
 from common.data.captions import CaptionSet
 from common.data.images import ImageSet
 from common.device import Device
-from common.folder import config, new_run, write_text
+from common.folder import begin_run
 from common.run import Run, start_average
 from common.schedule import cosine
 from dalle.data import images_of, load
@@ -133,15 +132,7 @@ def train_first(args: cli.Flags, dev: Device, parse: Callable) -> tuple[cli.Flag
 
     def place() -> Path:
         nonlocal folder
-        try:
-            if dev.main:
-                folder = folder or new_run(args)
-                folder.mkdir(parents=True, exist_ok=True)
-                made = config(args.but(run_dir=folder), dev)
-                write_text(folder / "config.json", json.dumps(made, indent=1) + "\n")
-        except OSError as error:
-            fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
-        folder = dev.gather(folder)[0]
+        folder = begin_run(args.but(run_dir=folder), dev).run_dir
         dev.say(f"first the codes: {name}, in {folder / 'codes'}")
         return folder / "codes"
 

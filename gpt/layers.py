@@ -227,10 +227,11 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(p, std=0.02)
 
     # fmt: off
-    def features(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def features(self, tokens: Tensor, cache: Cache | None = None, before=None) -> Tensor:
         """Tokens (B, T), after those of the cache, to what the last layer sees (B, T, D).
 
-        Raises ValueError for more of them than the context.
+        `before(layer, x)` may change what goes into each block, (B, T, D), to the same.
+        Raises ValueError for more tokens than the context.
         """
         past = cache[0]["key"].shape[2] if cache and cache[0] else 0
         end = past + tokens.shape[1]
@@ -238,8 +239,9 @@ class LanguageModel(nn.Module):
             raise ValueError(f"{end} tokens are more than the context, {self.context}")
         places = torch.arange(past, end, device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(places))               # (B, T, D)
-        for block, part in zip(self.h, cache or [None] * len(self.h), strict=True):
-            x = block(x, part)
+        for layer, block in enumerate(self.h):
+            x = before(layer, x) if before else x
+            x = block(x, cache[layer] if cache else None)
         return self.ln_f(x)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:

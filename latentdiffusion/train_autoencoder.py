@@ -5,7 +5,6 @@ before the second stage where no --autoencoder is given.
 """
 
 import contextlib
-import json
 import shlex
 import signal
 import threading
@@ -16,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import cli, fail
+from common import cli
 from common.claims import finished
 from common.data.captions import CaptionSet
 from common.device import Device, forked
-from common.folder import config, new_run, write_text
+from common.folder import begin_run
 from common.run import Run
 from common.schedule import cosine
 from latentdiffusion.autoencoder import PatchDiscriminator, Pixels, balance, hinge, make_autoencoder
@@ -142,7 +141,7 @@ def first_stage(
         return args, read_first(args)
     if args.model == "ldm_small" and args.factor == 1:
         return args, (dict(kind="none"), Pixels())
-    args = begin(args, dev)
+    args = begin_run(args, dev)
     where = args.run_dir / "autoencoder"
     if not finished(where):
         same = dict(steps=args.ae_steps, run_dir=where, resume=True, quiet=args.quiet)
@@ -154,19 +153,6 @@ def first_stage(
             train_autoencoder(parse(as_argv(args, **same)), sets)
         dev.say("the second stage:")
     return args, read_first(args.but(autoencoder=str(where)))
-
-
-def begin(args: cli.Flags, dev: Device) -> cli.Flags:
-    """Makes the folder of a run of both stages, with config.json; the flags then name it."""
-    folder = args.run_dir
-    try:
-        if dev.main:
-            folder = folder or new_run(args)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "config.json", json.dumps(config(args, dev), indent=1) + "\n")
-    except OSError as error:
-        fail(f"can't write the run folder {folder or error.filename}: {error.strerror}")
-    return args.but(run_dir=dev.gather(folder)[0])
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ BACKBONES = {  # whole networks of other folders, through their constructors
     "maskrcnn": {"resnet"},
     "dalle": {"clip"},
     "latentdiffusion": {"generative"},
+    "flamingo": {"clip", "gpt"},
 }
 KERNELS = {"maskrcnn": "torchvision.ops"}  # that have no equal in torch
 

@@ -94,6 +94,7 @@ class CaptionSet:
         self.captions, self.labels = source.captions, source.labels
         self.endless = source.pixels if source.endless else None
         self.kinds = source.kinds
+        self.paths = getattr(source.pixels, "paths", [])  # of image files
         self.images = ImageSet(part, held, torch.arange(len(held)), facts, dev, size, window)
 
     def __len__(self) -> int:
@@ -170,12 +171,9 @@ def repeated(texts: Sequence[str]) -> int:
 # ---------------------------------------------------------------------- sources
 
 
-def scenes(args: argparse.Namespace) -> Source:
-    """Scenes of the world of shapes; with `shapes:N` N of them, else new ones in each epoch.
-
-    In training a scene has two captions, that differ in "a photo of"; else the one without.
-    """
-    typed, counts, parts = args.data.partition(":")[2], dict(world.NUM_SCENES), {}
+def scene_images(args: argparse.Namespace) -> dict[str, ShapeImages]:
+    """The scenes of each part of `shapes` or `shapes:N`, still to be drawn."""
+    typed, counts = args.data.partition(":")[2], dict(world.NUM_SCENES)
     if typed:
         if not (typed.isdecimal() and 1 <= int(typed) <= MOST_SCENES):
             fail(f"--data {args.data}: N of shapes:N is a number of scenes to train on, from 1 to "
@@ -183,17 +181,23 @@ def scenes(args: argparse.Namespace) -> Source:
         counts["train"] = int(typed)
     elif args.val:
         counts["val"] = args.val
-    for part, seed in {"train": 0, "test": 1, "val": 2}.items():
-        if part in counts:
-            images = ShapeImages(range(counts[part]), seed)
-            captions = images.captions()
-            if part != "train":
-                captions = [some[:1] for some in captions]
-            labels = world.labels_of(images.indices)
-            endless = part == "train" and not typed
-            parts[part] = Captioned(images, captions, labels, endless, kinds=part == "train")
-    note = "" if typed else "those of training are new in each epoch"
-    return Source(world.CLASSES, parts, note)
+    seeds = {"train": 0, "test": 1, "val": 2}
+    return {p: ShapeImages(range(counts[p]), seed) for p, seed in seeds.items() if p in counts}
+
+
+def scenes(args: argparse.Namespace) -> Source:
+    """Scenes of the world of shapes; with `shapes:N` N of them, else new ones in each epoch.
+
+    In training a scene has two captions, that differ in "a photo of"; else the one without.
+    """
+    parts, endless = {}, args.data == "shapes"
+    for part, images in scene_images(args).items():
+        captions = images.captions()
+        if part != "train":
+            captions = [some[:1] for some in captions]
+        labels, training = world.labels_of(images.indices), part == "train"
+        parts[part] = Captioned(images, captions, labels, endless and training, kinds=training)
+    return Source(world.CLASSES, parts, "those of training are new in each epoch" * endless)
 
 
 def flickr8k(args: argparse.Namespace) -> Source:
@@ -299,6 +303,7 @@ def load_captions(
     inputs: dict | None = None,
     window: Callable | None = None,
     readers: Mapping[str, Callable] = READERS,
+    what: str = "captions",
 ) -> tuple[CaptionSet, CaptionSet | None, CaptionSet]:
     """The training, validation (None without --val) and test part of `--data`.
 
@@ -306,7 +311,7 @@ def load_captions(
     `std` to normalise with, if not those of the training part, and perhaps how to `resample`.
     `window` (see `common.data.augment`) is for image files: what it cuts is trained on, and
     evaluation takes the middle of the square of 8/7 of `size` that is kept. `readers` may know more
-    data sets than those here.
+    data sets than those here, and `what` say what their captions are.
     """
     source = open_source(args, dev, readers)
     is_files = isinstance(source.parts["train"].pixels, ImageFiles)
@@ -343,6 +348,6 @@ def load_captions(
     place = "streamed" if isinstance(sets["train"].images.images, Streamed) else "in memory"
     captions = sum(len(some) for part in source.parts.values() for some in part.captions)
     notes = "; ".join(filter(None, notes))
-    told = f"{captions:,} captions"
+    told = f"{captions:,} {what}"
     say_parts(args, dev, sets, "images", told, place + (notes and f" ({notes})"))
     return sets["train"], sets.get("val"), sets["test"]
