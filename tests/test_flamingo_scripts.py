@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -35,12 +36,17 @@ TINY = [*PARTS, "--limit", "24", "--val", "6", "--batch-size", "12", "--num-test
         "--quiet"]  # fmt: skip
 
 
+def make_small(patch):
+    """Few scenes, few texts, and narrow new layers."""
+    patch.setattr("common.data.shapes.NUM_SCENES", {"train": 60, "test": 30})
+    patch.setattr(parts, "CHUNKS", 200)
+    small = dict(width=12, resampler_layers=1, resampler_heads=2, d_head=4, num_heads=2)
+    patch.setitem(SIZES, "flamingo_small", WHOLE | small)
+
+
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 60, "test": 30})
-    monkeypatch.setattr(parts, "CHUNKS", 200)
-    small = dict(width=12, resampler_layers=1, resampler_heads=2, d_head=4, num_heads=2)
-    monkeypatch.setitem(SIZES, "flamingo_small", SIZES["flamingo_small"] | small)
+    make_small(monkeypatch)
 
 
 def write_parts(seed=0, **sizes):
@@ -64,11 +70,23 @@ def write_parts(seed=0, **sizes):
     return vision.visual, language
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    """A folder with parts, and a short run around them."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_small(patch)
+        write_parts()
+        train.main([*TINY, "--run-dir", "run"])
+    return folder
+
+
 @pytest.fixture
-def made():
-    """Parts, and a short run around them; returns flags that name its checkpoint."""
-    write_parts()
-    train.main([*TINY, "--run-dir", "run"])
+def made(trained_once):
+    """The same here; flags that name its checkpoint."""
+    for name in ("clip", "gpt", "run"):
+        shutil.copytree(trained_once / name, name)
     return ["--checkpoint", "run/last.pt"]
 
 
