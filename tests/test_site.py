@@ -120,21 +120,25 @@ def test_links_are_those_of_the_site(tmp_path):
         "a/model.py",
         "b/README.md",
         "b/samples/x.png",
+        "b/samples/y.txt",
         "a/tutorial.ipynb",
     }
     text = (
         "[one](model.py#L12) [two](model.py) [b](../b) "
-        "[x](../b/samples/x.png) [t](tutorial.ipynb)\n"
+        "[x](../b/samples/x.png) [t](tutorial.ipynb) [s](../b/samples)\n"
         '<a href="../b/README.md">b</a> [web](https://x.y/model.py) [here](#place)\n'
         "<!-- made -->\n```\n[one](model.py)\n```\n"
     )
     pages.write("a/README.md", text)
     assert (tmp_path / "a" / "README.md").read_text() == (
         "[one](model.py.md#__codelineno-0-12) [two](model.py.md) [b](../b/README.md) "
-        "[x](../b/samples/x.png) [t](tutorial.md)\n"
+        "[x](../b/samples/x.png) [t](tutorial.md) [s](../b/samples/README.md)\n"
         '<a href="../b/index.html">b</a> [web](https://x.y/model.py) [here](#place)\n'
         "\n```\n[one](model.py)\n```\n"
     )
+    pages.add_folder("b/samples")
+    listed = (tmp_path / "b" / "samples" / "README.md").read_text()
+    assert "![x.png](x.png)" in listed and "[y.txt](y.txt)" in listed
 
 
 def test_mistakes_end_in_one_line(tmp_path, refused, monkeypatch):

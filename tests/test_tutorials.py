@@ -12,7 +12,7 @@ from conftest import MILESTONES, ROOT
 
 from tools import tutorials
 
-LEFT: set[str] = set()  # folders that have none yet
+LEFT = {"flamingo"}  # folders that have none yet
 HERE = [folder for folder in MILESTONES if folder not in LEFT]
 FASTEST = {"mlp", "rnn"}  # run by default, where they are
 

@@ -115,7 +115,9 @@ class Pages:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
         if path + "/README.md" in self.files:
             target, path = posixpath.join(target, "README.md"), path + "/README.md"
-        if path not in self.files:
+        if self.inside(path):
+            target = posixpath.join(target, "README.md")
+        elif path not in self.files:
             fail(f"{page} links to {target}, which is no file of the repository")
         self.wanted.append(path)
         if path.endswith(".ipynb"):
@@ -125,6 +127,11 @@ class Pages:
         if not start.startswith("]"):  # HTML is not changed by MkDocs
             target = re.sub(r"(README)?\.md$", lambda m: "index.html" if m[1] else ".html", target)
         return f"{start}{target}{place}"
+
+    def inside(self, folder: str) -> list[str]:
+        """The names of the files of a folder that has no README."""
+        names = (posixpath.split(path) for path in sorted(self.files))
+        return [name for where, name in names if where == folder]
 
     def shown_as_code(self, path: str) -> bool:
         """Whether a page is made that shows the text of this file."""
@@ -167,11 +174,22 @@ class Pages:
             encoding="utf-8",
         )
 
+    def add_folder(self, folder: str) -> None:
+        """A page that lists the files of a folder, and shows its pictures."""
+        lines = [f"# {posixpath.basename(folder)}", f"`{folder}`"]
+        for name in self.inside(folder):
+            picture = name.endswith((".png", ".jpg", ".gif"))
+            lines.append(f"[{name}]({name})" + (f"\n\n![{name}]({name})" if picture else ""))
+        self.write(f"{folder}/README.md", "\n\n".join(lines) + "\n")
+
     def add_linked(self) -> None:
         """Everything that is linked to and has no page yet."""
         for path in self.wanted:
             target = self.docs / (f"{path}.md" if self.shown_as_code(path) else path)
-            if target.exists() or path.endswith(".ipynb"):
+            if (target.exists() and target.is_file()) or path.endswith(".ipynb"):
+                continue
+            if path not in self.files:
+                self.add_folder(path)
                 continue
             if self.shown_as_code(path):
                 self.add_code(path)
