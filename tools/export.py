@@ -114,7 +114,7 @@ def facts_of(folder: str, trained: Trained, form: Form | None) -> dict[str, str]
     entry = next((e for e in entries() if e["folder"] == folder), {})
     config = trained.content["config"]
     known: dict[str, Any] = {k: v for k, v in trained.facts.items() if is_plain(v)}
-    if "classes" not in known and "network" in known and is_plain(known["network"]):
+    if "network" in known:
         known.setdefault("classes", [])
     known |= dict(milestone=folder, model=trained.flags.model, task=entry.get("task", ""))
     known |= dict(paper=entry.get("paper", ""), data=trained.flags.data)
@@ -154,7 +154,7 @@ def trace(form: Form) -> torch.export.ExportedProgram:
             dims.setdefault(name, torch.export.Dim(name, min=1, max=most))
     shapes = tuple({axis: dims[name] for axis, (name, _) in form.axes.get(key, {}).items()}
                    for key in inputs)  # fmt: skip
-    if hasattr(form.module, "forward") and takes_any(form.module):
+    if takes_any(form.module):
         shapes = (shapes,)
     reason = ""
     for strict in (False, True):  # what asks for len(x) is traced for any batch by the second alone
@@ -372,6 +372,8 @@ def export(folder: str, trained: Trained, to: str, path: Path, most: int | None)
 def main(argv: list[str] | None = None) -> dict:
     """Writes the file, and prints what was measured; returns that."""
     args = parse_args(argv)
+    if args.to == "safetensors" and args.length:
+        fail("--length is of what a network writes; safetensors are weights alone")
     checkpoint = checkpoint_of(args.path)
     check_packages(args.to)
     content = read_checkpoint(checkpoint)
@@ -379,8 +381,6 @@ def main(argv: list[str] | None = None) -> dict:
     model = content["config"]["flags"].get("model", folder)
     path = file_for(args, checkpoint, model)
     trained = open_trained(checkpoint)
-    if args.to == "safetensors" and args.length:
-        fail("--length is of what a network writes; safetensors are weights alone")
     try:
         found = export(folder, trained, args.to, path, args.length)
     except Refused as error:

@@ -115,7 +115,7 @@ class Pages:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
         if path + "/README.md" in self.files:
             target, path = posixpath.join(target, "README.md"), path + "/README.md"
-        if self.inside(path):
+        elif self.inside(path):
             target = posixpath.join(target, "README.md")
         elif path not in self.files:
             fail(f"{page} links to {target}, which is no file of the repository")
@@ -130,8 +130,8 @@ class Pages:
 
     def inside(self, folder: str) -> list[str]:
         """The names of the files of a folder that has no README."""
-        names = (posixpath.split(path) for path in sorted(self.files))
-        return [name for where, name in names if where == folder]
+        parts = (posixpath.split(path) for path in self.files)
+        return sorted(name for where, name in parts if where == folder)
 
     def shown_as_code(self, path: str) -> bool:
         """Whether a page is made that shows the text of this file."""
@@ -186,12 +186,11 @@ class Pages:
         """Everything that is linked to and has no page yet."""
         for path in self.wanted:
             target = self.docs / (f"{path}.md" if self.shown_as_code(path) else path)
-            if (target.exists() and target.is_file()) or path.endswith(".ipynb"):
+            if target.is_file() or path.endswith(".ipynb"):
                 continue
             if path not in self.files:
                 self.add_folder(path)
-                continue
-            if self.shown_as_code(path):
+            elif self.shown_as_code(path):
                 self.add_code(path)
             elif path.endswith(".md"):
                 self.write(path, (self.root / path).read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from torch import nn
 
 from common import classify, cli, fail, unknown
 from common.checkpoint import read_checkpoint
+from common.data.tokens import Tokens
 from common.folder import as_spelt_now, read_flags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,8 +98,7 @@ def open_trained(path: Path) -> Trained:
 
 def first_stages() -> tuple[str, ...]:
     """The models of latentdiffusion that are autoencoders alone."""
-    AUTOENCODERS = part_of("latentdiffusion.options", "AUTOENCODERS")
-    return AUTOENCODERS
+    return part_of("latentdiffusion.options", "AUTOENCODERS")
 
 
 def of_latents(content: dict) -> nn.Module:
@@ -111,11 +111,8 @@ def of_latents(content: dict) -> nn.Module:
 
 def of_words(content: dict, facts: dict) -> nn.Module:
     """The network of clip/predict.py."""
-    MODELS = part_of("clip.model", "MODELS")
-    Predictor = part_of("clip.predict", "Predictor")
+    MODELS, Predictor = part_of("clip.model", "MODELS"), part_of("clip.predict", "Predictor")
     sizes_of = part_of("clip.train", "sizes_of")
-    from common.data.tokens import Tokens
-
     flags = argparse.Namespace(**as_spelt_now(content["config"]["flags"]))
     if flags.model not in MODELS:
         fail(f"the checkpoint is of {flags.model}, which is no network of clip")

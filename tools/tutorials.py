@@ -1,6 +1,6 @@
 """Executes the tutorials, `tutorial.ipynb` of every folder, and stores them with what they show.
 
-    python tools/tutorials.py                # all, a line each: a minute or less for one
+    python tools/tutorials.py                # all, a line each with its time
     python tools/tutorials.py resnet lenet   # these
     python tools/tutorials.py --check        # executes nothing, and says what is wrong with them
     python tools/tutorials.py --heads        # executes nothing, and writes their first cells anew
@@ -46,8 +46,8 @@ TITLE = """\
 
 [Open in Colab]({colab}) · [the summary](README.md) · [the model](model.py)
 
-It takes about twenty minutes to read and try. All cells together run for less than a minute on two
-quiet cores, and nothing is downloaded but, where it isn't installed, the project itself."""
+It takes about twenty minutes to read and try. Nothing is downloaded but, where it isn't installed,
+the project itself."""
 INSTALL = """\
 import importlib.util
 import sys
