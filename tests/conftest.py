@@ -31,6 +31,12 @@ from helpers import few_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 MILESTONES = sorted(path.parent.name for path in ROOT.glob("*/model.py"))
+BACKBONES = {  # whole networks of other folders, through their constructors
+    "maskrcnn": {"resnet"},
+    "dalle": {"clip"},
+    "latentdiffusion": {"generative"},
+    "flamingo": {"clip", "gpt"},
+}
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # for child processes
 torch.cpu.get_capabilities = dict  # precision "auto" is fp32 on every processor
 HANGS = 1800  # seconds: on a machine that is busy with other things a minute is nothing

@@ -14,7 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import MILESTONES, ROOT
+from conftest import BACKBONES, MILESTONES, ROOT
 
 from tools import branches, milestones, readme
 
@@ -29,12 +29,6 @@ GONE = {  # a tree that someone has cut by hand lacks folders and their tests
 }
 
 
-BACKBONES = {  # whole networks of other folders, through their constructors
-    "maskrcnn": {"resnet"},
-    "dalle": {"clip"},
-    "latentdiffusion": {"generative"},
-    "flamingo": {"clip", "gpt"},
-}
 KERNELS = {"maskrcnn": "torchvision.ops"}  # that have no equal in torch
 
 
