@@ -47,7 +47,7 @@ class VisionTransformer(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """What the last layer makes of the class token and all patches, (B, N + 1, D)."""
         x = self.conv1(images).flatten(2).transpose(1, 2)               # (B, N, D)
-        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)  # (B, 1, D)
+        first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # (B, 1, D)
         x = torch.cat([first, x], 1) + self.positional_embedding        # (B, N + 1, D)
         return self.transformer(self.ln_pre(x))
 

@@ -61,7 +61,9 @@ class MaskedCrossAttention(nn.Module):
         query = heads(self.to_q(self.norm(x)), self.num_heads)             # (B, H, T, d)
         blind = ~visible.any(2, keepdim=True)                              # (B, T, 1)
         mask = (visible | blind)[:, None]  # a softmax over nothing would be no number
-        out, self.weights = attend(query, key, value, mask, self.recording)
+        out, weights = attend(query, key, value, mask, self.recording)
+        if self.recording:
+            self.weights = weights
         out = self.to_out(out.transpose(1, 2).flatten(2))                  # (B, T, D)
         return out.masked_fill(blind, 0.0)
     # fmt: on

@@ -97,7 +97,9 @@ class PerceiverAttention(nn.Module):
         query = heads(self.to_q(latents), self.num_heads)              # (N, H, L, d)
         key, value = self.to_kv(torch.cat([x, latents], 1)).chunk(2, 2)
         key, value = (heads(y, self.num_heads) for y in (key, value))  # (N, H, S + L, d)
-        out, self.weights = attend(query, key, value, written_out=self.recording)
+        out, weights = attend(query, key, value, written_out=self.recording)
+        if self.recording:
+            self.weights = weights
         return self.to_out(out.transpose(1, 2).flatten(2))             # (N, L, D)
     # fmt: on
 
@@ -167,7 +169,7 @@ class PerceiverResampler(nn.Module):
         x = x.flatten(1, 2)                                            # (N, F P, D)
         if self.latents is None:
             return self.norm(x)
-        latents = self.latents.expand(len(x), -1, -1)                  # (N, L, D)
+        latents = self.latents.expand(x.shape[0], -1, -1)              # (N, L, D)
         for layer in self.layers:
             latents = layer(x, latents)
         return self.norm(latents)

@@ -240,7 +240,7 @@ class LanguageModel(nn.Module):
         places = torch.arange(past, end, device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(places))               # (B, T, D)
         for layer, block in enumerate(self.h):
-            x = before(layer, x) if before else x
+            x = x if before is None else before(layer, x)
             x = block(x, cache[layer] if cache else None)
         return self.ln_f(x)
 

@@ -17,6 +17,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import operator
 import platform
 import re
 import statistics
@@ -241,8 +242,32 @@ def name_axes(graph: Any, form: Form) -> None:
 
 def write_torchexport(form: Form, facts: dict[str, str], path: Path) -> None:
     """Writes a program of torch.export; the facts are its extra file facts.json."""
-    with quiet():
-        torch.export.save(trace(form), path, extra_files={"facts.json": json.dumps(facts)})
+    program, extra = trace(form), {"facts.json": json.dumps(facts)}
+    for module in program.graph_module.modules():
+        add_two_by_two(module)
+    try:
+        with quiet():
+            torch.export.save(program, path, extra_files=extra)
+    except OSError:
+        raise
+    except Exception as error:  # of very many kinds
+        raise Refused(f"torch.export can't write it: {reason_of(error)}") from error
+
+
+def add_two_by_two(module: torch.nn.Module) -> None:
+    """Writes sums of sizes, torch.sym_sum, as additions: torch 2.11 traces the former in loops, and
+    can't store them."""
+    for node in [*module.graph.nodes] if isinstance(module, torch.fx.GraphModule) else ():
+        if node.target is torch.sym_sum:
+            total, *rest = node.args[0]
+            for size in rest:
+                values = [getattr(x, "meta", {"val": x})["val"] for x in (total, size)]
+                with module.graph.inserting_before(node):
+                    total = module.graph.call_function(operator.add, (total, size))
+                total.meta = node.meta | {"val": sum(values)}
+            node.replace_all_uses_with(total)
+            module.graph.erase_node(node)
+            module.recompile()
 
 
 def write_safetensors(trained: Trained, facts: dict[str, str], path: Path) -> None:

@@ -22,6 +22,7 @@ from tools.loops import (
     Detector,
     Drawing,
     Greedy,
+    GreedyFlamingo,
     GreedyGPT,
     GreedyRNN,
     GreedySeq2Seq,
@@ -320,11 +321,9 @@ def gpt(trained: Trained, most: int | None = None) -> Form:
     from common.data.corpora import Vocabulary
 
     vocabulary = Vocabulary(facts)
-    known = vocabulary.tokenizer.get_vocab_size() if vocabulary.tokenizer else size
-    never = (*vocabulary.never, *range(known, size))
     end = -1 if vocabulary.end is None else vocabulary.end
     most = checked(most, min(64, model.context // 2), model.context - 1)
-    loop = GreedyGPT(model, most, end, size, never)
+    loop = GreedyGPT(model, most, end, size, never_written(vocabulary, size))
 
     def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
         return {"tokens": tokens(rows, min(length, model.context - most), draw)}
@@ -350,6 +349,12 @@ def gpt(trained: Trained, most: int | None = None) -> Form:
             "log-probability; logits (batch, length, token): what follows each")  # fmt: skip
     outputs = ("written", "log_probability", "logits")
     return Form(Called(loop, run), make, axes, outputs, note, truth, {"end": end, "most": most})
+
+
+def never_written(vocabulary: Any, size: int) -> tuple[int, ...]:
+    """The tokens that a text never has, of `size` that a network knows."""
+    known = vocabulary.tokenizer.get_vocab_size() if vocabulary.tokenizer else size
+    return (*vocabulary.never, *range(known, size))
 
 
 def checked(most: int | None, usual: int, limit: int) -> int:
@@ -502,6 +507,48 @@ def clip(trained: Trained) -> Form:
     return Form(Called(model, run), inputs, axes, outputs, note, None, more)
 
 
+def flamingo(trained: Trained, most: int | None = None) -> Form:
+    """Images and a text with their marks to what follows."""
+    Words = part_of("flamingo.data", "Words")
+    model, facts = trained.model, trained.facts
+    words, language = Words(facts["vocabulary"]), model.lang_encoder
+    size, room = language.wte.num_embeddings, language.context
+    side = facts["vision"]["image_size"]
+    most = checked(most, min(30, room // 2), room - 1)
+    never = (words.mark, *never_written(words.vocabulary, size))
+    loop = GreedyFlamingo(model, most, words.end, size, never)
+    tokens, draw_images = whole(0, size), images(facts, side)
+
+    def make(rows: int, length: int, draw: torch.Generator) -> dict[str, Tensor]:
+        length, count = min(length, room - most), 1 + length % 3
+        some = tokens(rows, length, draw)
+        some = torch.where(some == words.mark, words.end, some)
+        some[:, : count * (length // count) : length // count] = words.mark
+        pixels = draw_images(rows * count, length, draw)["images"]
+        return {"tokens": some, "images": pixels.unflatten(0, (rows, count))}
+
+    def truth(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        prompt, before = given["tokens"], given["tokens"].shape[1] - 1
+        state = model.begin(prompt, given["images"])
+        found = decode.generate(loop.banned(model.step), state, prompt, most, words.end)
+
+        def logits(written: Tensor) -> Tensor:
+            return model(torch.cat([prompt, written], 1)[:, :-1], given["images"])[:, before:]
+
+        return *loop.truth(found, logits), model(prompt, given["images"])
+
+    more = normalised(facts, side) | dict(mark=words.mark, end=words.end, most=most)
+    note = (f"tokens (batch, length), at most {room - most}: {words.end}, and then {words.mark} "
+            f"where each image stands; images (batch, pictures, 3, {side}, {side}), in their "
+            f"order, scaled as one of {side} pixels, minus mean, divided by std; written are at "
+            f"most {most}, the likeliest one by one, {words.end} from the end on; logits (batch, "
+            "length, token): what follows each")  # fmt: skip
+    axes = {"tokens": {0: ("batch", MOST_ROWS), 1: ("length", room - most)},
+            "images": batch("pictures")}  # fmt: skip
+    outputs = ("written", "log_probability", "logits")
+    return Form(loop, make, axes, outputs, note, truth, more)
+
+
 def generative(trained: Trained) -> Form:
     """Codes, or noise, to images; and images to codes where they have some."""
     model, facts = trained.model, trained.facts
@@ -640,7 +687,7 @@ def maskrcnn(trained: Trained) -> Form:
 OWN = dict(
     lenet=lenet, unet=unet, yolo=yolo, mlp=mlp, rnn=rnn, gnn=gnn, bert=bert, gpt=gpt, t5=t5,
     transformer=transformer, seq2seq=seq2seq, clip=clip, generative=generative, dalle=dalle,
-    latentdiffusion=latentdiffusion, maskrcnn=maskrcnn,
+    latentdiffusion=latentdiffusion, maskrcnn=maskrcnn, flamingo=flamingo,
 )  # fmt: skip
 
 
@@ -656,6 +703,7 @@ def form_of(folder: str, trained: Trained, most: int | None = None) -> Form:
     writes = "most" in inspect.signature(make).parameters
     if folder == "rnn" and trained.facts["task"] == "text":
         make, writes = writing_rnn, True
-    if most is not None and (not writes or "classes" in trained.facts):
+    writes = writes and not (folder == "gpt" and "classes" in trained.facts)
+    if most is not None and not writes:
         raise Refused(f"--length {most} is for networks that write: {folder} writes nothing")
-    return make(trained, most) if writes else make(trained)
+    return make(trained, most) if most else make(trained)

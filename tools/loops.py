@@ -4,7 +4,7 @@ They are loops of the formats (torch.while_loop): a file is as long for a thousa
 What a loop carries keeps its shape: tokens not yet written have their places from the start.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -153,6 +153,33 @@ class GreedyGPT(Greedy):
         """Logits of the next."""
         (prompt,) = stays
         return (self.after(torch.cat([prompt, written.clamp(min=0)], 1), prompt.shape[1] + number),)
+
+
+class GreedyFlamingo(Greedy):
+    """A prompt (B, T) with marks and their images (B, M, 3, S, S), which are looked at once."""
+
+    def forward(self, prompt: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `Greedy` answers, and the logits of what follows each token of the prompt."""
+        latents = self.model.resample(self.model.look(pixels))
+        pairs = [layer.keys(latents) for layer in self.model.gated]
+        media = [plain(pair[name]) for pair in pairs for name in ("key", "value")]
+        return *super().forward(prompt, *media), self.after(prompt, media)
+
+    def after(self, tokens: Tensor, media: Sequence[Tensor]) -> Tensor:
+        """The logits (B, T, V) of what follows tokens, by the keys and values of all layers."""
+        pairs = zip(media[::2], media[1::2], strict=True)
+        media = [{"key": key, "value": value} for key, value in pairs]
+        return F.linear(self.model.read(tokens, media), self.model.lang_encoder.wte.weight)
+
+    def begin(self, prompt: Tensor, *media: Tensor) -> tuple[tuple, tuple]:
+        """All stays."""
+        return (prompt, *media), (self.after(prompt, media)[:, -1],)
+
+    def step(self, new, number, written, stays, moves):
+        """Logits of the next."""
+        prompt, *media = stays
+        logits = self.after(torch.cat([prompt, written], 1), media)
+        return (logits.index_select(1, (prompt.shape[1] + number)[None])[:, 0],)
 
 
 class GreedyRNN(Greedy):

@@ -87,6 +87,9 @@ def open_trained(path: Path) -> Trained:
         model = of_latents(content)
     elif folder == "clip" and "network" not in facts:
         model = of_words(content, facts)
+    elif folder == "flamingo":
+        model = part_of("flamingo.parts", "build")(facts)
+        model.load_state_dict(content["model"])
     else:
         more = ["a sentence"] if folder == "gpt" and "classes" in facts else []
         model, *others = opened(folder, path, *more)
