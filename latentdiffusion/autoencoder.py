@@ -209,7 +209,9 @@ class Codebook(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """The nearest entry of each place of latents (B, C, h, w), by its number: (B, h, w)."""
         places = z.movedim(1, -1)  # (B, h, w, C)
-        parts = places.flatten(0, 2).split(4096)  # distances to all entries are many numbers
+        rows = places.flatten(0, 2)
+        whole = torch.compiler.is_exporting()  # how many parts there are is for any batch
+        parts = [rows] if whole else rows.split(4096)  # distances to all entries are many numbers
         found = [torch.cdist(part, self.embedding.weight).argmin(1) for part in parts]
         return torch.cat(found).view(places.shape[:3])
 

@@ -31,6 +31,7 @@ TASKS = {  # a model a task: folder, flags of train.py, sizes in a batch of five
     "tables": ("mlp", ["--model", "mlp_table"], ["outputs"]),
     "sequences": ("rnn", ["--model", "bilstm", "--data", "sentences:mine.csv"], ["logits"]),
     "images and text": ("clip", [], ["image_features", "text_features", "logits"]),
+    "codes of images": ("latentdiffusion", ["--model", "vq_small"], ["latents", "rebuilt"]),
     "language": (
         "gpt",
         ["--model", "gpt_tiny", "--num-layers", "1"],
