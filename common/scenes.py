@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from common import seed_of
 from common.checkpoint import read_tensors, write_checkpoint
 from common.data.drawing import CLASSES
-from common.data.shapes import COLOURS, Scenes, ShapeImages, draw, random_numbers
+from common.data.shapes import COLOURS, Scenes, ShapeImages, draw, random_numbers, with_few
 from common.device import Device, forked, multiplies_bf16
 from common.run import progress_bar
 from common.schedule import warmup_and_line
@@ -128,14 +128,7 @@ def one_object(count: int, size: int = SIZE, seed: int = TEST_SEED) -> Scenes:
     They are of the test part, unless another `seed` is given: 2 for choosing between recipes, as
     seed 0 is trained on.
     """
-    places: list[int] = []
-    begin = 0
-    while len(places) < count:
-        some = list(range(begin, begin + 256))
-        numbers = random_numbers(some, seed, 3)["count"].tolist()
-        places += [index for index, number in zip(some, numbers, strict=True) if number == 1]
-        begin += 256
-    return draw(places[:count], size, seed)
+    return draw(with_few(count, seed, 1), size, seed)
 
 
 def ready(dev: Device) -> Judge:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common import cli, fail
+from common.data.captions import add_scene_flags
 from common.data.images import add_image_flags
 from common.folder import read_flags
 from dalle.data import DATA, PLAIN
@@ -56,6 +57,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         own |= DVAE_PAPER
     elif not scenes:
         own |= PHOTOS.get(model, {})
+    own["objects"] = 1 if scenes and small else 3
     if not small and not paper:
         own |= dict(batch_size=8, lr=1e-4)
     other = STREAM if kind == "dvae" else DVAE
@@ -75,6 +77,8 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
             own |= dict(prompts=0, captions=None)
             reason = "only captions of shapes can be judged, and are plain or in full"
             nothing |= dict.fromkeys(("prompts", "captions"), reason)
+    if not scenes:
+        nothing["objects"] = "only scenes of shapes have a number of objects that is known"
     if not small:
         sizes = ("width", "d_model", "num_layers", "num_heads")
         nothing |= dict.fromkeys(sizes, f"{model} has the paper's")
@@ -85,6 +89,7 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     """The flags of the command line; ends in one line where they don't fit together."""
     parser = cli.Parser("dalle", doc, quick, paper, MODELS, DATA, recipe, FIXED)
     add_image_flags(parser)
+    add_scene_flags(parser)
     add, switch, count = parser.add_argument, parser.add_switch, dict(type=cli.integer(1))
     count["metavar"] = "N"
     add("--size", type=cli.integer(8), metavar="S", group="data", help="pixels of an image's side")

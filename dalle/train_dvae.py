@@ -23,8 +23,8 @@ from dalle.model import DVAE, MODELS
 from dalle.options import CODES, check_size
 from dalle.published import network_of, read_codes
 
-HANDED = ("size", "limit", "val", "seed", "precision", "num_codes", "max_steps", "save_minutes",
-          "stream", "workers")  # flags that a dVAE trained first gets, too  # fmt: skip
+HANDED = ("objects", "size", "limit", "val", "seed", "precision", "num_codes", "max_steps",
+          "save_minutes", "stream", "workers")  # what a dVAE trained first gets, too  # fmt: skip
 
 SPREAD_OVER = 64  # images
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from common import cli, fail
 from common.checkpoint import read_checkpoint
-from common.data.captions import CaptionSet
+from common.data.captions import CaptionSet, add_scene_flags
 from common.data.images import add_image_flags
 from common.data.tokens import FEWEST
 from common.device import Device
@@ -104,6 +104,9 @@ def recipe(
     elif given.get("factor") == 1 and model == "ldm_small":
         reason = "with --factor 1 there is no autoencoder: pixels are denoised"
         nothing |= dict.fromkeys(("ae_steps", "ae_width", "regulariser", "latent_channels"), reason)
+    own["objects"] = 1 if name_of(data) == "shapes" and small else 3
+    if name_of(data) != "shapes":
+        nothing["objects"] = "only scenes of shapes have a number of objects that is known"
     if name_of(data) != "shapes" and model not in AUTOENCODERS:
         own["samples"] = 0
         if given.get("samples"):
@@ -131,6 +134,7 @@ def a_factor(text: str) -> int:
 def add_flags(parser: cli.Parser) -> None:
     """All flags beside the shared ones."""
     add_image_flags(parser)
+    add_scene_flags(parser)
     add, switch = parser.add_argument, parser.add_switch
     count, amount, whole = cli.integer(1), cli.not_negative, cli.integer(0)
     add("--size", type=cli.integer(8), metavar="S", group="data", help="pixels of an image's side")
@@ -359,6 +363,7 @@ def as_argv(args: cli.Flags, **changed) -> list[str]:
     """Flags of train.py that say what `args` says of data and machine, and `changed` ones."""
     same = ("data", "data_dir", "limit", "val", "seed", "device", "precision", "max_steps", "size")
     same += ("accumulate", "save_minutes")
+    same += ("objects",) if name_of(args.data) == "shapes" else ()
     values = {name: getattr(args, name) for name in same} | changed
     if "val" not in args.chosen:
         values.pop("val")

@@ -1,13 +1,18 @@
 """The judge of generated scenes: what captions ask for, what it sees, and its cache."""
 
+import importlib
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import run_of
 
 from common import scenes
+from common.data import captions
 from common.data.drawing import CLASSES
-from common.data.shapes import COLOURS, draw
+from common.data.shapes import COLOURS, draw, random_numbers
 
 DEV = SimpleNamespace(device=torch.device("cpu"), rank=0, main=True, quiet=True)
 
@@ -105,3 +110,31 @@ def test_it_sees_what_is_there():
     """With the recipe as it stands, in a minute or two."""
     accuracy = scenes.ready(DEV).accuracy
     assert accuracy["both"] > 0.9
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_data_sets_of_simple_scenes(most, monkeypatch):
+    """Those of the world's scenes that have few objects, the parts apart, none left out."""
+    monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 40, "test": 20})
+    args = SimpleNamespace(data="shapes", val=10, objects=most)
+    source = captions.scenes(args)
+    for part, seed, count in (("train", 0, 40), ("test", 1, 20), ("val", 2, 10)):
+        found = source.parts[part]
+        numbers = random_numbers(list(range(400)), seed, 3)["count"]
+        wanted = (numbers <= most).nonzero()[:, 0][:count].tolist()
+        assert found.pixels.indices == wanted
+        if most == 1:
+            assert not any(" of " in some[0] or " and " in some[0] for some in found.captions)
+    assert source.parts["train"].endless == (most == 3)
+
+
+@pytest.mark.parametrize("folder", ["dalle", "latentdiffusion"])
+def test_both_stages_have_the_same_scenes(folder, little, refused):
+    train = importlib.import_module(f"{folder}.train")
+    run = Path(run_of(folder, "--objects", "2"))
+    (first,) = (path for path in run.glob("*/config.json"))
+    for path in (run / "config.json", first):
+        assert json.loads(path.read_text())["flags"]["objects"] == 2
+    assert "needs a number from 1 to 3, not '4'" in refused(train.main, ["--objects", "4"])
+    line = refused(train.main, ["--objects", "1", "--data", "flickr8k"])
+    assert "only scenes of shapes have a number of objects" in line

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import counted, fail, seed_of
+from common import cli, counted, fail, seed_of
 from common.data import shapes as world
 from common.data.batches import Batches, Draw
 from common.data.files import SUFFIXES, ImageFiles, notes_on
@@ -43,6 +43,7 @@ COLUMNS = {  # names that tables have for them, in any case
 FOLDERS = (".", "images", "Images", "Flicker8k_Dataset")  # beside a table, where images may lie
 FLICKR = (("flickr8k_subset", "captions.csv"), ("flickr8k", "captions.txt"),
           ("Flickr8k", "captions.txt"), (".", "captions.csv"), (".", "captions.txt"))  # fmt: skip
+OBJECTS = 3  # of a scene, at most
 STATISTICS = 2000  # scenes without end that are held: for mean and deviation, and `first`
 
 
@@ -181,8 +182,33 @@ def scene_images(args: argparse.Namespace) -> dict[str, ShapeImages]:
         counts["train"] = int(typed)
     elif args.val:
         counts["val"] = args.val
-    seeds = {"train": 0, "test": 1, "val": 2}
-    return {p: ShapeImages(range(counts[p]), seed) for p, seed in seeds.items() if p in counts}
+    most, parts = objects_of(args), {}
+    for part, seed in {"train": 0, "test": 1, "val": 2}.items():
+        if part in counts:
+            count = counts[part]
+            chosen = range(count) if most == OBJECTS else world.with_few(count, seed, most)
+            parts[part] = ShapeImages(chosen, seed)
+    return parts
+
+
+def objects_of(args: argparse.Namespace) -> int:
+    """How many objects a scene may have; OBJECTS where a script has no such flag."""
+    return getattr(args, "objects", OBJECTS)
+
+
+def add_scene_flags(parser: cli.Parser) -> None:
+    """The flag of the scripts that can keep to simple scenes."""
+    text = "of the scenes of shapes, take those with at most so many (below 3: the same ones in \
+each epoch)"
+    parser.add_argument("--objects", type=some_objects, metavar="N", default=OBJECTS, group="data",
+                        help=text)  # fmt: skip
+
+
+def some_objects(text: str) -> int:
+    """A parser of how many objects a scene may have."""
+    if text not in map(str, range(1, OBJECTS + 1)):
+        raise argparse.ArgumentTypeError(f"needs a number from 1 to {OBJECTS}, not {text!r}")
+    return int(text)
 
 
 def scenes(args: argparse.Namespace) -> Source:
@@ -190,7 +216,7 @@ def scenes(args: argparse.Namespace) -> Source:
 
     In training a scene has two captions, that differ in "a photo of"; else the one without.
     """
-    parts, endless = {}, args.data == "shapes"
+    parts, endless = {}, args.data == "shapes" and objects_of(args) == OBJECTS
     for part, images in scene_images(args).items():
         captions = images.captions()
         if part != "train":

@@ -108,6 +108,18 @@ def labels_of(indices: Sequence[int]) -> Tensor:
     return torch.tensor(indices, dtype=torch.int64) % len(CLASSES)
 
 
+def with_few(count: int, seed: int, most: int) -> list[int]:
+    """The first `count` scenes of a seed that have at most `most` of three objects."""
+    places: list[int] = []
+    begin = 0
+    while len(places) < count:
+        some = list(range(begin, begin + 256))
+        numbers = random_numbers(some, seed, 3)["count"].tolist()
+        places += [index for index, number in zip(some, numbers, strict=True) if number <= most]
+        begin += 256
+    return places[:count]
+
+
 def random_numbers(indices: list[int], seed: int, max_objects: int) -> dict[str, Tensor]:
     """All that a batch of scenes is made of, as tensors (N, ...), sizes in shares of the side."""
     wanted = NUM_SCENE + max_objects * NUM_OBJECT
