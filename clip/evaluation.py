@@ -76,16 +76,19 @@ def match(images: Tensor, texts: Tensor, owned: Sequence[Sequence[int]]) -> floa
 
 
 def accuracy(images: Tensor, classes: Tensor, labels: Tensor) -> float:
-    """How often the most similar of the classes' features (K, E) is the right one."""
+    """How often the most similar of the classes' features (K, E) is the right one, of images (N, E)
+    with labels (N,)."""
     return float(((images @ classes.T).argmax(1).cpu() == labels).float().mean())
 
 
 def linear_probe(
     features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor
-) -> float:
-    """The accuracy of logistic regression on frozen features, fitted by L-BFGS (Sec. 3.2).
+) -> float | None:
+    """The accuracy on test features (M, E), with labels (M,), of logistic regression on frozen ones
+    (N, E), with labels (N,), fitted by L-BFGS (Sec. 3.2).
 
     How strongly it is held back is chosen on the last fifth of the training features, by accuracy.
+    None if the others are of one class alone.
     """
     import warnings
 
@@ -99,7 +102,7 @@ def linear_probe(
     x, y = features.cpu().double(), labels.cpu()
     cut = len(x) - max(1, len(x) // 5)
     if len(set(y[:cut].tolist())) < 2:
-        return float("nan")  # nothing to tell apart
+        return None  # nothing to tell apart
     scores = {
         strength: fitted(strength, x[:cut], y[:cut]).score(x[cut:].numpy(), y[cut:].numpy())
         for strength in STRENGTHS
@@ -142,5 +145,6 @@ def measure(
     if probe and probe.labels is not None:
         some = probe.first(PROBED)
         features = image_features(model, some, dev)
-        found["probe"] = linear_probe(features, some.labels, images, part.labels)
+        share = linear_probe(features, some.labels, images, part.labels)
+        found |= {} if share is None else {"probe": share}
     return {f"{part.part}_{key}": value for key, value in found.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clip.evaluation import match
 from clip.model import CLIP, CONTEXT, MODELS
-from clip.pairs import square_window
+from clip.pairs import say_cuts, square_window
 from clip.prompts import fill, templates_of
 from clip.recipes import FIXED, add_own_flags, recipe
 from clip.train import PAPER, QUICK, make_optimizer, sizes_of, step_size
@@ -42,15 +42,27 @@ class Predictor(nn.Module):
         self.head = nn.Linear(sizes["embed_dim"], outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores of words or of classes."""
+        """Images (B, 3, H, W) to scores of words (B, V) or of classes (B, K)."""
         return self.head(self.visual(images))
+
+
+def own_recipe(
+    model: str, data: str | None, paper: bool, target: str | None = None, **given
+) -> tuple[dict, dict]:
+    """CLIP's recipe; what belongs to its text encoder means nothing here."""
+    own, nothing = recipe(model, data, paper, **given)
+    text = ("text_rate", "text_width", "text_layers")
+    nothing |= dict.fromkeys(text, "there is no text encoder here, whose rate or size it would be")
+    if target == "labels":
+        nothing["vocab_size"] = "labels are predicted, no words"
+    return own, nothing
 
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
     fixed = ["target", *(name for name in FIXED if name not in ("weights", "freeze"))]
     parser = cli.Parser(
-        "clip", __doc__, QUICK, PAPER, MODELS, CAPTION_SETS, recipe, fixed, "predict.py"
+        "clip", __doc__, QUICK, PAPER, MODELS, CAPTION_SETS, own_recipe, fixed, "predict.py"
     )
     add_image_flags(parser)
     text = "what is predicted: the caption's words, or the class"
@@ -113,6 +125,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     facts["words"] = dev.gather(text)[0]
     tokens = Tokens(facts["words"])
     outputs = tokens.size if args.target == "words" else len(facts["classes"])
+    if args.target == "words":
+        say_cuts((train, val, test), tokens, CONTEXT, dev)
     model = Predictor(sizes_of(args), outputs)
     check_images(model, args, dev, len(train), args.size)
     net = dev.wrap(model)

@@ -20,7 +20,7 @@ from torch import Tensor
 from clip.evaluation import text_features
 from clip.model import CLIP, MODELS
 from clip.pairs import square_window
-from clip.prompts import ONE, class_features, templates_of
+from clip.prompts import ONE, class_features, fill, templates_of
 from clip.published import Found, read_published
 from common import cli, counted, fail
 from common.classify import colour, images_of
@@ -140,6 +140,7 @@ def ask_texts(
     else:
         ensemble = args.template in (None, "ensemble")
         templates = templates_of(data) if ensemble else [args.template]
+        note_cuts(tokens, [fill(text, name) for text in templates for name in names], model.context)
         features = class_features(model, tokens, names, templates)
     files = find_images(args.inputs)
     images, _ = read_images(model, files, facts, dev, 0)
@@ -150,7 +151,8 @@ def ask_texts(
         order = row.argsort(descending=True).tolist()
         found[str(file)] = [(names[k], float(row[k])) for k in order]
         shown = ", ".join(f"{names[k]} {row[k]:.1%} (cosine {near[k]:.3f})" for k in order[:5])
-        print(f"{file}: {shown}")
+        rest = len(order) - 5
+        print(f"{file}: {shown}{f', and {rest} less likely ones' if rest > 0 else ''}")
     return found
 
 

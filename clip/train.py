@@ -38,7 +38,7 @@ from common.weights import keep_frozen, trained
 QUICK = dict(model="clip_small",    data="shapes",                epochs=8,  val=250, batch_size=64,    lr=2e-3,  # noqa: E501
              weight_decay=0.1, warmup=0.1)
 PAPER = dict(model="clip_vit_b_32", data="captions:data/web.csv", epochs=32, val=0,   batch_size=32768, lr=5e-4,  # noqa: E501
-             weight_decay=0.2, warmup=2000, accumulate=64)  # Tables 18 and 19
+             weight_decay=0.2, warmup=2000, accumulate=64)  # Tables 18 and 20
 # fmt: on
 PROJECTIONS = ("logit_scale", "text_projection", "visual.proj", "visual.attnpool.c_proj.")
 
@@ -84,6 +84,10 @@ def start(args: argparse.Namespace, dev: Device) -> Found | None:
     if found.tokenizer is None:
         fail(f"--weights {args.weights}: there is no tokenizer.json beside the weights, so no text "
              "can be read for them")  # fmt: skip
+    kinds = [(sizes["patch_size"], sizes["vision_width"])
+             for sizes in (SIZES[args.model], found.network)]  # fmt: skip
+    if "model" in args.typed and kinds[0] != kinds[1]:
+        fail(f"--model {args.model}: the weights are of another network: leave --model out")
     return found
 
 

@@ -146,6 +146,8 @@ class ModifiedResNet(nn.Module):
         stem_stride: int = 4,
     ):
         super().__init__()
+        if width < 2:
+            raise ValueError(f"a width of {width}: the stem begins with half of it")
         shrunk = stem_stride * 2 ** (len(layers) - 1)
         if image_size % shrunk:
             raise ValueError(f"images of {image_size} pixels: the sides are to be a multiple of "

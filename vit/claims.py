@@ -30,9 +30,10 @@ from common import classify, cli
 from common.claims import plus_minus, run_arms, run_script, write_summary
 from common.folder import make_folder
 from vit.maps import attention_distances, attention_maps, position_similarity
-from vit.model import MODELS, POSITIONS, vit_tiny
-from vit.train import QUICK, build
+from vit.model import MODELS, POSITIONS
+from vit.train import QUICK, build, make_optimizer
 from vit.train import main as train
+from vit.train import parse_args as flags_of
 
 SCENES = (1_000, 10_000, 50_000)  # of `data`
 IMAGES = 100_000  # that each of its runs sees
@@ -132,9 +133,9 @@ def compare_positions(args: argparse.Namespace) -> tuple[Results, dict]:
 
 def time_of_step(patch_size: int) -> float:
     """Milliseconds of the processor for an image in a training step: the median of seven."""
-    model, seconds = vit_tiny(image_size=SIZE, patch_size=patch_size), []
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    batch = QUICK["batch_size"]
+    args = flags_of(["--patch-size", str(patch_size)])  # as the arms are trained
+    model, batch, seconds = build(args, 10), args.batch_size, []
+    optimizer = make_optimizer(args, model)
     images, labels = torch.randn(batch, 3, SIZE, SIZE), torch.randint(10, (batch,))
     for _ in range(9):
         start = time.process_time()

@@ -48,13 +48,15 @@ class SelfAttention(nn.Module):
 
     With `relative` (T) the table `offsets` (2T - 1, d) says what a key at each distance adds to a
     query's scores (D.4). With `recording` set, `weights` holds the attention of the last call,
-    (B, A, T, T). Raises ValueError for heads that can't share `d_model`.
+    (B, A, T, T). Raises ValueError for heads that can't share `d_model`, and for one place alone.
     """
 
     def __init__(self, d_model: int, num_heads: int, relative: int = 0):
         super().__init__()
         if d_model % num_heads:
             raise ValueError(f"{num_heads} heads can't share {d_model} dimensions equally")
+        if relative == 1:
+            raise ValueError("one patch alone has no relative positions: take smaller ones")
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))  # of q, k, v (Eq. 5)
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))

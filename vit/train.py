@@ -159,6 +159,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_images(model, args, dev, len(train), args.size)
     heads = ("heads.head",)
     start_from(model, args, dev, train.facts, heads, PUBLISHED, fitted=model.fitted)
+    wanted = INPUTS[args.normalise].get("mean", train.facts["mean"])
+    if args.weights and "normalise" in args.typed and wanted != train.facts["mean"]:
+        fail(f"--normalise {args.normalise}: the weights were trained with another mean and "
+             "deviation, which are known: leave it out")  # fmt: skip
     net = dev.wrap(model)
     optimizer = make_optimizer(args, model)
     steps = args.epochs * len(train.batches(args.batch_size))
