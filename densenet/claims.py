@@ -1,6 +1,6 @@
 """The claims of densenet/README.md as experiments.
 
-    python densenet/claims.py parameters --epochs 8 --data-dir PATH      # CIFAR-10
+    python densenet/claims.py parameters --data-dir PATH                 # CIFAR-10
     python densenet/claims.py reuse --data-dir PATH
     python densenet/claims.py reuse --data shapes --epochs 1 --seeds 0   # to see how it works
 
@@ -8,8 +8,7 @@ parameters: for the same error a DenseNet-BC needs fewer parameters than a resid
 (Fig. 3): three of each, 70,000 to 850,000 parameters, trained alike by the scripts of both folders.
 reuse: layers draw on features of all ages (Fig. 5): the mean size of the weights that lead from
 each layer to each later one, in the three blocks of a trained `densenet40`.
-Both take 15 epochs of images of 16 pixels, the same for all arms; the README's figures of
-`parameters` are of 8.
+Images have 16 pixels; all arms of a claim have the same number of epochs.
 """
 
 import argparse
@@ -33,12 +32,14 @@ RESIDUAL = {
     "resnet56": ["--model", "resnet56"],
 }
 SHARED = ["--batch-size", "64", "--lr", "0.1", "--val", "0"]
+EPOCHS = {"parameters": 8, "reuse": 15}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    own = dict(data="cifar10", epochs=15, size=16)
-    parser = cli.claims_parser("densenet", __doc__, ["parameters", "reuse"], **own)
+    parser = cli.claims_parser("densenet", __doc__, list(EPOCHS), data="cifar10", size=16)
+    text = f"of each run (default: {', '.join(f'{n} for {c}' for c, n in EPOCHS.items())})"
+    parser.add_argument("--epochs", type=cli.integer(1), metavar="N", help=text)
     text = "end each run after N steps, to see how it works"
     parser.add_argument("--max-steps", type=cli.integer(1), metavar="N", help=text)
     return parser.parse_args(argv)
@@ -172,6 +173,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
     args = parse_args(argv)
     make_folder(args.out)
+    args.epochs = args.epochs or EPOCHS[args.claim]
     shared = ["--data", args.data, "--epochs", str(args.epochs), "--size", str(args.size), *SHARED]
     if args.max_steps:
         shared += ["--max-steps", str(args.max_steps)]

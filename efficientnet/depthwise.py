@@ -35,7 +35,9 @@ class Depthwise(torch.autograd.Function):
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """With a stride, in low precision: zeros between the gradients, then a convolution without."""
+    """Gradients (B, C, h, w) of the output to those of the input (B, C, H, W), by filters
+    (C, 1, k, k). With a stride, in low precision: zeros between them, then a convolution without.
+    """
     if stride == 1 or x.dtype.itemsize > 2:
         return conv2d_input(x.shape, weight, grad, stride, padding, groups=len(weight))
     reach = weight.shape[2] - 1
@@ -46,7 +48,9 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """Of 5x5 filters: four times of 3x3, one for each corner; they agree where they overlap."""
+    """Gradients (B, C, h, w) of the output to those of the filters (C, 1, k, k), by the input
+    (B, C, H, W). Of 5x5 filters: four times of 3x3, one for each corner; they agree where they
+    overlap."""
     channels, size = len(weight), weight.shape[2]
     if size != 5 and min(x.shape[2:]) >= size:
         return conv2d_weight(x, weight.shape, grad, stride, padding, groups=channels)
@@ -64,7 +68,8 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, paddin
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """F.conv2d for depthwise filters, with quick gradients where torch has slow ones."""
+    """F.conv2d of (B, C, H, W) for depthwise filters (C, 1, k, k), to (B, C, h, w), with quick
+    gradients where torch has slow ones."""
     plain = x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled()
     low = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if low else x.dtype

@@ -34,7 +34,7 @@ CLAIMS = {
     "width": {f"width {w}": [*V1, "--width", w] for w in ("1.0", "0.75", "0.5", "0.25")},
     "bottleneck": {"linear": V2, "ReLU6": [*V2, "--no-linear"]},
 }
-EPOCHS = {"separable": 10, "width": 8, "bottleneck": 15}  # a quarter of an hour each, on one core
+EPOCHS = {"separable": 10, "width": 8, "bottleneck": 15}
 SHARED = ["--batch-size", "64", "--lr", "0.03", "--val", "1000"]
 
 

@@ -42,7 +42,8 @@ class Depthwise(torch.autograd.Function):
 def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: list[bool]
 ) -> tuple[Tensor | None, ...]:
-    """torch's own gradients of a depthwise convolution: of the input, and of the weights."""
+    """torch's own gradients of a depthwise convolution, by that of its output (B, C, h, w): of the
+    input (B, C, H, W) and of the weights (C, 1, k, k), None for what isn't wanted."""
     sizes = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], len(weight)
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *sizes, [*wanted, False])
 

@@ -28,9 +28,6 @@ from common.device import Device
 
 ENCODER = ["--size", "16", "--vision-width", "8", "--embed-dim", "16"]
 WORDS = ["--vocab-size", "560"]
-    ["--size", "16", "--vision-width", "8", "--embed-dim", "16"],
-    ["--vocab-size", "560"],
-)
 TINY = [*ENCODER, *WORDS, "--text-width", "32", "--text-layers", "1"]
 FLAGS = ["--val", "0", "--batch-size", "16", "--quiet", "--precision", "fp32"]
 ALIKE = [*TINY, *FLAGS, "--max-steps", "3", "--lr", "0.5", "--eps", "1"]  # else Adam hides scales
@@ -575,7 +572,9 @@ def test_claims_run_and_are_skipped_when_done(scenes, monkeypatch, capsys):
     def short(main):
         def run(argv):
             runs.append(argv)
-            return main([*argv, *TINY, "--batch-size", "16", "--val", "20"])
+            words = WORDS if "labels" not in argv else []
+            sizes = [*ENCODER, *words] if "--target" in argv else TINY
+            return main([*argv, *sizes, "--batch-size", "16", "--val", "20"])
 
         return run
 

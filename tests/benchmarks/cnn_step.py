@@ -63,6 +63,7 @@ LATER = {  # not on every branch
     "mobilenet": {
         "mobilenetv1_100": "mobilenet_v1",  # timm's
         **{name: name for name in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")},
+        **{f"mobilenetv2_{n}": f"mobilenet_v2_{n}" for n in ("035", "050", "075", "140")},  # too
     },
     "efficientnet": {name: name for name in (f"efficientnet_b{n}" for n in range(8))},
     "vit": {name: name for name in VIT},
