@@ -157,16 +157,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train, val, test = load_images(args, dev, args.size, window=window, **INPUTS[args.normalise])
     model = build(args, len(train.facts["classes"]))
     check_images(model, args, dev, len(train), args.size)
-    heads = ("heads.head",)
-    start_from(model, args, dev, train.facts, heads, PUBLISHED, fitted=model.fitted)
+    start_from(model, args, dev, train.facts, ("heads.head",), PUBLISHED, fitted=model.fitted)
     wanted = INPUTS[args.normalise].get("mean", train.facts["mean"])
     if args.weights and "normalise" in args.typed and wanted != train.facts["mean"]:
-        fail(f"--normalise {args.normalise}: the weights were trained with another mean and "
-             "deviation, which are known: leave it out")  # fmt: skip
+        fail(f"--normalise {args.normalise}: the weights have another mean: leave it out")
     net = dev.wrap(model)
-    optimizer = make_optimizer(args, model)
-    steps = args.epochs * len(train.batches(args.batch_size))
-    share = partial(step_size, steps, args.warmup)
+    optimizer, batches = make_optimizer(args, model), train.batches(args.batch_size)
+    share = partial(step_size, args.epochs * len(batches), args.warmup)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     run = Run(args, dev, model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
     if args.evaluate:
