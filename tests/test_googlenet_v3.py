@@ -278,3 +278,8 @@ def test_what_is_refused(refused):
     assert "inception_v3" in refused(train.main, ["--whole-filters"])
     argv = ["--model", "inception_v3", "--size", "40", "--max-steps", "1", "--data", "digits"]
     assert "40" in refused(train.main, argv)
+
+
+@pytest.mark.slow
+def test_the_recipe_reaches_the_number_of_the_readme():
+    assert train.main(["--model", "inception_v3_small", "--quiet"])["test_accuracy"] >= 0.95
