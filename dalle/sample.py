@@ -1,6 +1,6 @@
 """Draws images for captions with a trained DALL-E, or rebuilds images from their codes.
 
-python dalle/sample.py "a large red star" "a small blue ring"      # the newest run, 8 of each
+python dalle/sample.py "a large red star" "a blue ring"      # the newest run, 8 of each
 python dalle/sample.py "a green moon" --count 64 --top-k 32 --temperature 0.7
 python dalle/sample.py "a green moon" --count 64 --rerank runs/clip/clip_small-shapes   # by CLIP
 python dalle/sample.py "a blue ring" --image photo.png --rows 4    # goes on from the upper rows

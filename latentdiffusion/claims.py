@@ -201,7 +201,7 @@ def equal_time(args: argparse.Namespace) -> dict[str, list[str]]:
     arms = {}
     for factor, channels in FACTORS.items():
         pace, budget = found[str(factor)], 60 * args.minutes
-        flags = ["--factor", str(factor)]
+        flags = ["--factor", str(factor), "--objects", "3"]  # all scenes, which the DDPM has, too
         if factor > 1:
             count = max(1, int(budget / 3 / pace["ae_steps"]))
             flags += ["--latent-channels", str(channels), "--ae-steps", str(count)]

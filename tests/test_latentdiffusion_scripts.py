@@ -1091,9 +1091,10 @@ def test_equal_time(monkeypatch, refused):
     args = claims.parse_args(["compression", "--minutes", "1"])
     arms = claims.equal_time(args)
     assert asked == [(1, 3), (2, 3), (4, 4), (8, 16)]
-    assert arms["pixels"] == ["--factor", "1", "--steps", "30"]
-    assert arms["factor 8"] == ["--factor", "8", "--latent-channels", "16", "--ae-steps", "80",
-                                "--steps", "80"]  # fmt: skip
+    scenes = ["--objects", "3"]  # those that generative's DDPM learns
+    assert arms["pixels"] == ["--factor", "1", *scenes, "--steps", "30"]
+    assert arms["factor 8"] == ["--factor", "8", *scenes, "--latent-channels", "16", "--ae-steps",
+                                "80", "--steps", "80"]  # fmt: skip
     monkeypatch.setattr(claims, "paces", None)  # they are kept
     assert claims.equal_time(args) == arms
     assert "leave --steps" in refused(claims.parse_args, ["compression", "--steps", "3"])
