@@ -91,7 +91,7 @@ def pretrain(flags: Sequence[str], seed: int, args: argparse.Namespace, more: li
 
 
 def measured_before(folder: Path) -> dict[str, float]:
-    """What a pre-training has measured on its test part."""
+    """What a pre-training has measured on its test set."""
     metrics = finished(folder)
     return {f"pretraining_{k}": v for k, v in metrics.items() if k.startswith("test_")}
 

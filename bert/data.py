@@ -369,7 +369,7 @@ class Steps:
 
 
 def guesses(train: Documents, part: Documents, length: int) -> dict[str, float]:
-    """How often two simple models of the training part are right where tokens of `part` are hidden,
+    """How often two simple models of the training set are right where tokens of `part` are hidden,
     in the examples that `part.in_order` has.
 
     A unigram model always says the most frequent token. A bigram model says what most often follows
@@ -420,10 +420,10 @@ def load_text(
     vocabulary: dict | None = None,
     arrange: Callable[..., list[Example]] | None = None,
 ) -> tuple[Documents, Documents | None, Documents]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
     The vocabulary is that of the checkpoint that the run goes on with, or the `vocabulary` of
-    weights to start from, or made of the training part as --vocab-size and --lowercase say.
+    weights to start from, or made of the training set as --vocab-size and --lowercase say.
     """
     parts, note = read_parts(args)
     known = args.stored.get("dataset", {})

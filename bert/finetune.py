@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--weights", metavar="NAME|PATH", none=none, group="training", help=text)
     text = "begin with new weights (with --weights: of that network, with its vocabulary)"
     parser.add_switch("--from-scratch", group="training", help=text)
-    text = "of a new vocabulary, made of the training part: at most so many tokens"
+    text = "of a new vocabulary, made of the training set: at most so many tokens"
     add("--vocab-size", **count, group="data", default=8192, help=text)
     text = "let capitals and accents go in a new vocabulary"
     parser.add_switch("--lowercase", group="data", help=text)
@@ -128,8 +128,8 @@ def build(facts: dict, dropout: float = 0.0) -> nn.Module:
 
 
 def loss_of(answers: Tensor, wanted: Tensor, facts: dict, reduction: str = "mean") -> Tensor:
-    """Nats of classes (B, K); or squared error of numbers (B, 1), which are predicted in deviations
-    from the mean of the training part."""
+    """Nats of classes (B, K); or squared error of numbers (B, 1), which are predicted in stds
+    from the mean of the training set."""
     if facts["classes"]:
         return F.cross_entropy(answers.float(), wanted, reduction=reduction)
     numbers = (wanted - facts["center"]) / facts["scale"]

@@ -150,7 +150,7 @@ def gelu(x: Tensor, tanh: bool = False) -> Tensor:
 
 
 def first_weights(module: nn.Module) -> None:
-    """Matrices from N(0, 0.02²) (BERT's truncates it at two deviations), biases 0, norms 1."""
+    """Matrices from N(0, 0.02²) (BERT's truncates it at two stds), biases 0, norms 1."""
     for name, p in module.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(p)

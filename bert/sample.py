@@ -6,7 +6,7 @@ python bert/sample.py "a fine film" "a dull one"                  # after finetu
 python bert/sample.py "A man plays." "A man is playing."          # of pairs: two by two
 python bert/sample.py --near "Lists are mutable." --file FILE     # the lines most like it
 python bert/sample.py --file FILE                                 # a text file, line by line
-python bert/sample.py                                             # sentences of the test part
+python bert/sample.py                                             # sentences of the test set
 """
 
 import argparse
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--file", type=Path, help="a text file, each line of which is a text")
     text = "published weights in place of a run: bert-base-uncased …, a folder or a file"
     add("--weights", metavar="NAME|PATH", help=text)
-    text = "look for what is most like this sentence in --file, or in the test part"
+    text = "look for what is most like this sentence in --file, or in the test set"
     add("--near", metavar="TEXT", help=text)
     add("--top", **count, default=5, help="how many answers to show (default: 5)")
     args = parser.parse_args(argv)
@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.near is not None and not as_typed([args.near])[0]:
         fail("--near is empty: give a sentence")
     if args.weights and not (texts or args.file):
-        fail(f"give a sentence with {MASK}, or --file: to --weights belongs no test part")
+        fail(f"give a sentence with {MASK}, or --file: to --weights belongs no test set")
     return cli.Flags(**vars(args) | {"sentences": texts})
 
 
@@ -225,7 +225,7 @@ def near(
 
 
 def test_texts(flags: argparse.Namespace) -> list[str]:
-    """The sentences of the test part that a network of train.py was measured on."""
+    """The sentences of the test set that a network of train.py was measured on."""
     if flags.data.partition(":")[0] not in CORPORA:
         fail("give sentences, or --file")
     return [sentence for document in read_parts(flags)[0]["test"] for sentence in document]
@@ -235,7 +235,7 @@ def classified(
     texts: list[str], model: nn.Module, facts: dict, dev: Device, flags: argparse.Namespace
 ) -> dict:
     """The classes, or numbers, of sentences, or of pairs: two by two; without any of some of the
-    test part."""
+    test set."""
     if not texts:
         source = tasks.SETS[flags.data.partition(":")[0]](flags)
         some = source.parts["test"].take(torch.arange(min(TESTED, len(source.parts["test"]))))

@@ -157,7 +157,7 @@ def pairs_source(
     numbers: bool = False,
     classes: Sequence[str] = (),
 ) -> Source:
-    """What was read of each part; where there is no test part, one is cut off, with equal pairs on
+    """What was read of each part; where there is no test set, one is cut off, with equal pairs on
     the same side."""
     classes = [] if numbers else list(classes) or classes_in(
         (row[2] for row in rows["train"]), known_classes(args))  # fmt: skip
@@ -171,7 +171,7 @@ def pairs_source(
                 answers.append(classes.index(label))
             else:
                 fail(f"--data {args.data}: the {name} part has the class {label!r}, which the "
-                     f"training part has not ({', '.join(classes[:12])})")  # fmt: skip
+                     f"training set has not ({', '.join(classes[:12])})")  # fmt: skip
         kind = torch.float32 if numbers else torch.int64
         parts[name] = Examples([a for a, _, _ in some], [b for _, b, _ in some],
                                torch.tensor(answers, dtype=kind))  # fmt: skip
@@ -269,7 +269,7 @@ def padded(
 def load_task(
     args: argparse.Namespace, dev: Device, facts: dict, source: Source
 ) -> tuple[Task, Task | None, Task]:
-    """The training, validation (None without --val) and test part of `--data`, of which `source` is
+    """The training, validation (None without --val) and test set of `--data`, of which `source` is
     what `read_task` gives; completes the `facts`."""
     kind, numbers = args.data.partition(":")[0], not source.classes
     facts["classes"], facts["pairs"] = source.classes, bool(source.parts["train"].second)

@@ -153,7 +153,7 @@ def compare_objectives(args: argparse.Namespace) -> tuple[Results, dict]:
 def changed(kind: str, count: int, size: int) -> tuple[Tensor, Tensor]:
     """Test scenes with something that isn't as in training: pixels (N, 3, size, size) and classes.
 
-    Backgrounds are of bright colours in stripes; noise has five times its deviation; shapes have
+    Backgrounds are of bright colours in stripes; noise has five times its std; shapes have
     any colour, mostly one without a name. What else is in a scene stays as it is.
     """
     numbers = random_numbers(list(range(count)), TEST, 3)

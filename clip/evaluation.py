@@ -124,7 +124,7 @@ def measure(
     `match` is the caption found among 100; `text_r1` … the share of images with a right text among
     the 1, 5 or 10 most similar of all texts there, and `image_r1` … of texts with a right image.
     Where there are classes, `zero_shot` is the accuracy of an ensemble of prompts, and
-    `zero_shot_one` that of "a photo of a …". With a `probe`, the training part, `probe` is that of
+    `zero_shot_one` that of "a photo of a …". With a `probe`, the training set, `probe` is that of
     a linear layer on the features of its first images.
     """
     model.eval()

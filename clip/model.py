@@ -83,8 +83,8 @@ class CLIP(nn.Module):
             self.begin_with_words()
 
     def initialise(self) -> None:
-        """The released code's first weights of the text encoder: the deeper, the smaller what each
-        block adds."""
+        """The released code's initial weights of the text encoder: the deeper, the smaller what
+        each block adds."""
         width, layers = self.transformer.resblocks[0].ln_1.normalized_shape[0], self.transformer
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)

@@ -32,7 +32,7 @@ PUBLISHED = {  # of the hub, and which of our models that is
     "openai/clip-vit-large-patch14-336": "clip_vit_l_14",
 }
 FILES = ("config.json", "tokenizer.json", "vocab.json", "merges.txt", "preprocessor_config.json")
-INPUTS = {  # of the released networks: mean and deviation of the pixels they were trained on, and
+INPUTS = {  # of the released networks: mean and std of the pixels they were trained on, and
     "resample": "bicubic",  # how these were scaled
     "mean": [0.48145466, 0.4578275, 0.40821073],
     "std": [0.26862954, 0.26130258, 0.27577711],
@@ -42,7 +42,7 @@ INPUTS = {  # of the released networks: mean and deviation of the pixels they we
 @dataclasses.dataclass
 class Found:
     """Weights under our names, the sizes of the `network` that they are of, its tokenizer as JSON
-    (None where there is none), mean and deviation of its inputs, and how these are scaled."""
+    (None where there is none), mean and std of its inputs, and how these are scaled."""
 
     source: str
     network: dict

@@ -4,10 +4,10 @@ python clip/sample.py photo.jpg --texts "two dogs on grass" "a child"   # texts 
 python clip/sample.py photos/ --search "two dogs on grass"              # images ranked for a text
 python clip/sample.py photo.jpg photos/ --classes dog cat "hot dog"     # zero-shot classes
 python clip/sample.py --weights openai/clip-vit-base-patch32 photos/ --search "a red car"
-python clip/sample.py                                                   # the test part, see below
+python clip/sample.py                                                   # the test set, see below
 
 --search writes search.jpg, a contact sheet of the images that fit best. Without inputs some images
-and captions of the test part are drawn with all their cosines, similarity.png (Fig. 21's style).
+and captions of the test set are drawn with all their cosines, similarity.png (Fig. 21's style).
 """
 
 import argparse

@@ -145,12 +145,12 @@ def write_summary(path: Path, results: dict[str, list[dict]], commands: dict[str
 def plus_minus(
     values: Sequence[float], scale: float = 100, digits: int = 1, unit: str = "%"
 ) -> str:
-    """Mean and deviation over seeds as a README has them, "97.7% ± 0.3"; of one seed the value."""
+    """Mean and std over seeds as a README has them, "97.7% ± 0.3"; of one seed the value."""
     mean = f"{statistics.mean(values) * scale:.{digits}f}{unit}"
     return f"{mean} ± {statistics.stdev(values) * scale:.{digits}f}" if len(values) > 1 else mean
 
 
 def error_of(metrics: dict, part: str) -> str:
-    """Mean and deviation of an arm's error on the part "train" or "test", "2.34% ± 0.10"; `metrics`
+    """Mean and std of an arm's error on the part "train" or "test", "2.34% ± 0.10"; `metrics`
     are its entry in what `write_summary` returns."""
     return plus_minus([1 - value for value in metrics[f"{part}_accuracy"]["values"]], digits=2)

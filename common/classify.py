@@ -194,7 +194,7 @@ def sample(
 
     `more(model, parts, dev, out)` shows what else there is without inputs, and
     `look(model, images, dev, out)` what else there is in images, those of the files or of the test
-    part; both write files of the names `made`. Where there are `published` weights, they can take
+    set; both write files of the names `made`. Where there are `published` weights, they can take
     the place of a checkpoint. Returns what was found.
     """
     parser = cli.sample_parser(milestone, doc)
@@ -225,7 +225,7 @@ def sample(
 
 
 def images_of(files: list[Path], facts: dict, size: int, dev: Device) -> ImageSet:
-    """Image files as a test part, read as in evaluation: their largest square, scaled to
+    """Image files as a test set, read as in evaluation: their largest square, scaled to
     `facts["side"]`, and of that the middle `size` pixels. Their labels are all 0."""
     how = dict(top=facts.get("top"), resample=facts.get("resample", "bilinear"))
     images = ImageFiles([str(path) for path in files], facts.get("side", size), **how)

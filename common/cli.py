@@ -296,7 +296,7 @@ class Parser(OneLineParser):
             if flag in typed and typed[flag] is not False:  # to say no to it is harmless
                 fail(f"--{flag.replace('_', '-')} has no meaning here: {reason}")
         if values["patience"] and not values["val"]:
-            fail("--patience needs a validation part to watch: give --val N too")
+            fail("--patience needs a validation set to watch: give --val N too")
         folder = values["run_dir"]
         if folder and not values["resume"] and holds_run(Path(folder)):
             fail(f"{folder} holds a run already: add --resume, or choose another --run-dir")

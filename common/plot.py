@@ -147,7 +147,7 @@ def spread(
 
 
 def bars(groups: dict[str, dict[str, Sequence[float]]], path: str | Path) -> None:
-    """Draws one panel for each of {title: {arm: values}}: means, with the deviation over seeds."""
+    """Draws one panel for each of {title: {arm: values}}: means, with the std over seeds."""
     figure = Figure(figsize=(3.4 * len(groups) + 0.4, 3.2), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axis, (title, arms) in zip(panels, groups.items(), strict=True):

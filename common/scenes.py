@@ -35,8 +35,8 @@ SIZE = 24  # pixels that the judge sees
 TRAINED, EPOCHS, BATCH = 10_000, 5, 64  # scenes of seed 0
 RATE = 0.1
 WIDTHS, DEPTH = (16, 32, 64), 3  # channels of the stages, blocks of each: a ResNet of 20 layers
-TEST_SEED = 1  # of the data set's test part
-MEASURED = 1000  # scenes of the test part that the judge is measured on, where they have one object
+TEST_SEED = 1  # of the data set's test set
+MEASURED = 1000  # scenes of the test set that the judge is measured on, where they have one object
 FIRST = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(CLASSES)})s?\b")
 
 
@@ -125,7 +125,7 @@ def wanted(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
 def one_object(count: int, size: int = SIZE, seed: int = TEST_SEED) -> Scenes:
     """The first `count` scenes of a seed that have one object, with their captions.
 
-    They are of the test part, unless another `seed` is given: 2 for choosing between recipes, as
+    They are of the test set, unless another `seed` is given: 2 for choosing between recipes, as
     seed 0 is trained on.
     """
     return draw(with_few(count, seed, 1), size, seed)
@@ -184,7 +184,7 @@ def soften_and_mirror(images: Tensor) -> Tensor:
 
 
 def measure(judge: Judge) -> dict[str, float]:
-    """A judge's accuracy on the scenes of one object among the first MEASURED of the test part."""
+    """A judge's accuracy on the scenes of one object among the first MEASURED of the test set."""
     numbers = random_numbers(list(range(MEASURED)), TEST_SEED, 3)["count"]
     scenes = one_object(int((numbers == 1).sum()), SIZE)
     shapes, colours = judge.read(scenes.pixels.float() / 255)

@@ -62,7 +62,7 @@ def start_from(
 ) -> None:
     """Loads `args.weights`, if any, into `model`, and freezes all but its heads on `--freeze`.
 
-    `facts` are those of the data. They get the mean and deviation that the weights were trained
+    `facts` are those of the data. They get the mean and std that the weights were trained
     with, if it is known: `inputs` for torchvision's, or those that a checkpoint of ours names.
 
     `heads` are the names of the layers that depend on the number of classes; where the file's
@@ -86,7 +86,7 @@ def start_from(
         if known:
             facts.update({key: list(known[key]) for key in ("mean", "std")})
         whose = "those they were trained with" if known else "those of the data"
-        dev.say(f"weights of {args.weights}{note}; mean and deviation are {whose}")
+        dev.say(f"weights of {args.weights}{note}; mean and std are {whose}")
     if args.freeze:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(tuple(f"{head}." for head in heads)))

@@ -29,7 +29,7 @@ def has_captions(data: str) -> bool:
 
 
 def load(args: cli.Flags, dev: Device) -> tuple:
-    """The training, validation (None without --val) and test part of --data: CaptionSets, or for
+    """The training, validation (None without --val) and test set of --data: CaptionSets, or for
     the dVAE alone also ImageSets."""
     size, mirrored = args.size, not has_captions(args.data)
 
@@ -76,7 +76,7 @@ class Words:
 
 
 def make_words(train: CaptionSet, args: cli.Flags, dev: Device) -> None:
-    """Puts a vocabulary, trained on the captions of the training part by byte-pair encoding, into
+    """Puts a vocabulary, trained on the captions of the training set by byte-pair encoding, into
     the facts of the data (Sec. 2.2: of lower-cased captions)."""
     captions = train.texts()[0]
     if args.captions:

@@ -194,7 +194,7 @@ class DVAE(nn.Module):
     @torch.no_grad()
     def spread(self, x: Tensor, deviation: float) -> None:
         """Scales the encoder's last layer so that over images x (B, C, H, W) each code's logit has
-        mean 0 and this deviation, and the decoder's first so that a code alone is of size 1.
+        mean 0 and this std, and the decoder's first so that a code alone is of size 1.
 
         As it begins otherwise, all codes are alike for all images, and training picks a few.
         """

@@ -137,7 +137,7 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     switch("--straight-through", help="decode the likeliest code, with the mixture's gradient")
     text = "average the dVAE's weights with this decay (0: don't)"
     add("--ema", type=cli.share, metavar="DECAY", default=0.999, help=text)
-    text = "deviation of the codes' logits over images at the beginning (0: as the weights come)"
+    text = "std of the codes' logits over images at the beginning (0: as the weights come)"
     add("--spread", type=cli.not_negative, metavar="S", default=0.0, help=text)
     text = "share of the rate that the encoder has"
     add("--encoder-rate", type=cli.multiplier, metavar="R", default=1.0, help=text)

@@ -22,7 +22,7 @@ ENDS = ("<|startoftext|>", "<|endoftext|>")  # of a text, in CLIP's vocabulary
 
 
 class Scorer:
-    """A CLIP `model`, with the facts of its training: vocabulary, pixels, mean and deviation."""
+    """A CLIP `model`, with the facts of its training: vocabulary, pixels, mean and std."""
 
     def __init__(self, model: nn.Module, facts: dict, dev: Device):
         self.model, self.dev = model.to(dev.device).eval().requires_grad_(False), dev

@@ -7,11 +7,11 @@ python dalle/sample.py "a blue ring" --image photo.png --rows 4    # goes on fro
 python dalle/sample.py --rebuild photo.png photos/                 # through the dVAE and back
 python dalle/sample.py --file captions.txt                         # one caption a line
 python dalle/sample.py --masks                                     # what tokens see (Fig. 11)
-python dalle/sample.py                                             # captions of the test part
+python dalle/sample.py                                             # captions of the test set
 
 Images are in samples.png, a row for each caption, the best first where they are re-ranked. Without
-captions it draws for some of the test part, beside the real image and what its codes make of it.
-Checkpoints of a dVAE alone rebuild images: yours, or those of the test part.
+captions it draws for some of the test set, beside the real image and what its codes make of it.
+Checkpoints of a dVAE alone rebuild images: yours, or those of the test set.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from dalle.options import CODES, SIZES
 from dalle.published import network_of, weights_of
 from dalle.rerank import read_clip
 
-SHOWN = 8  # captions of the test part
+SHOWN = 8  # captions of the test set
 DRAWING = ("count", "temperature", "top_k", "top_p", "seed", "rerank", "image", "rows")
 
 

@@ -16,7 +16,7 @@ understood, too. Departures and what the paper leaves open:
 - Batch norm's momentum is the paper's (0.99 there is 0.01 here) for B5 to B7, else torch's 0.1, as
   in torchvision.
 - Blocks are left out example by example, each with its own share, as in the authors' code.
-- First weights are those of the authors' code, but for the last layer's: theirs grow as classes
+- Initial weights are those of the authors' code, but for the last layer's: theirs grow as classes
   get fewer, torch's are as large as theirs for 1,000. (torchvision's depthwise ones are smaller by
   the square root of the channels, which batch norm then undoes.)
 """

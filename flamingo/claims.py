@@ -70,7 +70,7 @@ def shared_flags(args: argparse.Namespace) -> list[str]:
 
 
 class Opened:
-    """A run's network with its data: `test` and `support` (the training part)."""
+    """A run's network with its data: `test` and `support` (the training set)."""
 
     def __init__(self, folder: Path, args: argparse.Namespace):
         content = read_checkpoint(folder / "last.pt")

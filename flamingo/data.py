@@ -89,7 +89,7 @@ def vqa(args: argparse.Namespace) -> Source:
     """The user's own questions: JSON of (image, question, answer), images beside the file.
 
     An entry may have a `kind`, a `split` (train, val, test), and in place of question and answer a
-    `caption`. Without splits a seeded fifth of the images is the test part.
+    `caption`. Without splits a seeded fifth of the images is the test set.
     """
     path = Path(args.data.partition(":")[2]).expanduser()
     found: dict[str, dict[str, list[Entry]]] = {}
@@ -111,14 +111,14 @@ def vqa(args: argparse.Namespace) -> Source:
              for name, some in found.items()}  # fmt: skip
     note = ""
     if "test" not in parts and "val" in parts:
-        parts["test"], note = parts.pop("val"), "there is no test part, so val is it"
+        parts["test"], note = parts.pop("val"), "there is no test set, so val is it"
     elif "test" not in parts:
         everything = parts["train"]
         if len(everything) < 2:
             fail(f"--data {args.data} is of one image: that can't be split")
         cuts = split(len(everything), 0.2, 0)
         parts["train"], parts["test"] = (everything.take(places) for places in cuts)
-        note = "a seeded fifth of the images is the test part"
+        note = "a seeded fifth of the images is the test set"
     return Source([], parts, note)
 
 
@@ -142,7 +142,7 @@ SOURCES = {"shapes": scenes, "flickr8k": captioned, "vqa": vqa}
 def load(
     args: cli.Flags, dev: Device, size: int
 ) -> tuple[CaptionSet, CaptionSet | None, CaptionSet]:
-    """The training, validation (None without --val) and test part of `--data`; `captions` are the
+    """The training, validation (None without --val) and test set of `--data`; `captions` are the
     entries of each image. Scenes are the same in each epoch, as images are looked at but once."""
     name = f"shapes:{world.NUM_SCENES['train']}" if args.data == "shapes" else args.data
     sets = load_captions(
@@ -479,7 +479,7 @@ def describe(part: Entries, most: int) -> str:
 def questions(
     part: Entries, support: Entries, places: Sequence[tuple[int, int]], shots: int
 ) -> tuple[list[list[Entry]], Tensor, Tensor]:
-    """Rows of `shots` examples of the same kind from `support` (the training part, as in the paper)
+    """Rows of `shots` examples of the same kind from `support` (the training set, as in the paper)
     and a question of `part` each: entries, the examples' images (B, shots), the questions' (B,)."""
     entries, examples = [], []
     for place in places:

@@ -197,7 +197,7 @@ def table_of(train: CaptionSet) -> Path:
 
 
 def language_flags(args: cli.Flags, train: CaptionSet) -> list[str]:
-    """Of gpt/train.py: on the texts of the training part."""
+    """Of gpt/train.py: on the texts of the training set."""
     text = text_for_language(train, args, CHUNKS)
     path = CACHE / f"flamingo-{seed_of(text) % 16**8:08x}.txt"
     make_folder(CACHE)

@@ -26,7 +26,7 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-# First deviations of latents and of embeddings, which the paper doesn't give. Latents begin so
+# First stds of latents and of embeddings, which the paper doesn't give. Latents begin so
 # small that what they gather is soon the most of them: with 1, an image hardly changes them.
 SMALL, PLACED = 0.02, 0.2
 ACTIVATIONS = {  # the paper's; Idefics' resampler has a ReLU, OpenFlamingo GELUs

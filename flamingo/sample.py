@@ -5,7 +5,7 @@ python flamingo/sample.py a.png b.png --caption                    # describes e
 python flamingo/sample.py --few-shot examples.json                 # answers the last of a list
 python flamingo/sample.py a.png b.png --prompt "<image>Output: a red star <image>Output:"
 python flamingo/sample.py photo.png --interactive                  # each line that is typed
-python flamingo/sample.py                                          # questions of the test part
+python flamingo/sample.py                                          # questions of the test set
 
 looked.png shows over each image where the answer looked. The list of --few-shot is JSON: objects
 with image, question and answer (or image and caption), the last one without its answer. A prompt
@@ -32,7 +32,7 @@ from flamingo.model import MODELS, Flamingo
 from flamingo.parts import build
 from flamingo.questions import CAPTION, IMAGE, Entry, prompt_of, with_article
 
-SHOWN = 12  # questions of the test part
+SHOWN = 12  # questions of the test set
 Found = dict[str, str]
 
 
@@ -222,7 +222,7 @@ def is_file(line: str) -> bool:
 
 
 def show_test(speaker: Speaker, out: Path) -> Found:
-    """Questions of the test part, a few of each kind that was trained on, and the right answers."""
+    """Questions of the test set, a few of each kind that was trained on, and the right answers."""
     test = load(speaker.flags.but(limit=None, val=0), speaker.dev, speaker.size)[2]
     test.facts |= {key: speaker.facts[key] for key in ("mean", "std")}
     room = room_for(speaker.model, speaker.flags)

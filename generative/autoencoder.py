@@ -24,7 +24,7 @@ class Autoencoder(nn.Module):
     """An encoder, a code of `latent` numbers, a decoder.
 
     `encoder` takes (B, C, H, W) to (B, D), `decoder` (B, D) to (B, C, H, W) from 0 to 1; `noise`
-    is the deviation of what is added to the pixels that the encoder sees in training.
+    is the standard deviation of what is added to the pixels that the encoder sees in training.
     """
 
     infers, prior, straight = True, False, True  # see model.py

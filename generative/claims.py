@@ -74,7 +74,7 @@ SHOWN = {  # what is printed and drawn
     ],
 }
 SAMPLED = ("samples", "saturating", "ema", "steps", "table")
-NOISE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # deviations, of pixels from 0 to 1
+NOISE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # standard deviations, of pixels from 0 to 1
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -159,7 +159,7 @@ def pca_error(folder: Path, latent: int, args: argparse.Namespace) -> float:
 
 @torch.inference_mode()
 def rank(folders: list[Path], args: argparse.Namespace, command: str) -> tuple[dict, dict]:
-    """Bits of test digits with noise of several deviations; and how often the clean one has fewer.
+    """Bits of test digits with noise of several stds; and how often the clean one has fewer.
 
     Values stay whole grey values from 0 to 255, as those that the flow was trained on.
     """

@@ -22,7 +22,7 @@ def usual_size(data: str) -> int:
 
 
 def load(args: cli.Flags, dev: Device) -> tuple:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
     Ends in one line where --samples or --without can't be measured on it.
     """
@@ -42,7 +42,7 @@ def load(args: cli.Flags, dev: Device) -> tuple:
         fail(unknown("class", args.without, classes))
     index = classes.index(args.without)
     if index not in test.labels:
-        fail(f"--without {args.without}: the test part has none to detect")
+        fail(f"--without {args.without}: the test set has none to detect")
     return *(part and without(part, index) for part in parts[:2]), test
 
 
@@ -80,7 +80,7 @@ class PointSet:
         return len(self.points)
 
     def batches(self, batch_size: int, shuffle: bool | None = None) -> Batches:
-        """Batches of points (B, 2) and labels (B,). Only the training part is shuffled."""
+        """Batches of points (B, 2) and labels (B,). Only the training set is shuffled."""
         shuffle = self.part == "train" if shuffle is None else shuffle
 
         def fetch(parts, _draws, _epoch):
@@ -92,7 +92,7 @@ class PointSet:
 def moons(_args: cli.Flags) -> Source:
     """scikit-learn's two interleaved half circles: 10,000 points to train on, 2,000 to test.
 
-    Each coordinate is shifted and scaled to a mean of about 0 and a deviation of about 1.
+    Each coordinate is shifted and scaled to a mean of about 0 and a standard deviation of about 1.
     """
     from sklearn.datasets import make_moons
 
@@ -105,7 +105,7 @@ def moons(_args: cli.Flags) -> Source:
 
 
 def load_moons(args: cli.Flags, dev: Device) -> tuple[PointSet, PointSet | None, PointSet]:
-    """The training, validation (None without --val) and test part of the moons."""
+    """The training, validation (None without --val) and test set of the moons."""
     source = open_source(args, dev, {"moons": moons})
     facts = {"classes": source.classes}
     sets = {part: PointSet(part, content, facts, dev) for part, content in source.parts.items()}

@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 def classifier(test: ImageSet, args: cli.Flags, dev: Device) -> Classifier:
     """The classifier of this data, trained if it isn't in the cache.
 
-    It learns from the whole training part, whatever --val, --limit and --without say: the same for
+    It learns from the whole training set, whatever --val, --limit and --without say: the same for
     all models.
     """
     data = str(Path(args.data[7:]).resolve()) if args.data.startswith("folder:") else args.data
@@ -206,7 +206,7 @@ def nearest(images: Tensor, train: ImageSet) -> tuple[Tensor, Tensor]:
 def sample_quality(
     model: nn.Module, train: ImageSet, test: ImageSet, args: cli.Flags, dev: Device, folder: Path
 ) -> dict[str, float]:
-    """Draws --samples images, measures them against the test part, writes samples.png and
+    """Draws --samples images, measures them against the test set, writes samples.png and
     neighbours.png: samples over their nearest training images."""
     with torch.inference_mode(False):
         net = classifier(test, args, dev)

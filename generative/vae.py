@@ -9,7 +9,7 @@ Shapes: B batch, C channels, H and W pixels, D latents. Pixels are from 0 to 1.
 
 The bound sums over pixels and latents and is averaged over images (other scales change what is
 learnt: they are a `beta` in disguise). Departures: weights start as torch's do, not N(0, 0.01), and
-have no prior of their own (a small weight decay); the Gaussian decoder's deviations are at least
+have no prior of their own (a small weight decay); the Gaussian decoder's stds are at least
 1/255, else pixels that never change make the density infinite. `beta` weighs the second term
 (Higgins et al. 2017), 1 is the paper's.
 """

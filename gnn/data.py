@@ -36,11 +36,11 @@ def add_graph_flags(parser: cli.Parser) -> None:
     """The flags that say how graphs are read."""
     add, kinds = parser.add_argument, ["rows", "standard", "raw"]
     text = "rows: divide each node's by their sum; standard: bring columns that aren't zeros and "
-    text += "ones to mean 0, deviation 1"
+    text += "ones to mean 0, standard deviation 1"
     add("--features", choices=kinds, default="rows", group="data", help=text)
     text = "take the continuous attributes of nodes, beside their labels"
     parser.add_switch("--attributes", group="data", help=text)
-    text = "which tenth is the test part"
+    text = "which tenth is the test set"
     add("--fold", type=cli.integer(0), metavar="K", default=0, group="data", help=text)
     text = "train without the nodes of the other parts"
     parser.add_switch("--unseen", group="data", help=text)
@@ -134,7 +134,7 @@ def karate(args: cli.Flags) -> Source:
     data = KarateClub()[0]
     graph, note = Graph(data.x, data.edge_index, data.y), "one labelled node a class; the other "
     parts = masked(graph, train=data.train_mask, test=~data.train_mask)
-    return Source(numbered(data.y), parts, note + "30 are the test part", {"task": "nodes"})
+    return Source(numbered(data.y), parts, note + "30 are the test set", {"task": "nodes"})
 
 
 def planetoid(args: cli.Flags) -> Source:
@@ -153,7 +153,7 @@ def planetoid(args: cli.Flags) -> Source:
 
 
 def tu_set(args: cli.Flags) -> Source:
-    """Graphs with a class each (Morris and others 2020); a stratified tenth is the test part."""
+    """Graphs with a class each (Morris and others 2020); a stratified tenth is the test set."""
     from torch_geometric.datasets import TUDataset
 
     name = MOLECULES.get(args.data) or args.data.partition(":")[2]
@@ -182,7 +182,7 @@ def tu_set(args: cli.Flags) -> Source:
 
 
 def fold_parts(args: cli.Flags, graph: Graph, graphs: Tensor) -> tuple[dict[str, Some], str]:
-    """The fold that --fold names of some graphs as test part, and the rest to train on."""
+    """The fold that --fold names of some graphs as test set, and the rest to train on."""
     if args.fold >= NUM_FOLDS:
         fail(f"--fold {args.fold}: there are {NUM_FOLDS} folds, 0 to {NUM_FOLDS - 1}")
     fold = folds(graph.labels[graphs])
@@ -190,14 +190,14 @@ def fold_parts(args: cli.Flags, graph: Graph, graphs: Tensor) -> tuple[dict[str,
     if empty := [name for name, indices in parts.items() if not len(indices)]:
         fail(f"fold {args.fold} of {counted(len(graphs), 'graph')} leaves the {empty[0]} part "
              f"empty: {NUM_FOLDS} graphs at least are needed")  # fmt: skip
-    note = f"fold {args.fold} of {NUM_FOLDS} is the test part, with classes in equal shares"
+    note = f"fold {args.fold} of {NUM_FOLDS} is the test set, with classes in equal shares"
     return {name: Some(graph, indices) for name, indices in parts.items()}, note
 
 
 def folds(labels: Tensor) -> Tensor:
     """A fold for each example, 0 to 9, by a fixed draw; every class is spread evenly over them.
 
-    Not scikit-learn's: a checkpoint that was trained with --fold is to meet its own test part.
+    Not scikit-learn's: a checkpoint that was trained with --fold is to meet its own test set.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed_of("folds")))
     order = order[labels[order].argsort(stable=True)]
@@ -263,7 +263,7 @@ def user_graph(args: cli.Flags) -> Source:
         else:
             cuts = (order[indices] for indices in split(len(order), 0.2, 0))
             parts = dict(zip(("train", "test"), (Some(graph, cut) for cut in cuts), strict=True))
-            note = "a seeded fifth of the labelled nodes is the test part"
+            note = "a seeded fifth of the labelled nodes is the test set"
         notes.append(note)
     facts = {"task": "graphs" if many else "nodes", "columns": found.columns}
     if not any(found.splits) or not (found.columns or many):
@@ -295,7 +295,7 @@ READERS |= dict.fromkeys(PLANETOID, planetoid) | dict.fromkeys(MOLECULES, tu_set
 
 
 def load_graphs(args: cli.Flags, dev: Device) -> tuple[GraphSet, GraphSet | None, GraphSet]:
-    """The training, validation (None without --val) and test part of `--data`."""
+    """The training, validation (None without --val) and test set of `--data`."""
     kind = args.data.partition(":")[0]
     source = READERS[kind](args)
     task, all_parts = source.facts["task"], dict(source.parts)
@@ -305,7 +305,7 @@ def load_graphs(args: cli.Flags, dev: Device) -> tuple[GraphSet, GraphSet | None
     parts, stored = source.parts, args.stored.get("dataset", {})
     for flag in ("window", "patience"):
         if "val" not in parts and flag in args.typed:
-            fail(f"--{flag} needs a validation part to watch: give --val N too")
+            fail(f"--{flag} needs a validation set to watch: give --val N too")
     if task != "labels" and not args.evaluate:
         check_classes(args, source.classes, parts["train"])
     if args.unseen:
@@ -328,7 +328,7 @@ def load_graphs(args: cli.Flags, dev: Device) -> tuple[GraphSet, GraphSet | None
     if source.note:
         dev.say(f"note: {source.note}")
     if "val" not in parts and (args.window or args.patience):
-        dev.say("note: no validation part, so nothing stops the training (--val N cuts one off)")
+        dev.say("note: no validation set, so nothing stops the training (--val N cuts one off)")
     if len(source.classes) == 1:
         dev.say("note: with one class there is nothing to tell apart: every answer is right")
     return sets["train"], sets.get("val"), sets["test"]
@@ -337,7 +337,7 @@ def load_graphs(args: cli.Flags, dev: Device) -> tuple[GraphSet, GraphSet | None
 def scale_features(args: cli.Flags, parts: dict[str, Some], task: str, stored: dict) -> dict:
     """Brings the features of all parts to scale; returns what belongs among the facts.
 
-    Means and deviations are those of the nodes in training, or of a checkpoint's training.
+    Means and standard deviations are those of the nodes in training, or of a checkpoint's training.
     """
     graphs, facts = {id(part.graph): part.graph for part in parts.values()}.values(), {}
     if not all(bool(graph.features.isfinite().all()) for graph in graphs):
@@ -365,4 +365,4 @@ def check_classes(args: cli.Flags, classes: Sequence[str], train: Some) -> None:
     if absent := [name for k, name in enumerate(classes) if k not in there]:
         why = [f"--{flag}" for flag in ("limit", "val") if flag in args.typed]
         hint = f": change {' and '.join(why)}" if why else ""
-        fail(f"the class {absent[0]!r} of {args.data} is absent from the training part{hint}")
+        fail(f"the class {absent[0]!r} of {args.data} is absent from the training set{hint}")

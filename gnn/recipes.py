@@ -91,7 +91,7 @@ def without_meaning(model: str, data: str, loss: str | None) -> dict[str, str]:
         refuse("nodes have labels, not graphs", "readout")
         refuse(f"--data {data} has a split of its own", "fold")
     if kind in ("graphs", "ppi"):
-        refuse("there are other graphs in the test part anyway", "unseen")
+        refuse("there are other graphs in the test set anyway", "unseen")
     if data not in MOLECULES and not data.startswith("tu:"):
         refuse("only TU data sets keep attributes apart", "attributes")
     if kind == "ppi" and model != "sage":
@@ -140,7 +140,7 @@ def check(args: cli.Flags) -> None:
     if {"window", "patience"} <= typed:
         fail("--window and --patience are two ways to stop: choose one of them")
     if "window" in typed and not args.val:
-        fail("--window needs a validation part to watch: give --val N too")
+        fail("--window needs a validation set to watch: give --val N too")
     layers = len(widths(args))
     if "hidden" in typed and len(args.hidden) not in (1, layers):
         fail(f"--hidden has {len(args.hidden)} widths, and --num-layers needs one, or {layers}")

@@ -1,6 +1,6 @@
 """Classifies nodes, or graphs, with a trained graph network, and draws what it has learned.
 
-    python gnn/sample.py                       # the test part of the data it was trained on
+    python gnn/sample.py                       # the test set of the data it was trained on
     python gnn/sample.py --nodes 0 17 33       # these nodes: classes and probabilities
     python gnn/sample.py --graph PATH          # your own nodes.csv and edges.csv (and graphs.csv)
 
@@ -55,7 +55,7 @@ def open_model(args: argparse.Namespace) -> tuple[nn.Module, cli.Flags, dict, De
 
 
 def read_own(path: Path, flags: cli.Flags, facts: dict, dev: Device) -> GraphSet:
-    """The user's graph, or graphs, as test part; labels are used where they are known."""
+    """The user's graph, or graphs, as test set; labels are used where they are known."""
     if facts["task"] == "labels":
         fail(f"--graph is for networks that give a class; this one, of {flags.data}, gives labels")
     found = read_tables(path, facts["task"] == "graphs", facts)

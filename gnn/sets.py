@@ -78,7 +78,7 @@ def row_normalised(features: Tensor) -> Tensor:
 
 
 def column_scales(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (C,) of columns; 0 and 1 for those of zeros and ones alone."""
+    """Mean and standard deviation (C,) of columns; 0 and 1 for those of zeros and ones alone."""
     std, mean = torch.std_mean(features.double(), 0, correction=0)
     as_is = ((features == 0) | (features == 1)).all(0) | (std == 0)
     return mean.masked_fill(as_is, 0.0).float(), std.masked_fill(as_is, 1.0).float()

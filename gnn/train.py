@@ -107,7 +107,7 @@ def sampler(part: GraphSet, args: cli.Flags) -> Callable[[Tensor, int], Batch]:
     graph, neighbours = part.graph, Neighbours(part.graph.edge_index, len(part.graph.features))
     walks = args.loss == "unsupervised"
     if walks and not (graph.edge_index[0] != graph.edge_index[1]).any():
-        fail("--loss unsupervised learns from walks along edges: the training part has none")
+        fail("--loss unsupervised learns from walks along edges: the training set has none")
 
     def make(places: Tensor, key: int) -> Batch:
         if walks:  # the places are nodes: all of them count

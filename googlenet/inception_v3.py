@@ -10,14 +10,14 @@ nothing is squeezed through a bottleneck (Sec. 5).
 Shapes: B batch, C channels, H and W pixels, K classes.
 
 `inception_v3` is torchvision's network: it takes the published weights, names and all. They expect
-inputs from -1 to 1, that is mean 0.5 and deviation 0.5, and their auxiliary head was trained.
+inputs from -1 to 1, that is mean 0.5 and std 0.5, and their auxiliary head was trained.
 The paper's Table 1 and Fig. 5 to 7 leave the widths open; these are of the authors' own code, as
 torchvision has them. Departures:
 - the auxiliary head pools maps that are not 17x17 (images that are not 299 pixels) adaptively to
   5x5, the size its convolution needs, so that other image sizes train, too;
 - the paper has batch norm in the auxiliary head's linear layer as well ("BN-auxiliary", Sec. 4);
   there, as in the released weights, its convolutions alone have it;
-- weights begin from normal distributions cut at two deviations, of 0.1 (0.01 and 0.001 in the
+- weights begin from normal distributions cut at two stds, of 0.1 (0.01 and 0.001 in the
   head), as in the authors' code; the paper doesn't say.
 """
 

@@ -17,7 +17,7 @@ Shapes: B batch, C channels, H and W pixels, K classes.
 `googlenet_bn` is torchvision's variant: batch norm in place of biases and response normalisation,
 3x3 in place of the 5x5 filters (its known slip), a 2x2 fourth pooling, always adaptive pooling in
 the heads, less dropout. It takes torchvision's weights, names and all. Those that torchvision has
-published expect inputs from -1 to 1, that is mean 0.5 and deviation 0.5 (torchvision's own model
+published expect inputs from -1 to 1, that is mean 0.5 and std 0.5 (torchvision's own model
 rescales within, `transform_input`; here that is the caller's), and their heads are untrained.
 """
 

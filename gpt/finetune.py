@@ -64,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
     text = "start from published weights, a folder, a file, or a run of train.py"
     add("--weights", metavar="NAME|PATH", none="no", group="training", help=text)
-    text = "without --weights: pieces of bytes made of the training part, at most so many"
+    text = "without --weights: pieces of bytes made of the training set, at most so many"
     add("--vocab-size", **count, group="data", default=1024, help=text)
     column = dict(metavar="COLUMN", group="data", none="found by its name")
     add("--text-column", **column, help="of a table: its name, or its number from 1")
@@ -122,7 +122,7 @@ def padded(tokens: Sequence[Tensor], dev: Device) -> tuple[Tensor, Tensor]:
 def load(
     args: argparse.Namespace, dev: Device, found: Found | None
 ) -> tuple[Sentences, Sentences | None, Sentences]:
-    """The training, validation (None without --val) and test part of `--data`."""
+    """The training, validation (None without --val) and test set of `--data`."""
     source = open_source(args, dev, SETS)
     known = args.stored.get("dataset", {})
     check_classes(args.data, source.classes, known_classes(args))

@@ -8,7 +8,7 @@ root of their number.
 
 Shapes: B batch, T tokens, D d_model, V vocabulary.
 
-What the paper leaves open (dropout, GELU by tanh, positions that begin with a deviation of 0.01) is
+What the paper leaves open (dropout, GELU by tanh, positions that begin with a std of 0.01) is
 as in the released code.
 """
 

@@ -11,7 +11,7 @@ SETS = {  # on top of QUICK
     "shakespeare": HOUR | dict(tokens="chars", steps=4000, every=500),
     "tinystories": HOUR,
     "brown": HOUR | dict(steps=2500, every=250, val=100_000),
-    "wikitext2": HOUR | dict(steps=4000, every=500),  # its own validation part
+    "wikitext2": HOUR | dict(steps=4000, every=500),  # its own validation set
 }
 MINUTES = dict(context=64, steps=1600, every=400, lr=6e-3, dropout=0.0, weight_decay=0.1)
 TUNE = dict(steps=200, every=50, batch_size=4096, lr=5e-5, weight_decay=0.1)  # from --weights

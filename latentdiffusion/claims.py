@@ -110,7 +110,7 @@ def reopen(folder: Path, args: argparse.Namespace) -> tuple:
     found = open_model(cli.Flags(checkpoint=folder / "last.pt", **here))
     model, words, flags, _, dev, _ = found
     dev.quiet = True
-    few = dict(limit=1, val=0)  # of the training part, which isn't looked at
+    few = dict(limit=1, val=0)  # of the training set, which isn't looked at
     return model, words, flags.but(samples=args.samples, stored={}, **few), dev
 
 

@@ -38,7 +38,7 @@ def captioned_folder(args: argparse.Namespace) -> Source:
 
 
 def load(args: cli.Flags, dev: Device) -> tuple[CaptionSet, CaptionSet | None, CaptionSet]:
-    """The training, validation (None without --val) and test part of `--data`, from -1 to 1.
+    """The training, validation (None without --val) and test set of `--data`, from -1 to 1.
 
     `shapes` are the same scenes in each epoch, as images are encoded but once.
     """
@@ -70,7 +70,7 @@ class Words:
 
 
 def learn_words(train: CaptionSet, vocab_size: int, dev: Device) -> dict:
-    """The facts of a vocabulary for the captions of a training part; see `Words`."""
+    """The facts of a vocabulary for the captions of a training set; see `Words`."""
     texts = [text for some in train.captions for text in some]
     tokenizer = dev.gather(train_tokenizer(texts, max(FEWEST, vocab_size)))[0]
     tokens = Tokens(tokenizer)

@@ -5,7 +5,7 @@ autoencoder takes that away first, and the U-Net denoises the small map of laten
 (Eq. 2); a text encoder tells it what is in the image, by cross-attention (Eq. 3).
 
 Shapes: B batch, C channels, h and w places of the latents, S tokens of the text. Latents in here
-are scaled, so that those of the training images have a deviation of 1: what the chain's noise has.
+are scaled, so that those of the training images have a std of 1: what the chain's noise has.
 
 Departure: captions are dropped, for guidance (Ho, Salimans 2022, arXiv:2207.12598), in our train.py
 from the start; the published Stable Diffusion began that late (10%, from its version 1-3 on).
@@ -26,7 +26,7 @@ from latentdiffusion.unet import UNet
 class LatentDiffusion(nn.Module):
     """Autoencoder, U-Net, text encoder, and the chain of noise.
 
-    `scale` is one over the deviation of the autoencoder's latents.
+    `scale` is one over the standard deviation of the autoencoder's latents.
     """
 
     def __init__(

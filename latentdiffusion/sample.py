@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> dict:
     keep_what_is_there(out, *MADE)
     texts = args.texts
     if not texts:
-        test = load(flags.but(limit=1, val=0), dev)[2]  # the training part isn't looked at
+        test = load(flags.but(limit=1, val=0), dev)[2]  # the training set isn't looked at
         texts = [some[0] for some in test.captions[:SHOWN]]
     more, prepare = from_image(model, args, flags, shape, dev) if args.image else ({}, None)
     make_folder(out, *MADE)

@@ -10,7 +10,7 @@
 - DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095, Algorithm 2): as DDIM, but with a line through
   the last two estimates in place of the last one.
 
-Euler's method on the noise's deviation (Karras et al. 2022, arXiv:2206.00364), which libraries have
+Euler's method on the noise's std (Karras et al. 2022, arXiv:2206.00364), which libraries have
 as a fourth, is DDIM in other coordinates: x / signal moves along the estimated noise.
 
 Shapes: B batch, C channels, H and W. x = signal * latents + noise * N(0, 1), signal² + noise² = 1.

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     wanted = [part for part in (train, val, test) if part and not (args.evaluate and part != test)]
     parts = [Latents(part, words, model.autoencoder, dev) for part in wanted]
     latents, test_latents = {p.part.part: p for p in parts}, parts[-1]
-    if not (found or args.stored):  # latents get a deviation of 1, as the chain's noise has
+    if not (found or args.stored):  # latents get a std of 1, as the chain's noise has
         model.scale.fill_(1 / latents["train"].deviation(model.autoencoder))
         train.facts["network"]["scale"] = float(model.scale)
         dev.say(f"latents are multiplied by {float(model.scale):.4g}")

@@ -85,7 +85,7 @@ def compare(args: argparse.Namespace) -> dict:
 
 
 def open_trained(folder: Path, args: argparse.Namespace) -> tuple:
-    """The model of an arm's run, the test part of its data, a device, and its flags."""
+    """The model of an arm's run, the test set of its data, a device, and its flags."""
     checkpoint = read_checkpoint(folder / "last.pt")
     argv = ["--evaluate", str(folder / "last.pt"), "--data-dir", args.data_dir, "--quiet"]
     flags = train_flags([*argv, "--device", args.device])

@@ -45,7 +45,7 @@ from common.run import progress_bar
 
 BOXES_ONLY = ["bccd", "voc2007", "voc2012", "voc0712", "voc:PATH"]
 INSTANCE_SETS = ["shapes", "nuclei", "coco:JSON", "masks:PATH", *BOXES_ONLY]
-CUT = ("nuclei", "masks")  # sets that may have no test part
+CUT = ("nuclei", "masks")  # sets that may have no test set
 SAMPLE = 256  # images of a streamed set whose pixels the mean is taken of
 
 
@@ -109,7 +109,7 @@ class InstanceSet:
 
         A target has `boxes` (M, 4) in pixels, `labels` (M,) from 1, and `masks` (M, H, W), uint8,
         if the set has some; in training crowds and difficult objects are left out.
-        `augment(images, targets, draw)` changes both, of the training part, which is shuffled.
+        `augment(images, targets, draw)` changes both, of the training set, which is shuffled.
         """
         shuffle = self.part == "train"
 
@@ -191,7 +191,7 @@ def add_instance_flags(parser: cli.Parser) -> None:
 def load_instances(
     args: argparse.Namespace, dev: Device
 ) -> tuple[InstanceSet, InstanceSet | None, InstanceSet]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
     `shapes` are drawn at --min-size pixels, of several the last.
     """
@@ -224,9 +224,7 @@ def load_instances(
     count = sum(int((~things.objects.difficult).sum()) for things in sets["train"].things)
     notes = "; ".join(filter(None, notes))
     if not count and not args.stored:
-        fail(
-            f"--data {args.data}: its training part has no objects{f' ({notes})' if notes else ''}"
-        )
+        fail(f"--data {args.data}: its training set has no objects{f' ({notes})' if notes else ''}")
     for name in ("val", "test"):
         if name in sets and not any(map(len, sets[name].things)):
             notes = "; ".join(filter(None, [notes, f"the {name} part has no objects"]))

@@ -38,7 +38,7 @@ from maskrcnn.proposals import (
 # Cells of a map up to which, on a CPU, the two products are the faster way to learn: torchvision's
 # backward pass adds up number by number there (it was a third of the small network's step).
 SMALL_MAP = 1024
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # moves are small: brought to about deviation 1
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # moves are small: brought to about standard deviation 1
 
 
 # ---------------------------------------------------------------------- RoIAlign

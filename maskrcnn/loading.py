@@ -55,7 +55,7 @@ def check_weights(args: argparse.Namespace) -> None:
 def start_from(model: nn.Module, args: argparse.Namespace, dev: Device, facts: dict) -> None:
     """Loads `args.weights`, if any, into `model`, and freezes all but its last layers on --freeze.
 
-    `facts` and `model` get the mean and deviation of pixels that the weights were trained with,
+    `facts` and `model` get the mean and std of pixels that the weights were trained with,
     also those of a run that is measured or goes on.
     """
     known = args.stored.get("dataset")
@@ -63,7 +63,7 @@ def start_from(model: nn.Module, args: argparse.Namespace, dev: Device, facts: d
         state, known = read(args)
         note = load(model, fitted(model, state, args), args, HEADS, MASKS)
         whose = "those they were trained with" if known else "those of the data"
-        dev.say(f"weights of {args.weights}{note}; mean and deviation are {whose}")
+        dev.say(f"weights of {args.weights}{note}; mean and std are {whose}")
     if known:
         facts.update({key: list(known[key]) for key in ("mean", "std")})
         model.mean, model.std = tuple(facts["mean"]), tuple(facts["std"])
@@ -73,7 +73,7 @@ def start_from(model: nn.Module, args: argparse.Namespace, dev: Device, facts: d
 
 
 def read(args: argparse.Namespace) -> tuple[dict[str, Tensor], Mapping | None]:
-    """The weights that are asked for, and the mean and deviation of their pixels, if known.
+    """The weights that are asked for, and the mean and std of their pixels, if known.
 
     Files of ResNet-50 that don't say are taken for torchvision's.
     """

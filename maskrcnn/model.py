@@ -27,7 +27,7 @@ from maskrcnn.pyramid import Backbone
 from maskrcnn.resizing import paste, ratios, resized, scale_target
 from resnet.model import BasicBlock, ResNet, resnet50
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of pixels 0 to 1
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of pixels 0 to 1
 DIVISIBLE = 32  # padded sides are multiples: every stage halves them evenly
 
 
@@ -105,7 +105,7 @@ class RCNN(nn.Module):
         return padded, sizes, None if targets is None else scaled
 
     def normalise(self, image: Tensor) -> Tensor:
-        """An image (3, H, W) to about mean 0 and deviation 1."""
+        """An image (3, H, W) to about mean 0 and standard deviation 1."""
         mean, std = (image.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (image - mean) / std
 

@@ -16,7 +16,7 @@ regularisation: none, L1, L2, dropout, early stopping, on 1,000 images.
 optimisers: each at the best rate of a small grid.
 tables: beside logistic or ridge regression and gradient-boosted trees of scikit-learn.
 
-Strengths and rates are chosen on the validation part, with the first seed.
+Strengths and rates are chosen on the validation set, with the first seed.
 """
 
 import argparse
@@ -255,7 +255,7 @@ def optimisers(args: argparse.Namespace) -> dict:
 def baselines(flags: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
     """The metrics of a linear model and of boosted trees of scikit-learn, by default settings.
 
-    Both learn from the whole training part; the trees see categories as such, and empty cells.
+    Both learn from the whole training set; the trees see categories as such, and empty cells.
     """
     import pandas as pd
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor

@@ -14,8 +14,8 @@ Shapes: B batch, N inputs, K outputs, C channels, H and W pixels. Models return 
 units the total input x of Eq. 1, whose logistic function is the activity y.
 
 The papers leave open or we changed:
-- the caption of Fig. 1 has first weights from -0.3 to 0.3; biases, and the family trees, for which
-  nothing is said, begin so too (train.py draws those of the family trees wider: see the README);
+- the caption of Fig. 1 has initial weights from -0.3 to 0.3; biases, and the family trees, for
+  which nothing is said, begin so too (train.py draws those of the trees wider: see the README);
 - `mlp` and `mlp_deep` have ReLUs and a softmax, in 1998 a scaled tanh (`activation="tanh"` is near
   that) and squared errors; all but the worlds' begin with the weights of He et al. 2015.
 """

@@ -116,7 +116,7 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     add("--momentum", type=cli.share, metavar="A", default=0.9, help="share of the last change")
     text = "share of each weight taken off after each step"
     add("--decay", type=cli.share, metavar="D", default=0.0, help=text)
-    add("--spread", type=cli.positive, metavar="R", default=0.3, help="first weights: -R to R")
+    add("--spread", type=cli.positive, metavar="R", default=0.3, help="initial weights: -R to R")
     add("--l1", type=cli.not_negative, metavar="L", default=0.0, help="penalty on |weight|")
     add("--l2", type=cli.not_negative, metavar="L", default=0.0, help="on half of weight^2")
     args = parser.parse_args(argv)

@@ -4,7 +4,7 @@
     python mlp/sample.py photo.jpg scans/      # a network of images: a table, and a picture
     python mlp/sample.py Colin aunt            # the family trees: who are Colin's aunts?
     python mlp/sample.py 011110 011011         # symmetry
-    python mlp/sample.py                       # the test part, or pictures of the weights
+    python mlp/sample.py                       # the test set, or pictures of the weights
 
 The rows need the columns of the training table but its target, in any order; others are kept. An
 image may have any size and mode, dark ink on light or light on dark.
@@ -71,7 +71,7 @@ def predict(rows, model: nn.Module, facts: dict, dev: Device) -> dict[str, list]
 def predict_table(
     inputs: list[str], model: nn.Module, flags: cli.Flags, facts: dict, dev: Device, out: Path
 ) -> dict:
-    """Writes predictions.csv, the rows with answers beside them; of the test part without inputs.
+    """Writes predictions.csv, the rows with answers beside them; of the test set without inputs.
 
     Returns the new columns.
     """
@@ -158,7 +158,7 @@ def answer_symmetry(words: list[str], model: LogisticNet, dev: Device) -> dict[s
 
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
-    """Answers for the inputs, or shows the test part or the weights; returns what it found."""
+    """Answers for the inputs, or shows the test set or the weights; returns what it found."""
     args = parse_args(argv)
     model, flags, facts, dev, out = open_model(args)
     kind = kind_of(flags.data)

@@ -3,7 +3,7 @@
     train, val, test = load_table(args, dev)
     inputs = encode(read_table(path), facts["columns"])[0]     # of new rows
 
-pandas reads them, scikit-learn's transformers learn from the training part how to scale numbers,
+pandas reads them, scikit-learn's transformers learn from the training set how to scale numbers,
 what to fill in and which categories there are. What they learned stands in `facts["columns"]` as
 plain values, travels in the checkpoint, and is all that `encode` needs.
 """
@@ -57,7 +57,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def learn(table: "pd.DataFrame", notes: list[str]) -> list[dict]:
-    """What is to be known of each column of the training part, as plain values.
+    """What is to be known of each column of the training set, as plain values.
 
     Of numbers `fill`, `mean` and `std`; of dates these of their `parts`; of categories their names;
     `missing` says whether cells are empty, which is then an input of its own. Columns that tell
@@ -112,7 +112,7 @@ def learn(table: "pd.DataFrame", notes: list[str]) -> list[dict]:
         if names:
             notes.append(f"left out, {why}: {listed(names)}")
     if not columns:
-        fail("no column is left to learn from: all are empty or constant in the training part")
+        fail("no column is left to learn from: all are empty or constant in the training set")
     return columns
 
 
@@ -122,7 +122,7 @@ def doubtful(values: "pd.Series", comma: str, table: "pd.DataFrame") -> bool:
 
 
 def learn_numbers(numbers: "pd.Series") -> dict[str, Any]:
-    """The median, to fill in; mean and deviation, to scale with."""
+    """The median, to fill in; mean and standard deviation, to scale with."""
     from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import StandardScaler
 
@@ -298,7 +298,7 @@ class Part:
 class TableSet:
     """One part of a table, on the device: inputs (B, N) float, and targets (B,).
 
-    Targets are classes, or numbers scaled to mean 0 and deviation 1 by those of the training part.
+    Targets are classes, or numbers scaled to mean 0 and std 1 by those of the training set.
     """
 
     def __init__(self, part: str, inputs: Tensor, targets: Tensor, facts: dict, dev: Device):
@@ -309,7 +309,7 @@ class TableSet:
         return len(self.inputs)
 
     def batches(self, batch_size: int) -> Batches:
-        """Batches of inputs and targets; the training part is shuffled."""
+        """Batches of inputs and targets; the training set is shuffled."""
 
         def fetch(parts: list[Tensor], _draws: Any, _epoch: int) -> Any:
             for part in parts:
@@ -421,7 +421,7 @@ def with_target(table: "pd.DataFrame", target: str, notes: list[str]) -> "pd.Dat
 def read_source(args: cli.Flags) -> tuple[Source, str]:
     """The rows that have a target, in their parts, and the name of that column.
 
-    Without a test part of its own a seeded fifth is it. The facts are those of the target.
+    Without a test set of its own a seeded fifth is it. The facts are those of the target.
     """
     import pandas as pd
 
@@ -469,21 +469,21 @@ def read_source(args: cli.Flags) -> tuple[Source, str]:
         kind, how = choose_task(every, task, target, separator)
         notes += [how] if how and args.data not in SKLEARN else []
         classes = classes_of(every, separator) if kind == "classification" else []
-        own = set(tables[0][target])  # of the training part, if a file is the test part
+        own = set(tables[0][target])  # of the training set, if a file is the test set
         if strange := [c for c in classes if c not in own]:
-            fail(f"--data {args.data}: the test part has the class {strange[0]!r}, which the "
-                 f"training part has not ({listed(sorted(own))})")  # fmt: skip
+            fail(f"--data {args.data}: the test set has the class {strange[0]!r}, which the "
+                 f"training set has not ({listed(sorted(own))})")  # fmt: skip
     parts = [Part(table) for table in tables]
     if len(parts) == 1:
         parts = [parts[0].take(indices) for indices in split(rows, 0.2, 0)]
-        notes.append("a seeded fifth is the test part")
+        notes.append("a seeded fifth is the test set")
     facts = {"kind": "table", "task": kind, "target": target, "separator": separator}
     content = dict(zip(("train", "test"), parts, strict=True))
     return Source(classes, content, "; ".join(notes), facts), target
 
 
 def load_table(args: cli.Flags, dev: Device) -> tuple[TableSet, TableSet | None, TableSet]:
-    """The training, validation (None without --val) and test part of --data."""
+    """The training, validation (None without --val) and test set of --data."""
     source, target = read_source(args)
     source = open_source(args, dev, {args.data.partition(":")[0]: lambda _: source})
     tables = {name: part.table for name, part in source.parts.items()}

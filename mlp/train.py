@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
 
 
 def load(args: cli.Flags, dev: Device) -> tuple[Part, Part | None, Part]:
-    """The training, validation (or None) and test part of --data."""
+    """The training, validation (or None) and test set of --data."""
     kind = kind_of(args.data)
     if kind == "image":
         return load_images(args, dev, size=28, channels=1)

@@ -127,9 +127,9 @@ class Answers:
 
 
 def load_world(args: cli.Flags, dev: Device) -> tuple[World, None, World]:
-    """The training and test part of --data.
+    """The training and test set of --data.
 
-    Of the families four facts, drawn by the seed, are the test part; of the patterns all are both.
+    Of the families four facts, drawn by the seed, are the test set; of the patterns all are both.
     """
     if dev.world > 1:
         fail(f"torchrun: {args.data} is one batch, in one process")
@@ -147,6 +147,6 @@ def load_world(args: cli.Flags, dev: Device) -> tuple[World, None, World]:
         for name, some in (("train", rest), ("test", test))
     }
     parts["train"].sweeps = SWEEPS
-    note = "all 64 are both" if args.data == "symmetry" else "the seed draws the test part"
+    note = "all 64 are both" if args.data == "symmetry" else "the seed draws the test set"
     say_parts(args, dev, parts, "cases", note)
     return parts["train"], None, parts["test"]

@@ -129,7 +129,7 @@ class ConvNorm(nn.Sequential):
 
 
 def initialise(model: nn.Module) -> None:
-    """The authors' initial weights: normal of deviation 0.09, cut at twice that; biases 0."""
+    """The authors' initial weights: normal of std 0.09, cut at twice that; biases 0."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.trunc_normal_(module.weight, std=0.09, a=-0.18, b=0.18)

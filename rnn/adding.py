@@ -19,7 +19,7 @@ from common.data.batches import Batches, Draw
 from common.data.sources import say_parts
 from common.device import Device
 
-AN_EPOCH, VAL, TEST = 10_000, 500, 2560  # sequences; the test part is as large as the paper's
+AN_EPOCH, VAL, TEST = 10_000, 500, 2560  # sequences; the test set is as large as the paper's
 RIGHT = 0.04  # the largest error of an answer that counts as right
 
 
@@ -77,7 +77,7 @@ class Sums:
 
 
 def load(args: argparse.Namespace, dev: Device) -> tuple[Sums, Sums | None, Sums]:
-    """The training, validation (None without --val) and test part."""
+    """The training, validation (None without --val) and test set."""
     sizes = {"train": min(args.limit or AN_EPOCH, AN_EPOCH), "val": args.val, "test": TEST}
     sets = {part: Sums(part, size, args.length, dev) for part, size in sizes.items() if size}
     say_parts(args, dev, sets, "sequences", f"of {args.length} pairs or more, new in each epoch")

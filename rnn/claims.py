@@ -15,7 +15,7 @@ has four cells and 74,000 (100 steps) to 853,000 (1,000 steps) sequences, one at
 gradients: the norm of d h_T / d h_t over the lag T - t, before training and after that of `lag`
 over 100 steps: it vanishes in Elman's network.
 forget: an LSTM with and without forget gates on a text that goes on and on (Gers 2000): the test
-part is read as one stream, from its first character to its last. Without forget gates the cells'
+set is read as one stream, from its first character to its last. Without forget gates the cells'
 states grow.
 bidirectional: sentences of film reviews read one way and both ways (Schuster and Paliwal 1997),
 with equally many weights.
@@ -156,7 +156,7 @@ def read_on(model: nn.Module, tokens: Tensor, dev: Device) -> tuple[Tensor, Tens
 
 
 def draw_cells(results: Results, folders: Folders, path: Path, args: argparse.Namespace) -> None:
-    """Nats a character of the test part."""
+    """Nats a character of the test set."""
     from common.plot import bars
 
     arms = {arm: [run["test_nats"] for run in runs] for arm, runs in results.items()}
@@ -209,7 +209,7 @@ def draw_gradients(
 
 
 def draw_forget(results: Results, folders: Folders, path: Path, args: argparse.Namespace) -> None:
-    """The cells' states and the loss by place in the test part, read as one stream."""
+    """The cells' states and the loss by place in the test set, read as one stream."""
     from matplotlib.figure import Figure
 
     from common.plot import save

@@ -84,7 +84,7 @@ class Windows:
         self.window = max(1, min(bptt, batch_size, pairs // self.pieces))
         self.streams, most = batch_size // self.window, pairs // self.window
         if pairs < self.pieces:
-            fail(f"the training part has {counted(len(tokens), 'token')}: too few for the "
+            fail(f"the training set has {counted(len(tokens), 'token')}: too few for the "
                  f"{counted(self.pieces, 'stream')} of processes and micro-batches")  # fmt: skip
         if self.streams % self.pieces:
             fail(f"--batch-size {batch_size} makes {counted(self.streams, 'stream')} of --bptt "
@@ -195,10 +195,10 @@ class Carried:
 
 
 def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, Stream]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
-    Parts are contiguous: validation is the end of the training part. The vocabulary is that of the
-    training part, or of the checkpoint that the run goes on with.
+    Parts are contiguous: validation is the end of the training set. The vocabulary is that of the
+    training set, or of the checkpoint that the run goes on with.
     """
     corpus = SETS[args.data.partition(":")[0]](args)
     known = args.stored.get("dataset", {})

@@ -4,7 +4,7 @@ python rnn/sample.py --prompt "The " --temperature 0.7    # a language model wri
 python rnn/sample.py "a fine film" "a dull one"           # the class of sentences, and why
 python rnn/sample.py word.wav                             # the word in a recording
 python rnn/sample.py series.csv                           # what comes after a series' end
-python rnn/sample.py                                      # of the test part
+python rnn/sample.py                                      # of the test set
 """
 
 import argparse
@@ -28,7 +28,7 @@ from rnn.model import MODELS
 from rnn.recipes import MODULES
 from rnn.train import build
 
-SHOWN = 8  # examples of the test part
+SHOWN = 8  # examples of the test set
 MADE = {  # by task
     "text": ["text.txt"],
     "sentences": ["words.png"],
@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--length", type=count, metavar="N", help="tokens to write (default: 1000)")
     add("--temperature", type=cli.not_negative, metavar="T",
         help="below 1 likelier, 0 the likeliest, above 1 bolder (default: 0.8)")  # fmt: skip
-    text = "of what is drawn: text, or sentences of the test part (default: 0)"
+    text = "of what is drawn: text, or sentences of the test set (default: 0)"
     add("--seed", type=cli.integer(0), metavar="N", help=text)
     args = parser.parse_args(argv)
     if args.inputs and args.file:
@@ -162,7 +162,7 @@ def classify(
     args: argparse.Namespace,
     out: Path,
 ) -> dict:
-    """The classes of sentences or recordings, of the user's or of the test part."""
+    """The classes of sentences or recordings, of the user's or of the test set."""
     words, wanted, classes = None, [], facts["classes"]
     given = [str(text) for text in args.inputs]
     if args.file:
@@ -210,7 +210,7 @@ def forecast(
     args: argparse.Namespace,
     out: Path,
 ) -> dict:
-    """What follows the end of a series; without a file, windows of the test part with the truth."""
+    """What follows the end of a series; without a file, windows of the test set with the truth."""
     panels, table = [], {}
     if args.inputs:
         ahead = series.last_window(args.inputs[0], facts, flags.time_column)
@@ -273,7 +273,7 @@ def draw_forecasts(panels: Sequence[tuple], names: Sequence[str], path: Path) ->
 
 
 def add_up(model: nn.Module, flags: cli.Flags, dev: Device) -> dict:
-    """A few sums of the test part, as told and as they are."""
+    """A few sums of the test set, as told and as they are."""
     test = MODULES["adding"].load(flags, dev)[2]
     pairs, lengths, sums = next(iter(test.batches(SHOWN)))
     told = model(pairs, lengths)[0].flatten().tolist()

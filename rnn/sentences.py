@@ -4,7 +4,7 @@ train, val, test = load(args, dev)
 for tokens, lengths, classes in run.progress(train.batches(args.batch_size, train=True)): ...
 
 Sentences are words, or characters, of a vocabulary that the library `tokenizers` makes of the
-training part; it travels in the checkpoint. All is read in lower case.
+training set; it travels in the checkpoint. All is read in lower case.
 """
 
 import argparse
@@ -111,10 +111,10 @@ def remarks(texts: Sequence[str], facts: dict) -> list[str]:
 
 
 def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | None, Sequences]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
-    The vocabulary is that of the training part, or of the checkpoint that the run goes on with.
-    A sentence of the training part is in no validation part that was cut from it.
+    The vocabulary is that of the training set, or of the checkpoint that the run goes on with.
+    A sentence of the training set is in no validation set that was cut from it.
     """
     source = open_source(args, dev, SETS)
     known, parts, notes = args.stored.get("dataset", {}), source.parts, [source.note]
@@ -149,7 +149,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | 
     if cut:
         notes.append(f"{counted(cut, 'sentence')} cut at {facts['max_length']} {facts['units']}")
     if unknown > 0.005:
-        notes.append(f"{unknown:.1%} of the test part's {facts['units']} are not in the vocabulary")
+        notes.append(f"{unknown:.1%} of the test set's {facts['units']} are not in the vocabulary")
     for note in filter(None, notes):
         dev.say(f"note: {note}")
     return sets["train"], sets.get("val"), sets["test"]

@@ -3,7 +3,7 @@
 train, val, test = load(args, dev)
 for past, lengths, ahead in run.progress(train.batches(args.batch_size, train=True)): ...
 
-Parts follow one another in time. A window of the validation or test part may reach back into the
+Parts follow one another in time. A window of the validation or test set may reach back into the
 part before, as one that forecasts knows the past; what it is to forecast lies in its own part.
 """
 
@@ -161,7 +161,7 @@ class Windows:
     """One part of a series: `part` is "train", "val" or "test".
 
     `facts` are plain values for the checkpoint: `columns` that are seen and their `mean` and `std`
-    in the training part, `targets` among them, `window`, `horizon`, `segment`, `season`, `step`,
+    in the training set, `targets` among them, `window`, `horizon`, `segment`, `season`, `step`,
     `relative`.
     """
 
@@ -298,9 +298,9 @@ def check_columns(series: Series, wanted: Iterable[str], flag: str) -> None:
 
 
 def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None, Windows]:
-    """The training, validation (None with --val 0) and test part of `--data`, in order of time.
+    """The training, validation (None with --val 0) and test set of `--data`, in order of time.
 
-    The scale is that of the training part, or of the checkpoint that the run goes on with.
+    The scale is that of the training set, or of the checkpoint that the run goes on with.
     """
     source = open_source(args, dev, SETS)
     series, known = source.parts["train"].series, args.stored.get("dataset", {})
@@ -325,9 +325,9 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
             if name in targets:
                 others = (c for c, v in zip(series.columns, first.T, strict=True) if spread(v))
                 hint = f": try --target {other}" if (other := next(others, None)) else ""
-                fail(f"{series.path}: {name} is {rows[name][0]:g} in the whole training part: "
+                fail(f"{series.path}: {name} is {rows[name][0]:g} in the whole training set: "
                      f"there is nothing to forecast{hint}")  # fmt: skip
-            notes.append(f"{name} is constant in the training part: left out")
+            notes.append(f"{name} is constant in the training set: left out")
         facts["columns"] = [name for name in wanted if name not in flat]
         used = [rows[name] for name in facts["columns"]]
         facts |= {"mean": [float(v.mean()) for v in used], "std": [float(v.std()) for v in used]}
@@ -393,7 +393,7 @@ def as_metrics(sums: Tensor) -> dict[str, float]:
 
 
 def baselines(train: Windows, val: Windows | None, test: Windows) -> dict[str, dict[str, float]]:
-    """What `METRICS` forecasts without a network reach on the test part.
+    """What `METRICS` forecasts without a network reach on the test set.
 
     The last value; the value one season ago (of what is known by then); and ridge regression of
     all steps ahead on the same window, its penalty chosen on validation (1 without).
@@ -432,7 +432,7 @@ def season_ago(windows: Windows, indices: Tensor, past: Tensor) -> Tensor:
 
 
 def ridge(train: Windows, val: Windows | None):
-    """A rule that scikit-learn's ridge regression has learned from the training part."""
+    """A rule that scikit-learn's ridge regression has learned from the training set."""
     from sklearn.linear_model import Ridge
 
     some = torch.arange(len(train))[:: -(-len(train) // MOST_RIDGE)]

@@ -99,7 +99,7 @@ def mel_transform(rate: int, mels: int) -> torch.nn.Module:
 
 
 def normalise(features: Tensor, facts: dict) -> Tensor:
-    """Features (T, F) with mean 0 and deviation 1 in each band, as over the training part."""
+    """Features (T, F) with mean 0 and std 1 in each band, as over the training set."""
     return (features - torch.tensor(facts["mean"])) / torch.tensor(facts["std"])
 
 

@@ -82,7 +82,7 @@ def find(args: argparse.Namespace, *folders: str) -> Path:
 
 
 def fsdd(args: argparse.Namespace) -> Source:
-    """Spoken digits (Jackson et al. 2018), DIGIT_SPEAKER_INDEX.wav: 0 to 4 are the test part."""
+    """Spoken digits (Jackson et al. 2018), DIGIT_SPEAKER_INDEX.wav: 0 to 4 are the test set."""
     root = find(args, "fsdd/recordings", "free-spoken-digit-dataset/recordings", "recordings")
     named = ((path, re.fullmatch(r"(\d)_(\w+)_(\d+)\.wav", path.name)) for path in root.iterdir())
     found = sorted((path, *match.groups()) for path, match in named if match)
@@ -102,7 +102,7 @@ def speech_commands(args: argparse.Namespace) -> Source:
     """Speech Commands (Warden 2018): a folder a word, SPEAKER_nohash_N.wav.
 
     The parts are those of validation_list.txt and testing_list.txt; where these are missing, a
-    fifth of the speakers is the validation and a fifth the test part.
+    fifth of the speakers is the validation and a fifth the test set.
     """
     root = find(args, "speech_commands_part", "SpeechCommands/speech_commands_v0.02",
                 "speech_commands_v0.02", "speech_commands")  # fmt: skip
@@ -194,9 +194,9 @@ def read_recording(path: str | Path, facts: dict) -> tuple[Tensor, list[str]]:
 
 
 def load(args: argparse.Namespace, dev: Device) -> tuple[Sequences, Sequences | None, Sequences]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
-    Rate and normalisation are those of the training part, or of the checkpoint that the run goes
+    Rate and normalisation are those of the training set, or of the checkpoint that the run goes
     on with.
     """
     source = open_source(args, dev, SETS)

@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     dev = Device(args, auto_precision="fp32" if numbers else "bf16")
     sets = train, val, test = MODULES[task_of(args.data)].load(args, dev)
     if args.patience and not (val or args.evaluate):
-        fail(f"--patience needs a validation part to watch: {args.data} is too small for one")
+        fail(f"--patience needs a validation set to watch: {args.data} is too small for one")
     task = train.facts["task"]
     model = build(args, train.facts)
     net = dev.wrap(model)

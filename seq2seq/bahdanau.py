@@ -9,8 +9,8 @@ from the translations alone.
 Shapes: B batch, S source tokens, T target tokens, D embedding, H hidden units, V vocabulary.
 
 Departures: the encoder's GRUs reset after the product with U, as torch's kernel does, the decoder's
-before it, as in the paper; dropout, tied embeddings (see `Words`) and first weights (`initialise`)
-of the small network.
+before it, as in the paper; dropout, tied embeddings (see `Words`) and initial weights
+(`initialise`) of the small network.
 """
 
 from typing import NamedTuple
@@ -55,7 +55,8 @@ class Bahdanau(nn.Module):
 
     The paper's m is `d_model`, n and n' are `hidden_size`, l is `maxout_size`: of each two of 2 l
     units the larger goes on to the last layer. `init` is the
-    deviation of all weights but the recurrent ones, which are orthogonal; None is `initialise`.
+    standard deviation of all weights but the recurrent ones, which are orthogonal; None is
+    `initialise`.
     """
 
     def __init__(

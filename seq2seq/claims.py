@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def test_part(folder: Path, args: argparse.Namespace) -> PairSet:
-    """The test part that a run was measured on."""
+    """The test set that a run was measured on."""
     stored = read_checkpoint(folder / "last.pt")
     here = dict(data_dir=args.data_dir, device=args.device, quiet=True, stored=stored)
     flags = cli.Flags(**stored["config"]["flags"] | here)

@@ -87,7 +87,7 @@ class Words(nn.Module):
 
 
 def initialise(model: nn.Module) -> None:
-    """First weights of small networks, with which these learn sooner than with the papers'.
+    """Initial weights of small networks, with which these learn sooner than with the papers'.
 
     Glorot's; orthogonal ones from state to state, for each gate; embeddings N(0, 1/D); no biases.
     """

@@ -10,7 +10,7 @@ Shapes: B batch, S source tokens, T target tokens, D embedding, H hidden units, 
 vocabulary.
 
 Departures: no local attention (Sec. 3.2) and no "location" score; tied embeddings (see `Words`) and
-first weights (`initialise`) of the small network.
+initial weights (`initialise`) of the small network.
 """
 
 from typing import NamedTuple

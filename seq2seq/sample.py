@@ -3,7 +3,7 @@
 python seq2seq/sample.py "A dog runs." "Two men talk."   # sentences
 python seq2seq/sample.py --file FILE                     # a text file, line by line
 python seq2seq/sample.py --interactive                   # what you type
-python seq2seq/sample.py                                 # sentences of the test part
+python seq2seq/sample.py                                 # sentences of the test set
 python seq2seq/sample.py --temperature 0.7 --top-p 0.9 "A dog runs."    # drawn
 """
 

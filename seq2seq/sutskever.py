@@ -8,7 +8,7 @@ near each other, and gradients find the way between them (Sec. 3.3).
 Shapes: B batch, S source tokens, T target tokens, D embedding, H hidden units, L layers, V
 vocabulary.
 
-Departures: dropout, tied embeddings (see `Words`) and first weights (`initialise`) of the small
+Departures: dropout, tied embeddings (see `Words`) and initial weights (`initialise`) of the small
 network; the paper spreads its layers over eight GPUs.
 """
 

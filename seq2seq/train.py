@@ -99,7 +99,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--halve-every", **epochs, default=1.0, help="epochs between halvings")
     add("--per", choices=["tokens", "sentences"], default="tokens", help="mean of the gradient")
     add("--smoothing", type=kind, metavar="P", default=0.1, help="of labels (not in these papers)")
-    add("--beam", type=count, metavar="N", default=4, help="width, for the test part; 1 is greedy")
+    add("--beam", type=count, metavar="N", default=4, help="width, for the test set; 1 is greedy")
     kind = cli.number(lambda value: 0 <= value < 10, "a number from 0 to below 10")
     add("--length-penalty", type=kind, metavar="A", default=0.6, help="of the beam")
     return parser.parse_args(argv)

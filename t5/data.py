@@ -29,7 +29,7 @@ from t5.tasks import TASK_SETS, Examples, are_tasks, judge, read_tasks
 from t5.vocabulary import Vocabulary, make_vocabulary, strange_characters
 
 SENTINELS = 100  # of a vocabulary that is made here, as of the published one
-TESTED_GAPS = 2_000  # texts of the validation and of the test part that are measured, at most
+TESTED_GAPS = 2_000  # texts of the validation and of the test set that are measured, at most
 
 
 DATA = [*TASK_SETS, *CORPUS_SETS]
@@ -232,7 +232,7 @@ class Mixture:
         return min(self.target_length, self.facts["longest"] * 5 // 4 + 1)
 
     def score(self, answers: list[str]) -> dict[str, float]:
-        """The metrics of all answers in order; says of the test part what else there is to say."""
+        """The metrics of all answers in order; says of the test set what else there is to say."""
         some = self.examples
         found, notes = judge(self.facts["tasks"], some.tasks, answers, some.targets)
         for note in notes if self.part == "test" else ():
@@ -320,7 +320,7 @@ Part = Gaps | Mixture
 
 
 def words_of(args: argparse.Namespace, dev: Device) -> list[str]:
-    """The texts of the training parts of --words, which the vocabulary is to know, too."""
+    """The texts of the training sets of --words, which the vocabulary is to know, too."""
     if not args.words:
         return []
     quiet = args.but(data=args.words, val=0, limit=None, chosen=[], typed=[])
@@ -331,10 +331,10 @@ def words_of(args: argparse.Namespace, dev: Device) -> list[str]:
 def load(
     args: argparse.Namespace, dev: Device, vocabulary: dict | None = None
 ) -> tuple[Part, Part | None, Part]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
     The vocabulary is that of the checkpoint that the run goes on with, or the `vocabulary` of
-    weights to start from, or made of the training part.
+    weights to start from, or made of the training set.
     """
     if args.data.partition(":")[0] in CORPORA:
         return load_text(args, dev, vocabulary)
@@ -356,7 +356,7 @@ def load(
         for part, some in source.parts.items()
     }
     longest = max(map(len, sets["train"].targets.tokens))
-    facts["longest"] = longest  # of the training part: what is written needn't be much longer
+    facts["longest"] = longest  # of the training set: what is written needn't be much longer
     what = counted(len(tasks), "task")
     say_parts(args, dev, sets, "examples", what, f"{facts['vocab_size']:,} tokens")
     for note in filter(None, (source.note, *losses(list(sets.values()), args))):

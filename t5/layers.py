@@ -104,7 +104,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dr
     `query` is (B, H, T, d), `key` and `value` (B, H, S, d); `bias`, which broadcasts to
     (B, H, T, S), is added to the scores; `dropout` is the share of weights left out.
     """
-    scores = query @ key.transpose(-2, -1)                # (B, H, T, S); first weights are smaller
+    scores = query @ key.transpose(-2, -1)                # (B, H, T, S); initial ones are smaller
     weights = (scores if bias is None else scores + bias).softmax(-1)
     return drop_values(weights, dropout) @ value, weights
 # fmt: on
@@ -128,7 +128,7 @@ class Attention(nn.Module):
         if positions:
             self.relative_attention_bias = nn.Embedding(sizes.num_buckets, sizes.num_heads)
         self.recording, self.weights = False, None
-        # The root of d that the scores aren't divided by is in the first weights of q.
+        # The root of d that the scores aren't divided by is in the initial weights of q.
         nn.init.normal_(self.q.weight, std=(sizes.d_model * sizes.d_kv) ** -0.5)
         for layer in (self.k, self.v):
             nn.init.normal_(layer.weight, std=sizes.d_model**-0.5)

@@ -12,7 +12,7 @@ Beside it stands `PrefixLM`, the paper's other architecture (Fig. 4, right): one
 source as a whole and the target from the left.
 
 Token 0 is padding, and is what a target begins with; token 1 ends a text. The paper leaves open
-what its code settles, here the same: first weights, eps of the norms, the size of the buckets.
+what its code settles, here the same: initial weights, eps of the norms, the size of the buckets.
 "Version 1.1" (of the code, 2020) has gated feed-forward layers, narrower ones, and a last layer of
 its own, which is not scaled.
 """

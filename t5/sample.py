@@ -5,7 +5,7 @@ python t5/sample.py --weights t5-small "translate English to German: A dog runs.
 python t5/sample.py "Thank you <extra_id_0> me to your party <extra_id_1> week."   # fills gaps
 python t5/sample.py --file FILE                           # a text file, line by line
 python t5/sample.py --interactive                         # what you type
-python t5/sample.py                                       # examples of the test part
+python t5/sample.py                                       # examples of the test set
 """
 
 import argparse
@@ -29,7 +29,7 @@ from t5.tasks import prefix_of
 from t5.vocabulary import SENTINEL, Vocabulary
 
 TOGETHER = 64  # texts answered side by side
-SHOWN = 10  # examples of the test part
+SHOWN = 10  # examples of the test set
 FARTHEST = 64  # distance that is drawn
 MADE = ("answers.txt", "positions.png", "attention.png")
 # Prefixes that the published weights were trained with (Appendix D), which no file of theirs names.
@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.weights and args.checkpoint:
         fail("give --weights or --checkpoint, one of them")
     if args.weights and not (args.texts or args.file or args.interactive):
-        fail("--weights have no test part: give texts to answer")
+        fail("--weights have no test set: give texts to answer")
     if args.temperature and (args.beam or args.length_penalty):
         fail("--temperature draws tokens, --beam and --length-penalty search: use one or the other")
     for flag in ("top_k", "top_p", "seed"):
@@ -220,7 +220,7 @@ def draw_attention(
 
 
 def of_test(flags: cli.Flags, dev: Device) -> tuple[list[str], list[str]]:
-    """Examples of the test part, as texts, and what is wanted of each."""
+    """Examples of the test set, as texts, and what is wanted of each."""
     test = load(flags, dev)[2]
     vocabulary = Vocabulary(test.facts)
     if isinstance(test, Gaps):

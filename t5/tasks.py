@@ -4,7 +4,7 @@
     source.parts["train"].inputs[0]       # "sst2 sentence: a fine film"
 
 Prefixes and label words of the paper's tasks are the paper's (Appendix D). `tasks` is a generated
-mixture of six; a test input is in no training part.
+mixture of six; a test input is in no training set.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def generated(args: argparse.Namespace) -> Source:
         if size:
             some = [made(*x, seed) for x in zip(kinds, [part] * len(kinds), counts, strict=True)]
             parts[part] = together(some)
-    note = "the inputs of the test part are in no other part"
+    note = "the inputs of the test set are in no other part"
     return Source([], parts, note, {"tasks": {kind: Task(kind, "exact") for kind in kinds}})
 
 
@@ -261,7 +261,7 @@ def names_of(rows: list[tuple[str, str, str]]) -> dict[str, str]:
 
 
 def judged(prefix: str, targets: list[str]) -> Task:
-    """How the answers of a prefix of the user's are judged, by the targets of its training part.
+    """How the answers of a prefix of the user's are judged, by the targets of its training set.
 
     A few that come again are labels; sentences get BLEU; all else is to be equal.
     """

@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--dropout", type=cli.share, metavar="P", default=0.0, help="of values left out")
     text = "encoder and decoder, or one stack that sees the source whole (Fig. 4)"
     add("--architecture", choices=list(ARCHITECTURES), default="encoder-decoder", help=text)
-    add("--beam", **count, default=1, help="width, for the test part; 1 is greedy")
+    add("--beam", **count, default=1, help="width, for the test set; 1 is greedy")
     add("--length-penalty", type=cli.multiplier, metavar="A", default=0.6, help="of the beam")
     args = parser.parse_args(argv)
     if "weights" in args.typed and args.paper and args.objective:
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.optimizer == "adafactor":
         optimizer = torch.optim.Adafactor(model.parameters(), args.lr)
     else:
-        # Adam's steps are of one size, the first weights are not: see README.md, Departures.
+        # Adam's steps are of one size, the initial weights are not: see README.md, Departures.
         rates = {"attention_bias": args.bias_rate, ".q.": model.sizes.d_kv**-0.5, "": 1.0}
         kinds: dict[str, list] = {part: [] for part in rates}
         for name, p in model.named_parameters():

@@ -144,7 +144,7 @@ def check_published(sample, theirs, entry, argv=(), inputs=None):
     """A sample.py answers with the weights of a file as `theirs` does, of which they are.
 
     The image has the size that `entry`, torchvision's published weights, says; `inputs` are the
-    mean and deviation for `theirs`, if they aren't those of `entry`. Returns what sample.py found.
+    mean and std for `theirs`, if they aren't those of `entry`. Returns what sample.py found.
     """
     cut, random = entry.transforms(), torch.Generator().manual_seed(1)
     (side,), (size,) = cut.resize_size, cut.crop_size

@@ -390,7 +390,7 @@ def test_own_pairs(refused):
     rows("parts/train.tsv", lines)
     rows("parts/dev.tsv", ["a\tb\tperhaps"])
     line = refused(tasks.SETS["pairs"], task_flags("pairs:parts"))
-    assert "the val part has the class 'perhaps', which the training part has not" in line
+    assert "the val part has the class 'perhaps', which the training set has not" in line
     assert "no such file" in refused(tasks.SETS["pairs"], task_flags("pairs:nowhere"))
 
 
@@ -398,7 +398,7 @@ def test_labels_that_are_new_in_the_test_part(refused):
     rows("own/train.tsv", ["text\tlabel", "a\tgood", "b\tbad"])
     rows("own/test.tsv", ["text\tlabel", "c\tfair"])
     line = refused(tasks.SETS["sentences"], task_flags("sentences:own"))
-    assert "the test part has the class 'fair'" in line
+    assert "the test set has the class 'fair'" in line
 
 
 def facts_of(family, length=12):

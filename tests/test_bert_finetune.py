@@ -83,7 +83,7 @@ def test_it_learns_classes_and_answers(capsys, refused):
     assert Path("a/attention.png").exists()
     sample.main([*how, "b", "good " * 40])
     assert "1 text cut at 16 tokens" in capsys.readouterr().err
-    assert len(sample.main([*how, "c"])) == 8  # of the test part
+    assert len(sample.main([*how, "c"])) == 8  # of the test set
     assert len(sample.main([*how, "d", "--near", "good", "--file", "films.tsv"])) == 5
     assert "is of finetune.py" in refused(train.main, ["--weights", "run/last.pt", "--quiet"])
     again = finetune.main(["--evaluate", "run/last.pt", "--quiet"])

@@ -395,7 +395,7 @@ def test_samples_of_published_weights(capsys, refused):
     folder_of("bert")
     answers = sample.main(["--weights", "theirs", "the [MASK] sees.", "--out", "out"])
     assert len(answers["the [MASK] sees."][0]) == 5
-    assert "no test part" in refused(sample.main, ["--weights", "theirs"])
+    assert "no test set" in refused(sample.main, ["--weights", "theirs"])
     both = ["--weights", "theirs", "--checkpoint", "x", "a"]
     assert "one of them" in refused(sample.main, both)
 

@@ -207,7 +207,7 @@ def test_folder_alone_is_split_and_said_so(capsys):
 def test_folder_with_parts(capsys):
     make_tree("two", names=("train", "val"))
     train, val, test = load("folder:two", val=4)
-    assert (len(train), len(val), len(test)) == (8, 4, 12)  # val/ is the test part
+    assert (len(train), len(val), len(test)) == (8, 4, 12)  # val/ is the test set
     make_tree("three", names=("train", "val", "test"))
     train, val, test = load("folder:three", val=4)
     assert (len(train), len(val), len(test)) == (12, 12, 12)
@@ -219,7 +219,7 @@ def test_validation_parts_of_small_folders(refused):
     make_tree("own", names=("train", "val", "test"))
     assert len(load("folder:small", val=137, chosen=[])[1]) == 3  # a default shrinks
     assert "--val 137" in refused(lambda: load("folder:small", val=137))
-    assert "validation part of its own, of 12" in refused(
+    assert "validation set of its own, of 12" in refused(
         lambda: load("folder:own", val=5, typed=["val"])
     )
     make_tree("one", classes=("a",), count=1)
@@ -608,8 +608,8 @@ def test_one_class_and_one_image_are_said(capsys, refused):
     assert "every answer is right" in line
     make_tree("two", classes=("a",), count=2)
     (train, val, _), line = say("folder:two", capsys, val=100, chosen=[])
-    assert (len(train), val) == (1, None)  # nobody asked for a validation part
-    assert "too small for a validation part" in line
+    assert (len(train), val) == (1, None)  # nobody asked for a validation set
+    assert "too small for a validation set" in line
     assert "--val 1" in refused(lambda: load("folder:two", val=1, typed=["val"]))
 
 

@@ -43,7 +43,7 @@ def test_the_asked_scenes_are_of_one_object_and_unseen():
     shapes, colours = scenes.wanted(asked.captions)
     assert torch.equal(shapes, asked.shapes[:, 0])
     assert torch.equal(colours, asked.colours[:, 0])
-    test = draw(range(300), scenes.SIZE, seed=1)  # of the data set's test part, none is left out
+    test = draw(range(300), scenes.SIZE, seed=1)  # of the data set's test set, none is left out
     alone = (test.shapes[:, 1] == -1).nonzero()[:, 0][:100]
     assert torch.equal(asked.pixels, test.pixels[alone])
     other = scenes.one_object(5, seed=2)

@@ -166,7 +166,7 @@ def test_the_data_set_shapes():
 
 
 def test_as_many_scenes_as_are_asked_for(refused):
-    """shapes:N: those of `shapes` come first, and the test part is the same."""
+    """shapes:N: those of `shapes` come first, and the test set is the same."""
     few, _, test = load("shapes:30", size=16, channels=3)
     assert (len(few), len(test)) == (30, 1000)
     assert torch.equal(few.images.pixels, shapes.draw(range(30), size=16).pixels)

@@ -341,7 +341,7 @@ def test_multi30k(folder, refused):
     train, val, _ = load_pairs(flags(data="multi30k", direction="de-en"), device())
     assert train.lines.source[3] == "Hund 3"
     assert val is None
-    assert "has a validation part of its own, of 5" in refused(
+    assert "has a validation set of its own, of 5" in refused(
         load_pairs, flags(data="multi30k", val=3, typed=["val"]), device()
     )
     assert len(load_pairs(flags(data="multi30k", val=5, typed=["val"]), device())[1]) == 5

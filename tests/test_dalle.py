@@ -244,7 +244,7 @@ def test_codes_and_back():
 
 
 def test_codes_are_spread_over_images():
-    """Each code's logit has mean 0 and the deviation over images; a code decodes at full size."""
+    """Each code's logit has mean 0 and the std over images; a code decodes at full size."""
     torch.manual_seed(0)
     model = dvae.DVAE(**TINY | dict(num_codes=50))
     x = torch.rand(8, 3, 16, 16)

@@ -688,7 +688,7 @@ def test_images_are_rebuilt(trained):
     with torch.no_grad():
         assert found[first] == pytest.approx(float((dvae.reconstruct(x) - x).square().mean()))
     found = sample.main(["--checkpoint", "codes/last.pt", "--out", "b"])
-    assert len(found) == 12  # of the test part
+    assert len(found) == 12  # of the test set
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def test_fine_tuning_from_a_published_file(capsys, few):
     argv = ["--model", "densenet121", "--limit", "32", "--size", "32", "--weights", "tv.pth"]
     argv += ["--freeze", "--data", "digits", "--val", "0"]
     train.main([*argv, "--max-steps", "2", "--batch-size", "16", "--run-dir", "run"])
-    line = "weights of tv.pth; classifier new, for digits's classes; mean and deviation are those"
+    line = "weights of tv.pth; classifier new, for digits's classes; mean and std are those"
     assert f"{line} of the data" in capsys.readouterr().out
     state = weights("run")
     for key, value in theirs.state_dict().items():

@@ -587,7 +587,7 @@ def test_fine_tuning_from_a_published_file(kind, capsys):
     argv += ["--freeze", "--data", "digits", "--val", "0"]
     argv += ["--padding", "same"] if kind == "timm" else []
     train.main([*argv, "--max-steps", "2", "--batch-size", "16", "--run-dir", "run"])
-    line = "weights of b0.pth; classifier.1 new, for digits's classes; mean and deviation are those"
+    line = "weights of b0.pth; classifier.1 new, for digits's classes; mean and std are those"
     assert f"{line} of the data" in capsys.readouterr().out
     state = weights("run")
     for key, value in theirs.items():

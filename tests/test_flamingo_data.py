@@ -296,7 +296,7 @@ def test_tests_are_balanced_and_the_distribution_is_told(few_scenes):
         assert data.guess(test, places) == pytest.approx(1 / len(counts))
         assert places == data.chosen(test, kind, 30)
     said = data.describe(test, 30)
-    assert "the test part" in said
+    assert "the test set" in said
     assert re.search(r"yes-no: 30 questions; (yes|no) 50%, (yes|no) 50%", said)
 
 

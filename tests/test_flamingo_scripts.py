@@ -104,7 +104,7 @@ def test_a_run_around_parts_that_are_there(capsys):
     shares = [found[key] for key in kinds]
     assert found["test_accuracy"] == pytest.approx(sum(shares) / 6)
     said = capsys.readouterr().out
-    assert "what the test part is asked, and the answers' shares:" in said
+    assert "what the test set is asked, and the answers' shares:" in said
     assert "  count: 12 questions; " in said
     state = weights("run")
     for prefix, part in (("vision_encoder", vision), ("lang_encoder", language)):
@@ -315,7 +315,7 @@ def test_questions_of_the_users_own(monkeypatch):
     assert calls == ["clip", "gpt"]
     (table,) = Path("data/cache").glob("flamingo-*.csv")
     lines = table.read_text().splitlines()
-    assert lines[0] == "image,caption" and len(lines) == 1 + 8  # of the training part alone
+    assert lines[0] == "image,caption" and len(lines) == 1 + 8  # of the training set alone
     assert lines[1].endswith((",what colour is it? red", ",what colour is it? blue"))
     found = sample.main(["photos/0.png", "--question", "what colour is it?", "--checkpoint",
                          "run/last.pt", "--out", "out"])  # fmt: skip

@@ -177,7 +177,7 @@ def test_the_gaussian_decoder_is_a_density():
     assert torch.allclose(model.log_p(x, z), want)
     assert torch.equal(model.from_codes(z), mean.sigmoid())
     with torch.no_grad():
-        model.decoder[-2].bias.fill_(-100.0)  # deviations stop at a grey value
+        model.decoder[-2].bias.fill_(-100.0)  # standard deviations stop at a grey value
     assert model.log_p(x, z).isfinite().all()
 
 

@@ -495,7 +495,7 @@ def test_walks_of_unequal_parts_accumulate(tables):
 def test_walks_need_edges(tables, refused):
     tables.joinpath("edges.csv").write_text("source,target\nn1,n1\n")
     argv = ["--model", "sage", "--data", f"graph:{tables}", "--loss", "unsupervised", "--quiet"]
-    assert "the training part has none" in refused(train.main, argv)
+    assert "the training set has none" in refused(train.main, argv)
 
 
 SHARED = {  # without dropout, which each process draws for itself
@@ -602,11 +602,11 @@ def test_unseen_nodes(tables):
         (["--model", "sage", "--data", "mutag", "--loss", "unsupervised"], "many"),
         (["--readout", "max"], "--readout"),
         (["--dropout", "1"], "below 1"),
-        (["--window", "3"], "validation part"),
-        (["--patience", "3"], "validation part"),
+        (["--window", "3"], "validation set"),
+        (["--patience", "3"], "validation set"),
         (["--fold", "1"], "--fold has no meaning here"),
         (["--val", "4"], "leaves nothing of 4"),
-        (["--limit", "2"], "absent from the training part"),
+        (["--limit", "2"], "absent from the training set"),
         (["--rule", "chebishev3"], "did you mean chebyshev3"),
     ],
 )
@@ -779,7 +779,7 @@ def test_gats_rule():
 
 
 def lonely(tables):
-    """Nodes without edges, in each part, and a validation part."""
+    """Nodes without edges, in each part, and a validation set."""
     head, *rows = (tables / "nodes.csv").read_text().splitlines()
     rows += [f"alone{k},{('cat', 'dog')[k % 2]},{1 - k % 2},{k % 2},0.5" for k in range(20)]
     lines = [f"{row},{('train', 'val', 'test')[k % 3]}" for k, row in enumerate(rows)]

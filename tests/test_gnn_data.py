@@ -72,7 +72,7 @@ def write_planetoid(name="cora", folder="data/Planetoid/Cora/raw", num=700):
     test = np.arange(num - 50, num)
     shuffled = rng.permutation(test)
     if name == "citeseer":
-        shuffled = shuffled[shuffled != num - 20]  # a node that the test part lacks
+        shuffled = shuffled[shuffled != num - 20]  # a node that the test set lacks
     parts = {"x": x[:6], "allx": x[: num - 50], "tx": x[np.sort(shuffled)]}
     parts = {key: scipy.sparse.csr_matrix(value) for key, value in parts.items()}
     parts |= {"y": y[:6], "ally": y[: num - 50], "ty": y[np.sort(shuffled)]}
@@ -114,7 +114,7 @@ def test_planetoids_parts(refused):
     torch.testing.assert_close(train.graph.features, row_normalised(train.graph.features))
     assert train.graph.features is val.graph.features  # one copy
     line = refused(lambda: load(data="cora", val=100))
-    assert "has a validation part of its own, of 500" in line
+    assert "has a validation set of its own, of 500" in line
     assert len(load(data="cora", limit=4)[0]) == 4
     train, val, _ = load(data="cora", unseen=True)
     assert len(train.graph.features) == 700 - 550
@@ -465,7 +465,7 @@ def test_quotes_spaces_marks_and_blank_lines():
         (NODES + ",cat,train,1,1\n", EDGES, ["nodes.csv", "line 6", "missing"]),
         (NODES + "v,,train,1,1\n", EDGES, ["nodes.csv", "line 6", "label is missing"]),
         (NODES + "v,cat,trian,1,1\n", EDGES, ["nodes.csv", "line 6", "'trian'"]),
-        (NODES + "v,cow,test,1,1\n", EDGES, ["'cow'", "absent from the training part"]),
+        (NODES + "v,cow,test,1,1\n", EDGES, ["'cow'", "absent from the training set"]),
         (NODES.replace("test", ""), EDGES, ["nodes.csv", "part test"]),
         ("id,a\nx,1\ny,2\n", "source,target\nx,y\n", ["nodes.csv", "no labels"]),
         ("id,label,a\nx,,1\ny,,2\n", "source,target\nx,y\n", ["nodes.csv", "no labels"]),
@@ -628,10 +628,10 @@ def test_bad_features_of_a_set(refused, monkeypatch):
 
 
 def test_validation_and_limit(refused):
-    assert "absent from the training part: change --limit" in refused(lambda: load(limit=2))
+    assert "absent from the training set: change --limit" in refused(lambda: load(limit=2))
     assert "--val 4 leaves nothing of 4" in refused(lambda: load(val=4))
-    assert "absent from the training part: change --val" in refused(lambda: load(val=1))
-    assert "--window needs a validation part" in refused(lambda: load(window=3))
+    assert "absent from the training set: change --val" in refused(lambda: load(val=1))
+    assert "--window needs a validation set" in refused(lambda: load(window=3))
 
 
 def test_rows_are_normalised():

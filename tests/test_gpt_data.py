@@ -81,7 +81,7 @@ def test_a_folder_of_files(refused):
     found = CORPORA["text"](flags("text:books"))
     whole = {name: str(text) for name, text in found.parts.items()}
     assert whole == {"train": "one\n", "test": "two\n"}
-    assert found.note == "there is no test part, so the validation part is it"
+    assert found.note == "there is no test set, so the validation set is it"
     Path("books/ptb.train-2.txt").write_text("more\n")
     Path("books/ptb.test.txt").write_text("last\n")
     Path("books/notes.txt").write_text("notes\n")
@@ -178,7 +178,7 @@ def test_parts_are_the_last_tenths(refused):
     assert len(begins) > 2  # the seed draws the place
     assert "leaves nothing" in refused(parts_of, flags("x", val=899), corpus)
     line = refused(parts_of, flags("x"), corpora.Corpus({"all": Text(["a" * 10])}))
-    assert "the test part of x has 1 character" in line
+    assert "the test set of x has 1 character" in line
 
 
 # ---------------------------------------------------------------------- vocabulary
@@ -343,7 +343,7 @@ def test_loading(capsys, refused):
     assert val.part == "val"
     assert train.facts is test.facts
     out = capsys.readouterr().out
-    assert "the test part has 1 character that training has not: \u03a9" in out
+    assert "the test set has 1 character that training has not: \u03a9" in out
     again = load_corpus(flags("text:a.txt", stored={"dataset": train.facts}), device())[0]
     assert again.facts["characters"] == train.facts["characters"]
     facts = published()

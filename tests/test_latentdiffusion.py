@@ -548,7 +548,7 @@ def test_fewer_steps_of_the_solver_err_less():
         for place, time in enumerate(way.times):
             if time == 99:
                 return y
-            signal, noise = schedule.scales(time)  # of data that is normal, of deviation 0.5
+            signal, noise = schedule.scales(time)  # of data that is normal, of std 0.5
             y = way.step(y, noise * y / (signal**2 * 0.25 + noise**2), place)
 
     exact = run("ddim", 1000)

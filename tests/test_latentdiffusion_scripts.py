@@ -227,7 +227,7 @@ def test_half_precision(precision):
 @pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
 def test_two_processes(more):
     """A first stage without noise of its own is that of one process; so are the latents' order
-    and deviation; and both processes draw what is measured."""
+    and standard deviation; and both processes draw what is measured."""
     flags = [*SHORT, "--regulariser", "vq", "--max-steps", "2"]
     flags += [] if more else ["--samples", "3"]
     done = torchrun(train.__file__, *flags, *more, "--run-dir", "two")

@@ -376,7 +376,7 @@ def test_two_processes_equal_one(monkeypatch):
                 for name in ("one", "two")]  # fmt: skip
         assert rows[0] == pytest.approx(rows[1], rel=1e-3)
     one, two = (sorted(zip(*map(list, torch.load(name)), strict=True)) for name in ("one", "two"))
-    assert len(one) == 88  # the picture shows the whole test part
+    assert len(one) == 88  # the picture shows the whole test set
     for pair, other in zip(one, two, strict=True):
         assert list(map(float, pair)) == pytest.approx(list(map(float, other)), rel=1e-3)
 

@@ -88,7 +88,7 @@ def test_what_is_learned_is_what_scikit_learn_s_transformers_do():
 
 
 def test_only_the_training_part_is_learned_from():
-    """A value that is in the test part alone is no category, and moves no mean."""
+    """A value that is in the test set alone is no category, and moves no mean."""
     table = list(rows())
     data = write(table=table)
     ages = {column["name"]: column for column in facts_of(data)["columns"]}["age"]
@@ -544,7 +544,7 @@ def test_classes_that_training_has_not(capsys, refused):
     write("a.csv", table)
     write("b.csv", [*table, [1, "red", 2, "ancient"]])
     line = refused(train.main, ["--data", "csv:a.csv,b.csv"])
-    assert "the test part has the class 'ancient', which the training part has not" in line
+    assert "the test set has the class 'ancient', which the training set has not" in line
     assert "classes with too few rows to train on: ancient (" in said(capsys, "csv:b.csv")
 
 

@@ -375,7 +375,7 @@ def test_fine_tuning_from_torchvisions_file(capsys):
     argv = ["--model", "mobilenet_v3_small", "--limit", "32", "--size", "32", "--freeze"]
     argv += ["--weights", "tv.pth", "--data", "digits", "--val", "0", "--batch-size", "16"]
     train.main([*argv, "--max-steps", "2", "--run-dir", "run"])
-    line = "weights of tv.pth; classifier.3 new, for digits's classes; mean and deviation are those"
+    line = "weights of tv.pth; classifier.3 new, for digits's classes; mean and std are those"
     assert f"{line} of the data" in capsys.readouterr().out
     state = weights("run")
     for key, value in theirs.state_dict().items():
@@ -399,7 +399,7 @@ def test_the_first_ones_weights_come_from_the_hub(monkeypatch, refused, capsys):
     argv = ["--model", "mobilenet_v1", "--weights", "imagenet", "--freeze", *FLAGS[:-1]]
     train.main([*argv, "--size", "32", "--max-steps", "1", "--run-dir", "run"])
     assert asked == [("timm/mobilenetv1_100.ra4_e3600_r224_in1k", "model.safetensors")]
-    assert "mean and deviation are those they were trained with" in capsys.readouterr().out
+    assert "mean and std are those they were trained with" in capsys.readouterr().out
     content = torch.load("run/last.pt")
     assert content["dataset"]["mean"] == [0.5] * 3
     assert torch.equal(content["model"]["conv_stem.weight"], theirs.conv_stem.weight)

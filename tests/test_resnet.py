@@ -192,7 +192,7 @@ def test_fine_tuning_from_a_file(capsys, few):
     argv = ["--model", "resnet18", "--limit", "64", "--size", "32", "--weights", "tv.pth"]
     argv.append("--freeze")
     train.main([*argv, "--max-steps", "2", "--batch-size", "16", "--run-dir", "run"])
-    line = "weights of tv.pth; fc new, for shapes's classes; mean and deviation are those of the"
+    line = "weights of tv.pth; fc new, for shapes's classes; mean and std are those of the"
     assert f"{line} data" in capsys.readouterr().out
     state = torch.load("run/last.pt")
     assert torch.equal(state["model"]["layer4.1.conv2.weight"], theirs.layer4[1].conv2.weight)
@@ -214,7 +214,7 @@ def test_images_too_small(refused, few):
 
 
 def test_batch_norm_on_one_image_is_refused_before_training(monkeypatch, refused, capsys):
-    """At 32 pixels the last maps of resnet18 have one place: one image has no deviation there."""
+    """At 32 pixels the last maps of resnet18 have one place: one image has no std there."""
     make_tree(count=2, sizes=[(32, 32, 3)])  # three to train on, one to test on
     flags = ["--quiet", "--data", "folder:tree", "--model", "resnet18", "--size", "32"]
     flags += ["--epochs", "1", "--val", "0"]

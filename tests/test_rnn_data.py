@@ -33,7 +33,7 @@ def flags(data, **changes):
 
 
 def load(module, data, loud=False, **changes):
-    """The three parts; of series with their validation part, as a recipe would ask for it."""
+    """The three parts; of series with their validation set, as a recipe would ask for it."""
     if module is series:
         wanted = flags(data, **changes)
         wanted = wanted if "val" in changes else wanted.but(val=100)
@@ -191,7 +191,7 @@ def test_ag_news(capsys, refused):
     put("data/ag_news/test.csv", "\n".join(rows))
     train, _, test = load(sentences, "ag-news", loud=True)
     assert (len(train), len(test)) == (32, 8)
-    assert "the official test part alone is there" in capsys.readouterr().out
+    assert "the official test set alone is there" in capsys.readouterr().out
     assert train.names[0].startswith("Title 0 It's a line")
     assert train.facts["classes"] == ["Business", "Sci/Tech", "Sports", "World"]
     put("data/ag_news/train.csv", "\n".join(rows * 2))
@@ -290,10 +290,10 @@ def test_folders_of_ones_own(capsys, refused):
     assert [len(part) for part in (train, val, test)] == [40, 8, 12]
     Path("tables/test.tsv").unlink()
     assert len(load(sentences, "sentences:tables", loud=True)[2]) == 8
-    assert "there is no test part, so the validation part is it" in capsys.readouterr().out
+    assert "there is no test set, so the validation set is it" in capsys.readouterr().out
     put("films/test/new/0.txt", "what")
     line = refused(lambda: load(sentences, "sentences:films"))
-    assert "the test part has the class 'new', which the training part has not" in line
+    assert "the test set has the class 'new', which the training set has not" in line
     Path("films/test/new/0.txt").unlink()
     put("films/train/neg/9.txt", " \n")
     assert len(load(sentences, "sentences:films", loud=True)[0]) == 10
@@ -632,7 +632,7 @@ def test_speech_commands_by_speaker(capsys, refused):
     train, val, test = load(speech, "speech-commands", val=1)
     assert [len(part) for part in (train, val, test)] == [37, 1, 2]
     put(root / "testing_list.txt", "")
-    assert "no recordings of the test part" in refused(lambda: load(speech, "speech-commands"))
+    assert "no recordings of the test set" in refused(lambda: load(speech, "speech-commands"))
 
 
 def test_wav_folders(capsys, refused):
@@ -921,7 +921,7 @@ def test_found_columns(capsys):
     assert train.facts["columns"] == ["id", "load"]
     out = capsys.readouterr().out
     assert "--target is not given: load" in out
-    assert "flat is constant in the training part: left out" in out
+    assert "flat is constant in the training set: left out" in out
     assert "no columns of numbers: note" in out
     table("b.csv", [(f"{i / 2}".replace(".", ","), i % 7) for i in range(60)], ";")
     made = read_series(Path("b.csv"))
@@ -1024,7 +1024,7 @@ BAD_SERIES = {
     "wide": (changed((3, b"2020-01-01 03:00:00,1,2")), "line 5 has 3 cells, not the 2 of line 1"),
     "constant": (
         HEAD + b"\n".join(row.split(b",")[0] + b",7" for row in ROWS),
-        "load is 7 in the whole training part: there is nothing to forecast",
+        "load is 7 in the whole training set: there is nothing to forecast",
     ),
     "names": (b"a,a\n1,2\n3,4\n5,6\n", "line 1 names the column a twice"),
     "three rows": (HEAD + b"\n".join(ROWS[:3]), "3 rows: too few for a training, a validation"),
@@ -1032,7 +1032,7 @@ BAD_SERIES = {
                "each; where clocks went back an hour, write the times in UTC"),
     "constant, one of two": (
         b"date,a,load\n" + b"\n".join(row + b",7" for row in ROWS),
-        "load is 7 in the whole training part: there is nothing to forecast: try --target a",
+        "load is 7 in the whole training set: there is nothing to forecast: try --target a",
     ),
 }  # fmt: skip
 
@@ -1193,7 +1193,7 @@ def test_sample_says_what_is_not_seen(capsys, refused):
     table("few.csv", [("text", "label"), ("good", "yes"), ("bad", "no")])
     argv = ["--model", "bilstm", "--data", "sentences:few.csv", *TINY, "--patience", "2"]
     line = refused(train.main, argv)
-    assert "--patience needs a validation part to watch: sentences:few.csv is too small" in line
+    assert "--patience needs a validation set to watch: sentences:few.csv is too small" in line
     for word, pitch in (("high", 2000), ("low", 300)):
         for i in range(6):
             write_wav(f"mine/{word}/{i}.wav", tone(pitch=pitch))

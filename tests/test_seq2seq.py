@@ -577,7 +577,7 @@ def test_sizes_are_the_models():
 
 @pytest.fixture
 def few(monkeypatch):
-    """A small test part."""
+    """A small test set."""
     monkeypatch.setattr(pairs, "TEST_DATES", 20)
 
 
@@ -714,7 +714,7 @@ def test_pairs_evaluate_and_samples(capsys, monkeypatch, refused):
     lines = Path("file/translations.txt").read_text("utf-8").split("\n")
     assert len(lines) == 4
     assert lines[1] == ""
-    tested = sample.main([*argv, "--out", "test"])  # of the test part
+    tested = sample.main([*argv, "--out", "test"])  # of the test set
     assert {" ".join(source.split()[::-1]) for source in tested} <= set(references["test"])
     drawn = ["--temperature", "1", "--top-k", "3", "--top-p", "0.9", "--seed", "3"]
     one, two = (sample.main([*argv, "ein", *drawn, "--out", name]) for name in ("d1", "d2"))
@@ -858,7 +858,7 @@ def test_claims_run_resume_and_summarise(claim, few, monkeypatch, capsys):
 
 
 def test_bleu_by_length(few):
-    """Each sentence of the test part is in one group, by the words of its source."""
+    """Each sentence of the test set is in one group, by the words of its source."""
     Path("run").mkdir()
     texts = [" ".join(["wort"] * n) for n in (3, 8, 9, 12, 20, 30)]
     Path("run/translations.txt").write_text("\n".join([*texts[:4], "falsch", "falsch"]) + "\n")

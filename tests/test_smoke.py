@@ -30,7 +30,7 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr("sklearn.datasets.load_digits", few_digits(40))
     if "unet" in MILESTONES:
         monkeypatch.setattr("unet.data.NUM_SCENES", (12, 2))
-    short = corpora.Corpus({"all": corpora.Text(["a short text, with a test part. " * 30])})
+    short = corpora.Corpus({"all": corpora.Text(["a short text, with a test set. " * 30])})
     monkeypatch.setitem(corpora.CORPORA, "pydocs", lambda args: short)
     if "latentdiffusion" in MILESTONES:
         monkeypatch.setitem(importlib.import_module("latentdiffusion.options").SECOND, "samples", 0)

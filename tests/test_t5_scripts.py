@@ -130,7 +130,7 @@ def test_tasks_of_files(files):
     assert some.facts["tasks"]["sst2"]["labels"] == ["negative", "positive"]
     counts = Counter(test.examples.tasks)
     assert counts["sst2"] == 12
-    assert counts["cola"] == 8  # of GLUE's the test part has no labels
+    assert counts["cola"] == 8  # of GLUE's the test set has no labels
     assert counts["multi30k"] == 6
     assert counts["shout"] + counts["long"] == 8
     assert Counter(val.examples.tasks)["sst2"] == 9
@@ -451,7 +451,7 @@ def test_a_step_has_its_share_of_each_task(files):
     steps = [[marks[tuple(t for t in row.tolist() if t != PAD)] for row in source]
              for source, _, _ in part.steps(30, 40)]  # fmt: skip
     for names in steps:
-        assert 8 <= names.count("sst2") <= 29  # 20 in the mean, within four deviations
+        assert 8 <= names.count("sst2") <= 29  # 20 in the mean, within four standard deviations
     first = Counter(names[0] for names in steps)  # and in no order: micro-batches are mixed, too
     assert min(first["sst2"], first["multi30k"]) >= 5
 
@@ -773,7 +773,7 @@ def test_published_weights_answer():
         (["a: b", "--file", "x.txt"], "one of them"),
         (["--interactive", "--out", "x"], "--out"),
         (["--weights", "x", "--checkpoint", "y", "a: b"], "one of them"),
-        (["--weights", "t5-small"], "no test part"),
+        (["--weights", "t5-small"], "no test set"),
         (["a: b", "--temperature", "1", "--beam", "2"], "one or the other"),
         (["a: b", "--top-k", "2"], "add --temperature"),
         (["a: b", "--seed", "2"], "add --temperature"),

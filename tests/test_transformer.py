@@ -556,7 +556,7 @@ def test_a_warm_up_fits_the_run(capsys):
 
 @pytest.fixture
 def few(monkeypatch):
-    """A small test part."""
+    """A small test set."""
     monkeypatch.setattr(pairs, "TEST_DATES", 40)
 
 
@@ -711,7 +711,7 @@ def test_pairs_evaluate_and_samples(capsys, monkeypatch, refused):
     lines = Path("file/translations.txt").read_text("utf-8").split("\n")
     assert len(lines) == 4
     assert lines[1] == ""
-    tested = sample.main([*argv, "--out", "test"])  # of the test part
+    tested = sample.main([*argv, "--out", "test"])  # of the test set
     assert {" ".join(source.split()[::-1]) for source in tested} <= set(references["test"])
     for more in (["--temperature", "1", "--seed", "3"], ["--beam", "1"]):
         assert list(sample.main([*argv, "ein", *more, "--out", more[0][2:]])) == ["ein"]

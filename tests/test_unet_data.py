@@ -324,7 +324,7 @@ def test_subfolders_brackets_side_files_and_hidden_ones():
 
 def test_masks_without_foreground_are_refused(refused, capsys):
     make("empty", values=(0,))
-    assert "no mask of the training part marks anything" in refused(load, "empty")
+    assert "no mask of the training set marks anything" in refused(load, "empty")
     make("full", values=(255,))
     assert "255 everywhere" in refused(load, "full")
     make("alpha")

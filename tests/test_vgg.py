@@ -505,7 +505,7 @@ def test_weights_as_others_save_them(tree, small, key, prefix, capsys):
     flags = [flag for flag in tree if flag != "--quiet"]
     train.main([*flags, *STEP, "--lr", "1e-30", "--weights", "theirs.pth", "--run-dir", "run"])
     printed = capsys.readouterr().out
-    assert "weights of theirs.pth; mean and deviation are those of the data" in printed
+    assert "weights of theirs.pth; mean and std are those of the data" in printed
     ours = weights("run")
     learnt = [k for k in ours if k.endswith(("weight", "bias"))]
     assert all(torch.equal(ours[k], small[k]) for k in learnt)

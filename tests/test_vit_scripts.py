@@ -238,7 +238,7 @@ def test_fine_tuning_from_a_published_file(kind, capsys, small_b_32):
     argv = ["--model", "vit_b_32", "--limit", "32", "--size", "96", "--weights", "b32.pth"]
     argv += ["--freeze", "--data", "digits", "--val", "0", "--max-steps", "2", "--batch-size", "16"]
     train.main([*argv, "--run-dir", "run"])
-    line = "weights of b32.pth; heads.head new, for digits's classes; mean and deviation are those"
+    line = "weights of b32.pth; heads.head new, for digits's classes; mean and std are those"
     assert f"{line} of the data" in capsys.readouterr().out
     state = weights("run")
     for key, value in theirs.items():

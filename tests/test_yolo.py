@@ -414,7 +414,7 @@ def test_a_plain_state_dict_leaves_the_statistics_of_the_data(capsys):
     torch.save(state["model"], "plain.pt")
     argv = [*toy(), "--max-steps", "1", "--weights"]
     train.main([*argv, "plain.pt", "--run-dir", "run"])
-    assert "mean and deviation are those of the data" in capsys.readouterr().out
+    assert "mean and std are those of the data" in capsys.readouterr().out
     facts = torch.load("run/last.pt")["dataset"]
     assert facts["mean"] == state["dataset"]["mean"]
     assert facts["mean"] != [0.485, 0.456, 0.406]  # torchvision's

@@ -164,7 +164,7 @@ def test_the_years_of_voc(monkeypatch, capsys):
     capsys.readouterr()
     train, val, test = load("voc2012")
     assert (len(train), len(test), test.points) == (1, 1, 0)
-    assert "val part is the test part" in capsys.readouterr().out
+    assert "val part is the test set" in capsys.readouterr().out
     assert len(data.VOC) == 20
 
 
@@ -216,7 +216,7 @@ def test_coco_file(capsys, refused):
     assert train.truth(1).boxes.tolist() == [[30, 5, 40, 15]]
     assert train.truth(1).difficult.tolist() == [True]
     assert len(train.truth(4).labels) == 0
-    assert "val.json is the test part" in capsys.readouterr().out
+    assert "val.json is the test set" in capsys.readouterr().out
     bad = {"id": 9, "image_id": 99, "category_id": 3, "bbox": [0, 0, 5, 5]}
     coco("mine/train.json", annotations=[bad])
     assert "annotation 9 names image 99" in refused(load, "coco:mine/train.json")
@@ -247,7 +247,7 @@ def test_shapes_know_their_boxes():
 
 def test_val_and_flags(refused):
     voc("mine", one(6), {"train": ["i0", "i1", "i2"], "val": ["i3"], "test": ["i4"]})
-    assert "validation part of its own" in refused(lambda: load("voc:mine", val=2, typed=["val"]))
+    assert "validation set of its own" in refused(lambda: load("voc:mine", val=2, typed=["val"]))
     assert "leaves nothing" in refused(lambda: load("shapes", val=2500, chosen=["val"]))
 
 
@@ -501,14 +501,14 @@ def test_latin_1_in_annotations(refused):
 def test_boxes_that_are_all_skipped_are_counted(refused):
     voc("mine", {f"i{k}": [("cat", 5, 5, 5, 9, 0)] for k in range(4)})
     line = refused(load, "voc:mine")
-    assert "its training part has no boxes" in line
+    assert "its training set has no boxes" in line
     assert "4 boxes of zero area skipped" in line
 
 
 def test_parts_without_boxes_are_named(capsys):
     voc("mine", one(2, x=[]), {"train": ["i0", "i1"], "test": ["x"]})
     load("voc:mine")
-    assert "the test part has no boxes: nothing to measure" in capsys.readouterr().out
+    assert "the test set has no boxes: nothing to measure" in capsys.readouterr().out
 
 
 def test_what_a_coco_file_may_not_say(refused, capsys):
@@ -561,12 +561,12 @@ def test_files_beside_that_of_training(capsys):
     assert (len(train), len(val), len(test)) == (5, 5, 5)
     said = capsys.readouterr().out
     assert "valid/_annotations.coco.json is the val part" in said
-    assert "test/_annotations.coco.json is the test part" in said
+    assert "test/_annotations.coco.json is the test set" in said
     for name in ("instances_Train2017", "instances_val2017", "instances_test2017"):
         coco(f"other/{name}.json")
     train, val, test = load("coco:other/instances_Train2017.json", val=5)
     assert (len(train), len(val), len(test)) == (5, 5, 5)
-    assert "instances_test2017.json is the test part" in capsys.readouterr().out
+    assert "instances_test2017.json is the test set" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- batches

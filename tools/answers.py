@@ -450,7 +450,7 @@ def search(run: str, files: Sequence[str] | None, words: str, top: int = 8) -> l
 @heard
 @torch.inference_mode()
 def forecast(run: str, file: str | None) -> tuple[str, list[list[str]]]:
-    """A picture of what comes next, and its rows; without a file of the run's own test part."""
+    """A picture of what comes next, and its rows; without a file of the run's own test set."""
     tell = part_of("rnn.sample", "forecast")
     inputs, out = checked_table(file), new_folder()
     _, (model, flags, facts, dev, _) = open_run("series", run)
@@ -463,7 +463,7 @@ def forecast(run: str, file: str | None) -> tuple[str, list[list[str]]]:
 @heard
 def predict_rows(run: str, file: str | None) -> tuple[list[str], list[list[str]], str]:
     """Head and first rows of a table with the answers, and the file of all; without a file of the
-    run's own test part."""
+    run's own test set."""
     predict_table = part_of("mlp.sample", "predict_table")
     inputs, out = checked_table(file), new_folder()
     _, (model, flags, facts, dev, _) = open_run("rows", run)

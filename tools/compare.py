@@ -121,7 +121,7 @@ def of_images(folder: Path) -> bool:
 
 
 def any_task(folders: dict[str, list[Path]]) -> dict[str, dict]:
-    """Parameters, minutes and shared test metrics (mean and deviation) of runs of any task."""
+    """Parameters, minutes and shared test metrics (mean and std) of runs of any task."""
     results = {name: [finished(folder) for folder in found] for name, found in folders.items()}
     shared = [key for key in next(iter(results.values()))[0] if key.startswith("test_")]
     for name, runs in results.items():

@@ -316,7 +316,7 @@ def build() -> Any:
                 on(go, answers.search, [head.run, files, text], [made])
             with gr.Tab("Series", id="series"):
                 head = tab("series")
-                file = gr.File(label="a CSV file (without one: the test part)",
+                file = gr.File(label="a CSV file (without one: the test set)",
                                file_types=[".csv"], elem_id="file-series")  # fmt: skip
                 go = button("series", "Forecast")
                 drawn = gr.Image(label="forecast", interactive=False, buttons=[])
@@ -329,7 +329,7 @@ def build() -> Any:
                 on(go, ahead, [head.run, file], [drawn, rows])
             with gr.Tab("Table", id="rows"):
                 head = tab("rows")
-                file = gr.File(label="a CSV file (without one: the test part)",
+                file = gr.File(label="a CSV file (without one: the test set)",
                                file_types=[".csv"], elem_id="file-rows")  # fmt: skip
                 go = button("rows", "Predict")
                 rows = gr.HTML(elem_id="out-rows")

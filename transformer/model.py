@@ -199,7 +199,7 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(num_layers))
         norm = nn.LayerNorm if norm_first else nn.Identity
         self.encoder_norm, self.decoder_norm = norm(d_model), norm(d_model)
-        nn.init.normal_(self.embedding.weight, std=d_model**-0.5)  # times sqrt(D): deviation 1
+        nn.init.normal_(self.embedding.weight, std=d_model**-0.5)  # times sqrt(D): std 1
         for name, p in self.named_parameters():
             if name.startswith(("encoder", "decoder")) and p.dim() == 2:
                 for matrix in p.detach().chunk(2 if "key_value" in name else 1):

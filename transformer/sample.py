@@ -3,7 +3,7 @@
 python transformer/sample.py "A dog runs." "Two men talk."   # sentences
 python transformer/sample.py --file FILE                     # a text file, line by line
 python transformer/sample.py --interactive                   # what you type
-python transformer/sample.py                                 # sentences of the test part
+python transformer/sample.py                                 # sentences of the test set
 """
 
 import argparse

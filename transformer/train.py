@@ -64,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     switch("--ramp", default=True, help="let the rate rise in the warm-up")
     add("--smoothing", type=kind, metavar="P", default=0.1, help="of labels (Sec. 5.4)")
     add("--average", type=count, metavar="N", default=5, help="test the mean of the last N epochs")
-    add("--beam", type=count, metavar="N", default=4, help="width, for the test part; 1 is greedy")
+    add("--beam", type=count, metavar="N", default=4, help="width, for the test set; 1 is greedy")
     add("--length-penalty", type=cli.not_negative, metavar="A", default=0.6, help="of the beam")
     args = parser.parse_args(argv)
     if args.length_penalty >= 10:

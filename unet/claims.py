@@ -3,7 +3,7 @@
     python unet/claims.py skips --data-dir PATH      # nuclei with and without skip connections
     python unet/claims.py elastic --data-dir PATH    # few images of neurons, bent and not
     python unet/claims.py border --data-dir PATH     # nuclei that merge without border weights
-    python unet/claims.py folds --data-dir PATH      # neurons, every fold once the test part
+    python unet/claims.py folds --data-dir PATH      # neurons, every fold once the test set
 
 All with `unet_small`. `border --data shapes --epochs 1 --seeds 0` shows how one works.
 """

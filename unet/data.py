@@ -71,7 +71,7 @@ class MaskSet:
     """One part of a data set: `part` is "train", "val" or "test".
 
     `facts` holds the `classes` and the `values` of masks that stand for them, the number of
-    `channels`, their `mean` and `std` (of the training part, pixels from 0 to 1), and `top`, which
+    `channels`, their `mean` and `std` (of the training set, pixels from 0 to 1), and `top`, which
     is white in images of more than 8 bits. `weights`, if given, are maps (H, W) beside the masks.
     """
 
@@ -164,7 +164,7 @@ def look_up(values: Tensor, places: Tensor, mode: str) -> Tensor:
 
 
 def norm_of(image: Tensor, facts: dict) -> Tensor:
-    """Mean and deviation (2, C, 1, 1) that an image (C, H, W) is normalised by; pixels from 0 to 1.
+    """Mean and std (2, C, 1, 1) that an image (C, H, W) is normalised by; pixels from 0 to 1.
 
     The set's or, if `facts["contrast"]` is "image", its own.
     """
@@ -175,7 +175,7 @@ def norm_of(image: Tensor, facts: dict) -> Tensor:
 
 
 def normalise(pixels: Tensor, norms: list[Tensor]) -> Tensor:
-    """Pixels from 0 to 255 (B, C, H, W) to floats of about mean 0 and deviation 1."""
+    """Pixels from 0 to 255 (B, C, H, W) to floats of about mean 0 and standard deviation 1."""
     mean, std = torch.stack(norms).to(pixels.device).unbind(1)  # (B, C, 1, 1) each
     return (pixels.float() / 255 - mean) / std
 
@@ -183,10 +183,10 @@ def normalise(pixels: Tensor, norms: list[Tensor]) -> Tensor:
 def load_masks(
     args: argparse.Namespace, dev: Device, size: int
 ) -> tuple[MaskSet, MaskSet | None, MaskSet]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
-    `shapes` are drawn at `size` pixels. A set without a test part is cut into --folds parts by a
-    fixed seed, and --fold is the test part.
+    `shapes` are drawn at `size` pixels. A set without a test set is cut into --folds parts by a
+    fixed seed, and --fold is the test set.
     """
     check_fold(args)
     readers = {name: lambda args: stored_set(args, dev) for name in SETS}
@@ -196,7 +196,7 @@ def load_masks(
         source.parts = {name: drawn(part, size, dev) for name, part in source.parts.items()}
     marked = sum(bool(((m > 0) & (m != UNKNOWN)).any()) for m in source.parts["train"].masks)
     if not marked and not args.stored:  # a model that is there may be measured on anything
-        fail(f"{args.data}: no mask of the training part marks anything, so there is nothing to "
+        fail(f"{args.data}: no mask of the training set marks anything, so there is nothing to "
              "learn (are they painted in another channel, or empty?)")  # fmt: skip
     facts = {"classes": source.classes, **source.facts}
     pixels = (image.flatten(1) for image in source.parts["train"].images)

@@ -96,7 +96,7 @@ class UNet(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Normal with deviation sqrt(2 / N), N the inputs of a neuron (Sec. 3); biases zero."""
+        """Normal with std sqrt(2 / N), N the inputs of a neuron (Sec. 3); biases zero."""
         for m in self.modules():
             if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
                 # Each output of a 2x2 up-convolution with stride 2 sees one input place.

@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     switch("--skips", default=True, help="connect the two paths")
     add("--optimizer", choices=["sgd", "adamw"], help="sgd has the paper's momentum of 0.99")
     switch("--augment", help="turn, bend and brighten training tiles")
-    add("--elastic", **amount, default=10.0, help="deviation of the 3x3 displacements, pixels")
+    add("--elastic", **amount, default=10.0, help="std of the 3x3 displacements, pixels")
     add("--rotate", **amount, default=180.0, help="turn by up to so many degrees")
     add("--border", **amount, help="w0 of Eq. 2; 0: borders weigh as the rest")
     add("--sigma", type=cli.positive, metavar="X", default=5.0, help="sigma of Eq. 2, in pixels")

@@ -101,7 +101,7 @@ def dense_logits(model: VGG, x: Tensor, scales: list[int]) -> Tensor:
 
 
 def whole_images(args: cli.Flags, dev: Device, test: ImageSet) -> ImageSet:
-    """The test part for dense evaluation: all of the middle square, at the largest scale."""
+    """The test set for dense evaluation: all of the middle square, at the largest scale."""
     source, side = READERS[args.data.partition(":")[0]](args).parts["test"], max(args.dense)
     if isinstance(source.pixels, ImageFiles):
         files = ImageFiles(source.pixels.paths, side, top=test.facts["top"])

@@ -25,7 +25,7 @@ SHOWN = 12  # images in attention.jpg
 
 
 def show_attention(model: VisionTransformer, images: ImageSet, dev: Device, out: Path) -> None:
-    """Writes attention.jpg: images (of a test part, those that come first) beside what was seen."""
+    """Writes attention.jpg: images (of a test set, those that come first) beside what was seen."""
     from common.plot import image_grid
 
     pixels, _ = images.examples(torch.arange(min(SHOWN, len(images))))

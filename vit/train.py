@@ -90,7 +90,7 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     add("--weight-decay", type=cli.not_negative, metavar="W", default=0.0, help=text)
     text = "steps in which the rate rises, or below 1 their share; then it falls as half a cosine"
     add("--warmup", type=cli.not_negative, metavar="N", default=0.1, help=text)
-    text = "mean and deviation that pixels are normalised with: the data's, 0.5 and 0.5, ImageNet's"
+    text = "mean and std that pixels are normalised with: the data's, 0.5 and 0.5, ImageNet's"
     add("--normalise", choices=list(INPUTS), default="data", help=text)
     parser.add_switch("--augment", default=True, help="train on changed images")
     args = parser.parse_args(argv)

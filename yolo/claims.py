@@ -12,7 +12,7 @@ measurement.
 errors: what is wrong among the surest detections is mostly the place, not the class (Fig. 4): on
 shapes, and on blood cells after a first training on shapes.
 
-grid: what the number of cells S does on blood cells, all else equal; judged on the validation part.
+grid: what the number of cells S does on blood cells, all else equal; judged on the validation set.
 """
 
 import argparse
@@ -186,7 +186,7 @@ def grid(args: argparse.Namespace) -> dict:
     start = pretrain(args, args.seeds[:1])[2]
     arms = {str(s): ["--grid", str(s)] for s in GRIDS}
     results, commands, folders = run_arms("yolo", train, arms, cells(args, start), args)
-    for arm, runs in results.items():  # the validation part judges
+    for arm, runs in results.items():  # the validation set judges
         for run, folder in zip(runs, folders[arm], strict=True):
             run["val_map50"] = list(history(folder, "val_map50").values())[-1]
     summary = write_summary(args.out / "claim_grid.json", results, commands)

@@ -39,7 +39,7 @@ def random_colour(images: Tensor, draw: Draw, covariance: Tensor, spread: float 
     """Shifts each image along the principal components of the set's colours.
 
     The AlexNet paper's augmentation (Sec. 4.1): the sum over components of alpha times eigenvalue
-    times eigenvector, alpha normal with deviation `spread`. `covariance` (C, C) is that of pixels
+    times eigenvector, alpha normal with std `spread`. `covariance` (C, C) is that of pixels
     from 0 to 1 (`colour_covariance`): the paper doesn't say in which units its eigenvalues are, and
     from 0 to 255 the shifts would be larger than the range. `images` are from 0 to 255, and
     so is what returns, float and not clipped.

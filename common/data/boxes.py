@@ -197,7 +197,7 @@ class Entry(NamedTuple):
 def as_source(parts: dict[str, list[Entry]], classes: list[str] | None, *notes: str) -> Source:
     """Parts with their boxes in shares of the images as they are seen, and notes on what was done.
 
-    Without `classes` they are those of the training part, in order.
+    Without `classes` they are those of the training set, in order.
     """
     if classes is None:
         classes = sorted({name for entry in parts["train"] for name, *_ in entry.things})
@@ -531,7 +531,7 @@ def voc_year(args: argparse.Namespace) -> Source:
                 download_voc(args.data_dir, year, name, root)
     folders = [VocFolder(root) for root in roots.values()]
     if args.data == "voc2012":  # its test annotations are not public
-        return from_lists(folders, VOC, False, "val", "its val part is the test part")
+        return from_lists(folders, VOC, False, "val", "its val part is the test set")
     source = from_lists(folders, VOC, bool(args.val), "test")
     source.facts["points"] = 11  # as the devkit did until 2009; since 2010 the whole area
     return source
@@ -569,7 +569,7 @@ def voc_folder(args: argparse.Namespace) -> Source:
         parts = {"train": folder.read("trainval"), "test": folder.read("test")}
         return as_source(parts, classes, note)
     if "train" in lists and "val" in lists:
-        why = "no test.txt: val is the test part"
+        why = "no test.txt: val is the test set"
         return from_lists([folder], classes, False, "val", why, note)
     names = lists.get("trainval")
     entries = [folder.entry(name) for name in names or sorted(folder.annotations)]
@@ -577,14 +577,14 @@ def voc_folder(args: argparse.Namespace) -> Source:
 
 
 def fifth(entries: list[Entry], classes: list[str] | None, data: str, *notes: str) -> Source:
-    """A seeded fifth of the images becomes the test part."""
+    """A seeded fifth of the images becomes the test set."""
     if len(entries) < 2:
         fail(f"--data {data} holds {counted(len(entries), 'image')}: that can't be split")
     if classes is None:
         classes = sorted({name for entry in entries for name, *_ in entry.things})
     cuts = zip(("train", "test"), split(len(entries), 0.2, 0), strict=True)
     parts = {name: [entries[i] for i in indices.tolist()] for name, indices in cuts}
-    note = "there is no list of test images, so a seeded fifth is the test part"
+    note = "there is no list of test images, so a seeded fifth is the test set"
     return as_source(parts, classes, note, *notes)
 
 
@@ -602,7 +602,7 @@ def coco(args: argparse.Namespace) -> Source:
     notes = [f"{'/'.join(file.parts[-2:])} is the {name} part" for name, file in others.items()]
     if "test" not in parts:
         parts["test"] = parts.pop("val")
-        notes = [f"{others['val'].name} is the test part"]
+        notes = [f"{others['val'].name} is the test set"]
     return as_source(parts, classes, *notes, note)
 
 
@@ -711,7 +711,7 @@ READERS = {
 def load_boxes(
     args: argparse.Namespace, dev: Device, size: int
 ) -> tuple[BoxSet, BoxSet | None, BoxSet]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
     Images become `size` x `size` pixels, in memory, or streamed where they are many.
     """
@@ -730,7 +730,7 @@ def load_boxes(
     count = int((sets["train"].labels >= 0).sum())
     if not count:
         why = f" ({source.note})" if source.note else ""
-        fail(f"--data {args.data}: its training part has no boxes{why}")
+        fail(f"--data {args.data}: its training set has no boxes{why}")
     for name in ("val", "test"):
         if name in sets and not (sets[name].labels >= 0).any():
             notes.append(f"the {name} part has no boxes: nothing to measure")

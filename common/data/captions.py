@@ -44,7 +44,7 @@ FOLDERS = (".", "images", "Images", "Flicker8k_Dataset")  # beside a table, wher
 FLICKR = (("flickr8k_subset", "captions.csv"), ("flickr8k", "captions.txt"),
           ("Flickr8k", "captions.txt"), (".", "captions.csv"), (".", "captions.txt"))  # fmt: skip
 OBJECTS = 3  # of a scene, at most
-STATISTICS = 2000  # scenes without end that are held: for mean and deviation, and `first`
+STATISTICS = 2000  # scenes without end that are held: for mean and standard deviation, and `first`
 
 
 @dataclasses.dataclass
@@ -264,7 +264,7 @@ def columns_of(table: Table) -> tuple[int, int, int | None, bool]:
 
 
 def from_table(path: Path, data: str) -> Source:
-    """The images that a table names, and their captions; a seeded fifth of them is the test part,
+    """The images that a table names, and their captions; a seeded fifth of them is the test set,
     unless a column `split` says which are."""
     table = read_table(path)
     image, caption, part, has_head = columns_of(table)
@@ -304,7 +304,7 @@ def from_table(path: Path, data: str) -> Source:
     if "train" not in parts:
         fail(f"{path}: no row is of the train part")
     if "test" not in parts and "val" in parts:
-        notes.append("there is no test part, so val is it")
+        notes.append("there is no test set, so val is it")
         parts["test"] = parts.pop("val")
     if "test" not in parts:
         everything = parts["train"]
@@ -312,7 +312,7 @@ def from_table(path: Path, data: str) -> Source:
             fail(f"--data {data} holds one image with captions: that can't be split")
         cuts = split(len(everything), 0.2, 0)
         parts["train"], parts["test"] = (everything.take(indices) for indices in cuts)
-        notes.append("a seeded fifth of the images is the test part")
+        notes.append("a seeded fifth of the images is the test set")
     return Source([], parts, "; ".join(notes))
 
 
@@ -331,10 +331,10 @@ def load_captions(
     readers: Mapping[str, Callable] = READERS,
     what: str = "captions",
 ) -> tuple[CaptionSet, CaptionSet | None, CaptionSet]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
     Images become 3 x `size` x `size`, cut to a square, then scaled. `inputs` are the `mean` and
-    `std` to normalise with, if not those of the training part, and perhaps how to `resample`.
+    `std` to normalise with, if not those of the training set, and perhaps how to `resample`.
     `window` (see `common.data.augment`) is for image files: what it cuts is trained on, and
     evaluation takes the middle of the square of 8/7 of `size` that is kept. `readers` may know more
     data sets than those here, and `what` say what their captions are.

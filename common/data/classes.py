@@ -1,4 +1,4 @@
-"""Classes of labelled examples: their names, and a test part where there is none."""
+"""Classes of labelled examples: their names, and a test set where there is none."""
 
 import argparse
 from collections.abc import Hashable, Iterable, Sequence
@@ -20,22 +20,22 @@ def split_by(keys: Sequence[Hashable], share: float = 0.2) -> tuple[Tensor, Tens
 
 
 def with_test(parts: dict, data: str, keys: Sequence[Hashable]) -> list[str]:
-    """Gives `parts` a test part, in place, where there is none; returns what to say of it.
+    """Gives `parts` a test set, in place, where there is none; returns what to say of it.
 
-    It is the validation part where there is one, or else a seeded fifth of the training part;
+    It is the validation set where there is one, or else a seeded fifth of the training set;
     `keys` are those of `split_by`.
     """
     if "test" in parts:
         return []
     if "val" in parts:
         parts["test"] = parts.pop("val")
-        return ["there is no test part, so the validation part is it"]
+        return ["there is no test set, so the validation set is it"]
     if len(set(keys)) < 2:
         few = counted(len(set(keys)), "different example")
         fail(f"--data {data} holds {few}: that can't be split")
     whole = parts["train"]
     parts["train"], parts["test"] = (whole.take(indices) for indices in split_by(keys))
-    return ["there is no test part, so a seeded fifth is it"]
+    return ["there is no test set, so a seeded fifth is it"]
 
 
 def classes_in(names: Iterable[str], known: Sequence[str] = ()) -> list[str]:

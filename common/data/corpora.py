@@ -4,7 +4,7 @@ train, val, test = load_corpus(args, dev)
 for tokens, following in run.progress(train.windows(args.batch_size, context, steps)): ...
 
 A corpus is documents one after another, with the character END between them. Its last tenth is the
-test part, and validation the end of what is left. A large file is never in memory whole: it is read
+test set, and validation the end of what is left. A large file is never in memory whole: it is read
 in blocks, and its tokens lie in a file below data/cache, from which each step takes its windows.
 """
 
@@ -39,7 +39,7 @@ END, END_TOKEN = "\x03", "<|endoftext|>"  # between documents: in a text, and as
 LARGE = 32 << 20  # bytes of a file, or characters of a part: more is never in memory at once
 BLOCK = 1 << 20  # characters read at a time
 SHORTEST_CHAPTER = 2000  # characters; what is shorter is a heading, or a list of contents
-LEARNT_FROM = 100 << 20  # characters of the training part that a vocabulary of pieces is made from
+LEARNT_FROM = 100 << 20  # characters of the training set that a vocabulary of pieces is made from
 CACHE = Path("data", "cache")
 
 
@@ -188,7 +188,7 @@ def shakespeare(args: argparse.Namespace) -> Corpus:
 
 def tinystories(args: argparse.Namespace) -> Corpus:
     """Stories in the words of small children, written by GPT-3.5 and GPT-4 (Eldan and Li 2023):
-    all .txt files of the folder, perhaps with a validation part (see `in_parts`)."""
+    all .txt files of the folder, perhaps with a validation set (see `in_parts`)."""
     root = Path(args.data_dir).expanduser() / "tinystories"
     names = text_files(root) if root.is_dir() else []
     if not names:
@@ -269,7 +269,7 @@ def english(args: argparse.Namespace) -> Corpus:
     for read in (movie_reviews, brown, gutenberg, tinystories):
         corpus = read(args)
         if "all" not in corpus.parts:
-            fail(f"--data english: {read.__name__} has a training part of its own there; the four "
+            fail(f"--data english: {read.__name__} has a training set of its own there; the four "
                  "texts are to be whole")  # fmt: skip
         documents += [str(Text([document])) for document in corpus.parts["all"].documents]
         notes += [corpus.note] if corpus.note and read is movie_reviews else []
@@ -340,7 +340,7 @@ def in_parts(files: Sequence[Path]) -> Corpus:
             notes.append(f"{counted(others, 'file')} of no part left out")
         if "test" not in named:
             named["test"] = named.pop("val")
-            notes.append("there is no test part, so the validation part is it")
+            notes.append("there is no test set, so the validation set is it")
         parts = {part: Text(documents_of(*some)) for part, some in named.items()}
         return Corpus(parts, "; ".join(notes))
     return Corpus({"all": Text(documents_of(*files))}, counted(len(files), "file"))
@@ -361,10 +361,10 @@ CORPUS_SETS = [f"{name}:PATH" if name == "text" else name for name in CORPORA]
 
 
 def parts_of(args: argparse.Namespace, corpus: Corpus) -> dict[str, Text]:
-    """The training, test and (with --val) validation part, contiguous pieces of the text.
+    """The training, test and (with --val) validation set, contiguous pieces of the text.
 
-    The test part is the last tenth, and validation the end of the rest, where the corpus has none
-    of its own. --limit keeps so many characters in a row of the training part.
+    The test set is the last tenth, and validation the end of the rest, where the corpus has none
+    of its own. --limit keeps so many characters in a row of the training set.
     """
     parts = dict(corpus.parts)
     if "all" in parts:
@@ -378,7 +378,7 @@ def parts_of(args: argparse.Namespace, corpus: Corpus) -> dict[str, Text]:
     if "val" in parts:
         size = len(parts["val"])
         if "val" in args.typed and args.val not in (0, size):
-            fail(f"--val {args.val}: {args.data} has a validation part of its own, of {size}: "
+            fail(f"--val {args.val}: {args.data} has a validation set of its own, of {size}: "
                  f"--val {size} takes it, --val 0 does without")  # fmt: skip
         if not args.val:
             del parts["val"]
@@ -393,7 +393,7 @@ def parts_of(args: argparse.Namespace, corpus: Corpus) -> dict[str, Text]:
             parts["train"] = parts["train"].part(0, count - size)
             count -= size
         else:
-            short = "too short for a validation part"
+            short = "too short for a validation set"
             corpus.note = "; ".join(filter(None, [corpus.note, short]))
     if args.limit and args.limit < count:
         size = max(2, args.limit)
@@ -485,7 +485,7 @@ def pieces_of(text: str, size: int = 10_000) -> list[str]:
 def make_vocabulary(
     blocks: str | Iterable[str], tokens: str, vocab_size: int, ends: bool = False
 ) -> dict:
-    """The `facts` of a vocabulary made of the training part, a text or its blocks; with `ends`,
+    """The `facts` of a vocabulary made of the training set, a text or its blocks; with `ends`,
     one that knows the ends of documents, and is spaced."""
     blocks = [blocks] if isinstance(blocks, str) else blocks
     if tokens == "chars":
@@ -717,10 +717,10 @@ def load_corpus(
     vocabulary: dict | None = None,
     make: Callable[[Iterable[str]], dict] | None = None,
 ) -> tuple[Tokens, Tokens | None, Tokens]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
     The vocabulary is that of the checkpoint that the run goes on with, or the `vocabulary` of
-    weights to start from, or made of the training part: by `make`, which gets its blocks, or as
+    weights to start from, or made of the training set: by `make`, which gets its blocks, or as
     --tokens and --vocab-size say.
     """
     corpus = CORPORA[args.data.partition(":")[0]](args)

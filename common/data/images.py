@@ -129,9 +129,9 @@ class ImageSet:
     """One part of a data set: `part` is "train", "val" or "test".
 
     `facts` holds the `classes`, the `side` of the square that evaluation cuts its middle from, and
-    the `mean` and `std` of each channel (of the training part, pixels from 0 to 1) that batches are
+    the `mean` and `std` of each channel (of the training set, pixels from 0 to 1) that batches are
     normalised with; the three parts share it. Networks see `size` pixels (0: all there are), of
-    the training part those in a `window` if there is one.
+    the training set those in a `window` if there is one.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class ImageSet:
         """Batches of images (B, C, H, W), float and normalised, and labels (B,), on the device.
 
         `augment(images, draw)` gets uint8 pixels and may return floats from 0 to 255. Only the
-        training part is shuffled, unless `shuffle` says otherwise. Without `shuffle` images are
+        training set is shuffled, unless `shuffle` says otherwise. Without `shuffle` images are
         cut from the middle, or come with the `margin` around it.
         """
         shuffle = self.part == "train" if shuffle is None else shuffle
@@ -201,7 +201,7 @@ class ImageSet:
         return self.normalise(pixels), self.labels[indices.to(self.dev.device)]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels from 0 to 255 (B, C, H, W) to floats of about mean 0 and deviation 1."""
+        """Pixels from 0 to 255 (B, C, H, W) to floats of about mean 0 and standard deviation 1."""
         mean, std = (torch.tensor(self.facts[k], device=pixels.device) for k in ("mean", "std"))
         scale = (1 / (255 * std)).view(-1, 1, 1)
         return pixels.float().mul_(scale).sub_((mean / std).view(-1, 1, 1))
@@ -218,10 +218,10 @@ def load_images(
     window: Callable | None = None,
     side: int = 0,
 ) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
     Images become `channels` x `size` x `size` (cut to a square, then scaled; 1 channel is grey),
-    with `pad` black pixels around. `mean` and `std` default to those of the training part.
+    with `pad` black pixels around. `mean` and `std` default to those of the training set.
 
     `window` (see `common.data.augment`) is for folders: what it cuts of an image is trained on.
     Streamed images are cut from the file, others from the square of `side` pixels (by default

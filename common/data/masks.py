@@ -1,7 +1,7 @@
 """Folders of images with a number for each pixel: its class, or which thing of the image it is.
 
     part = read_part(images, labels, True, top, counts, dev)     # pairs by name, read and compared
-    train, test = cut_fold(part, args)                           # a set without a test part
+    train, test = cut_fold(part, args)                           # a set without a test set
 
 A label map holds 0 for background and another number for each thing. Masks lie on the image as it
 is seen: those that were painted on the stored pixels are turned along with it.
@@ -55,17 +55,17 @@ class Annotated:
 
 
 def add_fold_flags(parser: cli.Parser, *whole: str) -> None:
-    """The flags that say which part of a set without a test part is held out; `whole` are the data
+    """The flags that say which part of a set without a test set is held out; `whole` are the data
     sets that have one."""
     add = parser.add_argument
-    text = "a set without a test part is cut into so many"
+    text = "a set without a test set is cut into so many"
     add("--folds", type=cli.integer(2), metavar="N", default=6, group="data", help=text)
-    text = "and this one of them, from 0, is the test part"
+    text = "and this one of them, from 0, is the test set"
     add("--fold", type=cli.integer(0), metavar="K", default=0, group="data", help=text)
 
     def with_test_part(_model: str, data: str, _paper: bool, **_given) -> tuple[dict, dict]:
         name = data.partition(":")[0]
-        reason = f"it is for sets without a test part, and {name} has one"
+        reason = f"it is for sets without a test set, and {name} has one"
         return {}, dict.fromkeys(("fold", "folds"), reason) if name in whole else {}
 
     parser.recipes.append(with_test_part)
@@ -78,7 +78,7 @@ def check_fold(args: argparse.Namespace) -> None:
 
 
 def cut_fold(everything: Annotated, args: argparse.Namespace) -> tuple[Annotated, Annotated, str]:
-    """The training and the test part of a set without one, and a note: --fold of the --folds that
+    """The training and the test set of a set without one, and a note: --fold of the --folds that
     a fixed seed cuts it into."""
     if len(everything) < args.folds:
         fail(f"{args.data} has {counted(len(everything), 'image')}: --folds {args.folds} is "
@@ -91,7 +91,7 @@ def cut_fold(everything: Annotated, args: argparse.Namespace) -> tuple[Annotated
         everything.take(order[args.fold].sort().values),
     )
     sizes = ", ".join(str(len(o)) for o in order)
-    return train, test, f"the test part is fold {args.fold} of {args.folds}; their sizes: {sizes}"
+    return train, test, f"the test set is fold {args.fold} of {args.folds}; their sizes: {sizes}"
 
 
 def find_pairs(data: str) -> tuple[dict[str, tuple[Path, Path, bool]], list[str]]:
@@ -115,7 +115,7 @@ def find_pairs(data: str) -> tuple[dict[str, tuple[Path, Path, bool]], list[str]
         parts, notes = part_folders(root, data)
     parts = parts or {"train": root}
     if "val" in parts and "test" not in parts:
-        notes.append(f"there is no test part, so {parts['val'].name}/ is it")
+        notes.append(f"there is no test set, so {parts['val'].name}/ is it")
         parts["test"] = parts.pop("val")
     found = {}
     for part, path in parts.items():

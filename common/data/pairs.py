@@ -194,7 +194,7 @@ def text_files(args: argparse.Namespace) -> Source:
     share = min(0.1, MOST_TEST / len(everything))
     train, test = (everything.take(some) for some in split(len(everything), share, 0))
     percent = 100 * len(test) / len(everything)
-    notes = [f"a seeded {percent:.2g}% of all pairs is the test part", note]
+    notes = [f"a seeded {percent:.2g}% of all pairs is the test set", note]
     languages = [Path(name.removesuffix(".gz")).suffix[1:] or "source" for name in names]
     facts = {"languages": languages, "metric": "bleu"}
     return Source([], {"train": train, "test": test}, "; ".join(filter(None, notes)), facts)
@@ -234,7 +234,7 @@ class PairSet:
     """One part of a data set: `part` is "train", "val" or "test".
 
     `facts` holds the `tokenizer` as JSON, the `languages`, the `metric` and how many tokens the
-    `longest` target of the training part has; the three parts share it. `fresh(epoch)`, if given,
+    `longest` target of the training set has; the three parts share it. `fresh(epoch)`, if given,
     makes each epoch's pairs.
     """
 
@@ -259,7 +259,7 @@ class PairSet:
             self.encoded = self.as_tokens()
 
     def batches(self, batch_size: int, shuffle: bool | None = None) -> TokenBatches:
-        """Batches of about `batch_size` target tokens; only the training part is shuffled."""
+        """Batches of about `batch_size` target tokens; only the training set is shuffled."""
         shuffle = self.part == "train" if shuffle is None else shuffle
 
         def lengths(epoch: int) -> Tensor:
@@ -281,7 +281,7 @@ class PairSet:
     def score(self, translations: list[str]) -> dict[str, float]:
         """BLEU of all sources' translations in order; of dates, the share that is right.
 
-        Says in which way BLEU was computed for the test part, and if nothing was translated there.
+        Says in which way BLEU was computed for the test set, and if nothing was translated there.
         """
         wanted, say = self.lines.target, self.dev.say if self.part == "test" else lambda *_: None
         if not any(translations):
@@ -298,9 +298,9 @@ class PairSet:
 
 
 def load_pairs(args: argparse.Namespace, dev: Device) -> tuple[PairSet, PairSet | None, PairSet]:
-    """The training, validation (None without --val) and test part of `--data`.
+    """The training, validation (None without --val) and test set of `--data`.
 
-    The vocabulary is trained on the training part, or taken from the checkpoint that the run goes
+    The vocabulary is trained on the training set, or taken from the checkpoint that the run goes
     on with.
     """
     if args.max_length > MOST_TOKENS:

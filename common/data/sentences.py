@@ -45,7 +45,7 @@ Pairs = list[tuple[str, str]]  # sentences and the names of their classes
 
 
 def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str]) -> Source:
-    """What was read of each part; where there is no test part, one is cut off, with equal sentences
+    """What was read of each part; where there is no test set, one is cut off, with equal sentences
     on the same side.
 
     With the classes of a checkpoint, if it knows all of them.
@@ -55,7 +55,7 @@ def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str
     for name, pairs in found.items():
         if strange := sorted({label for _, label in pairs} - set(classes)):
             fail(f"--data {args.data}: the {name} part has the class {strange[0]!r}, which the "
-                 f"training part has not ({', '.join(classes[:12])})")  # fmt: skip
+                 f"training set has not ({', '.join(classes[:12])})")  # fmt: skip
         labels = torch.tensor([classes.index(label) for _, label in pairs])
         parts[name] = Texts([text for text, _ in pairs], labels)
     if len(classes) == 1:
@@ -128,7 +128,7 @@ def ag_news(args: argparse.Namespace, instead: str = OWN) -> Source:
         found[part] = [(tidy_news(" ".join(c[1:])), kinds[int(c[0]) - 1]) for c in table.rows]
     if there:
         return as_source(args, found, [])
-    note = "the official test part alone is there: a seeded fifth of it is held out, the rest "
+    note = "the official test set alone is there: a seeded fifth of it is held out, the rest "
     source = as_source(args, {"train": found["test"]}, [])
     source.note = note + "is trained on"
     return source

@@ -1,7 +1,7 @@
 """Data sets as they are found: what all readers return, and readers of labelled images.
 
 A loader is its readers, functions of the flags that return a `Source`, and `open_source`, which
-cuts validation part and sample. Mistakes end in one line that names the file.
+cuts validation set and sample. Mistakes end in one line that names the file.
 """
 
 import argparse
@@ -85,8 +85,8 @@ def open_source(
 ) -> Source:
     """The source that --data names, with its parts as they are used.
 
-    With --val a validation part is there: the set's own, or one cut off by the seed; --limit
-    keeps so many of the training part. `shared` parts are shared out to processes, and have to be
+    With --val a validation set is there: the set's own, or one cut off by the seed; --limit
+    keeps so many of the training set. `shared` parts are shared out to processes, and have to be
     as large as there are of these.
     """
     source = readers[args.data.partition(":")[0]](args)
@@ -95,7 +95,7 @@ def open_source(
     if "val" in parts:
         own = len(parts["val"])
         if "val" in args.typed and args.val not in (0, own):
-            fail(f"--val {args.val}: {args.data} has a validation part of its own, of {own}: "
+            fail(f"--val {args.val}: {args.data} has a validation set of its own, of {own}: "
                  f"--val {own} takes it, --val 0 does without")  # fmt: skip
         if not args.val:
             del parts["val"]
@@ -105,7 +105,7 @@ def open_source(
             fail(f"--val {args.val} leaves nothing of {counted(count, 'training example')}: "
                  "lower it")  # fmt: skip
         if cut >= count:
-            source.note = "; ".join(filter(None, [source.note, "too small for a validation part"]))
+            source.note = "; ".join(filter(None, [source.note, "too small for a validation set"]))
         else:
             rest, held_out = split(count, cut / count, "val", args.seed)
             parts["val"], parts["train"] = parts["train"].take(held_out), parts["train"].take(rest)
@@ -163,7 +163,7 @@ def digits(args: argparse.Namespace) -> Source:
     pixels = torch.from_numpy((raw.images * 255 / 16).round().astype(np.uint8))[:, None]
     everything = Labelled(pixels, torch.from_numpy(raw.target))
     train, test = (everything.take(indices) for indices in split(len(everything), 0.2, 0))
-    note = "a fifth of them is the test part; writers are shared between the parts"
+    note = "a fifth of them is the test set; writers are shared between the parts"
     return Source([str(digit) for digit in range(10)], {"train": train, "test": test}, note)
 
 
@@ -270,14 +270,14 @@ def folder(args: argparse.Namespace) -> Source:
         if name in found:
             parts[name] = read_classes(found[name], args.data, classes)[1]
     if "test" not in parts and "val" in parts:
-        notes.append(f"there is no test part, so {found['val'].name}/ is it")
+        notes.append(f"there is no test set, so {found['val'].name}/ is it")
         parts["test"] = parts.pop("val")
     if "test" not in parts:
         if len(everything) < 2:
             fail(f"--data {args.data} holds one image: that can't be split")
         cuts = split(len(everything), 0.2, 0)
         parts["train"], parts["test"] = (everything.take(indices) for indices in cuts)
-        notes.append("there is no test part, so a seeded fifth is it")
+        notes.append("there is no test set, so a seeded fifth is it")
     if len(classes) == 1:
         notes.append("with one class there is nothing to tell apart: every answer is right")
     return Source(classes, parts, "; ".join(notes))

@@ -1,6 +1,6 @@
 """Text as language models read it: files, a vocabulary of word pieces, batches of about N tokens.
 
-The vocabulary is trained by the library `tokenizers` on the training part and kept in checkpoints
+The vocabulary is trained by the library `tokenizers` on the training set and kept in checkpoints
 as a string of JSON, so that whoever has a checkpoint can read and write text with it.
 """
 
