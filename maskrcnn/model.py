@@ -141,6 +141,20 @@ class RCNN(nn.Module):
 # ---------------------------------------------------------------------- the paper's, and ours
 
 
+def proposals_of(
+    channels: int, sizes: tuple[tuple[int], ...], pyramid: bool, amount: tuple[int, int], **settings
+) -> RegionProposals:
+    """Proposals of anchors with these sides, a level of the pyramid for each, or all on one map.
+
+    `amount` boxes (in training, in evaluation) are left of an image, and as many looked at on each
+    level before: a single map has all of them to look at, so that both choose among as many.
+    """
+    if pyramid:
+        return RegionProposals(channels, sizes, before=amount, after=amount, **settings)
+    before = tuple(len(sizes) * count for count in amount)
+    return RegionProposals(channels, (sum(sizes, ()),), before=before, after=amount, **settings)
+
+
 def maskrcnn_resnet50_fpn(
     num_classes: int = 91,
     min_size: int | Sequence[int] = 800,
@@ -164,7 +178,7 @@ def maskrcnn_resnet50_fpn(
     network, channels = resnet50(v1_5=True), 256
     backbone = Backbone(network, channels, 4 if pyramid else 1, frozen, trainable)
     sizes = ((32,), (64,), (128,), (256,), (512,))
-    rpn = RegionProposals(channels, sizes if pyramid else (sum(sizes, ()),))
+    rpn = proposals_of(channels, sizes, pyramid, (2000, 1000))
     heads = RegionHeads(channels, num_classes, pool=pool, masks=masks, most=most)
     return RCNN(backbone, rpn, heads, min_size, max_size, mean, std)
 
@@ -202,10 +216,7 @@ def maskrcnn_small(
     network = ResNet(BasicBlock, (2, 2, 2), 1, width)
     backbone = Backbone(network, channels, 3 if pyramid else 1)
     sizes = ((12,), (24,), (48,), (96,))
-    amount = (proposals, proposals)
-    rpn = RegionProposals(
-        channels, sizes if pyramid else (sum(sizes, ()),), before=amount, after=amount, number=64
-    )
+    rpn = proposals_of(channels, sizes, pyramid, (proposals, proposals), number=64)
     heads = RegionHeads(
         channels,
         num_classes,

@@ -467,6 +467,9 @@ def test_it_learns_a_batch_by_heart(settings):
 
 def test_a_single_map_has_all_anchors():
     model = maskrcnn_small(3, 64, pyramid=False)
+    whole = maskrcnn_small(3, 64)  # looks at as many boxes, on four levels
+    assert model.rpn.before == tuple(4 * count for count in whole.rpn.before)
+    assert model.rpn.after == whole.rpn.after
     maps = model.backbone(torch.rand(1, 3, 64, 96))
     assert [tuple(x.shape) for x in maps] == [(1, 48, 4, 6)]
     assert [len(cell) for cell in model.rpn.cells] == [12]
