@@ -1,6 +1,7 @@
 """T5's tasks, vocabulary, mixtures, published weights, and its scripts.
 
-Usage: torchrun --nproc-per-node 2 tests/test_t5_scripts.py FOLDER trains the same way there.
+Usage: torchrun --nproc-per-node 2 tests/test_t5_scripts.py FOLDER [--fsdp] trains the same way
+there.
 """
 
 import io
@@ -655,8 +656,9 @@ def test_a_batch_that_can_not_be_shared(refused):
 TWO = ["--steps", "3", "--every", "3", "--batch-size", "8", "--val", "0"]
 
 
-def test_two_processes_train_as_one():
-    process = torchrun(__file__, "two")
+@pytest.mark.parametrize("how", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+def test_two_processes_train_as_one(how):
+    process = torchrun(__file__, "two", *how)
     assert process.returncode == 0, process.stdout + process.stderr
     found = run(*SMALL, *TWO, folder="one")
     one, two = weights("one"), weights("two")
@@ -840,4 +842,4 @@ def test_quick_reaches_its_number(monkeypatch):
 
 if __name__ == "__main__":
     tasks.TRAINED, tasks.TESTED = 40, 4
-    train.main([*SMALL, *TWO, *QUIET, "--run-dir", sys.argv[1]])
+    train.main([*SMALL, *TWO, *QUIET, "--run-dir", *sys.argv[1:]])
