@@ -270,8 +270,7 @@ class Mixture:
         """`steps` steps of `rows` examples to train on, tasks in the proportion of `mixing_rates`.
 
         Of a task's examples none comes again before all have come. A step isn't of examples of like
-        length, which would save padding: a length tells tasks apart, and steps of one task after
-        another's teach much less (README.md).
+        length, which would save padding: a length tells tasks apart, and a step would be of one.
         """
         sizes = {task: len(places) for task, places in self.by_task.items()}
         rates = mixing_rates(sizes, temperature, most)
