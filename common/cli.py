@@ -291,8 +291,9 @@ class Parser(OneLineParser):
             names = self.several(names[0])
         for data in names:
             if not known(data):
-                parts = data.split("+") if self.several else [data]
-                fail(unknown("data set", next(p for p in parts if not known(p)), self.data))
+                parts = data.split("+") if self.several else []
+                strange = next((part for part in parts if not known(part)), data)
+                fail(unknown("data set", strange, self.data))
         for flag, reason in self.nothing.items():
             if flag in typed and typed[flag] is not False:  # to say no to it is harmless
                 fail(f"--{flag.replace('_', '-')} has no meaning here: {reason}")
