@@ -261,7 +261,7 @@ def from_run(name: str, content: dict) -> Found:
     facts = dict(content["dataset"])
     network, tasks = facts.pop("network"), facts.pop("tasks", {})
     facts.pop("longest", None)
-    kind = flags["objective"] or "tasks"
+    kind = flags.get("objective") or "tasks"
     return Found(name, network, content["model"], facts, flags["model"], tasks, kind)
 
 
