@@ -150,6 +150,16 @@ def test_a_prefix_gets_a_name_of_its_own():
     assert list(tasks.names_of(rows).values()) == ["x", "x_3", "x_2", "x_4"]
 
 
+def test_a_cell_keeps_the_quotation_marks_that_are_its_own():
+    Path("q.tsv").write_text('p\t"Yes", he said, "no"\t"A" and "B"\np\t"whole"\t"said ""so"""\n')
+    Path("q.csv").write_text(
+        'p,"""Yes"", he said, ""no""","""A"" and ""B"""\np,"whole","said ""so"""\n'
+    )
+    wanted = [("p", '"Yes", he said, "no"', '"A" and "B"'), ("p", "whole", 'said "so"')]
+    for name in ("q.tsv", "q.csv"):
+        assert tasks.rows_of(Path(name)) == wanted
+
+
 def test_a_path_with_a_plus(files):
     Path("mix.tsv").rename("a+b.tsv")
     _, (part, _, _) = loaded("--data", "sst2+mix:a+b.tsv")
