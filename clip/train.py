@@ -112,12 +112,12 @@ def make(args: argparse.Namespace, train: CaptionSet, dev: Device, found: Found 
 
 def make_optimizer(args: cli.Flags, model: CLIP) -> torch.optim.Optimizer:
     """AdamW; of the weights all decay but gains, biases and the scale (Sec. 2.5). The rate of the
-    text encoder's blocks is `--text-rate` times that of the rest."""
+    text encoder's blocks is `--text-rate` times that of the rest, whose rate is printed."""
     blocks = {p for name, p in model.named_parameters() if name.startswith("transformer.")}
     groups = [
         dict(params=[p for p in trained(model) if (p.dim() > 1, p in blocks) == (decayed, text)],
              weight_decay=args.weight_decay * decayed, lr=args.lr * (args.text_rate if text else 1))
-        for decayed, text in itertools.product((True, False), repeat=2)
+        for text, decayed in itertools.product((False, True), (True, False))
     ]  # fmt: skip
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, args.lr, (0.9, args.beta2), args.eps, fused=True)

@@ -113,8 +113,8 @@ class Parser(OneLineParser):
     --help, and refused if they are typed.
 
     What a checkpoint settles for good is `fixed`: to type another value beside --resume or
-    --evaluate is refused. `script` is named where a run can be gone on with. With `several`, a plus
-    may join names of data sets.
+    --evaluate is refused. `script` is named where a run can be gone on with. Where --data may name
+    `several` sets, that is a function from the text to their names.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Parser(OneLineParser):
         recipe: Callable[..., tuple[dict, dict[str, str]]] | None = None,
         fixed: Iterable[str] = (),
         script: str = "train.py",
-        several: bool = False,
+        several: Callable[[str], list[str]] | None = None,
     ):
         super().__init__(f"python {milestone}/{script}", doc, add_help=False)
         self.script, self.several = script, several
@@ -288,10 +288,12 @@ class Parser(OneLineParser):
 
         names = [values["data"]]
         if self.several and not known(names[0]):
-            names = names[0].split("+")
+            names = self.several(names[0])
         for data in names:
             if not known(data):
-                fail(unknown("data set", data, self.data))
+                parts = data.split("+") if self.several else []
+                strange = next((part for part in parts if not known(part)), data)
+                fail(unknown("data set", strange, self.data))
         for flag, reason in self.nothing.items():
             if flag in typed and typed[flag] is not False:  # to say no to it is harmless
                 fail(f"--{flag.replace('_', '-')} has no meaning here: {reason}")

@@ -252,9 +252,10 @@ class Run:
         self.best.see(metrics, self.epoch_is_whole)
 
     def rate(self) -> float:
-        """The largest learning rate of now."""
+        """The learning rate of now: of each optimiser that of the first group, as others may have
+        a multiple of --lr; of several optimisers the largest."""
         optimizers = (part for part in self.parts.values() if isinstance(part, Optimizer))
-        return max((g["lr"] for part in optimizers for g in part.param_groups), default=0.0)
+        return max((part.param_groups[0]["lr"] for part in optimizers), default=0.0)
 
     def save(self, every: float = 0.0) -> None:
         """Writes best.pt if this epoch was the best, and last.pt; leaves if a signal came.

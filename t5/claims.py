@@ -6,7 +6,7 @@
     python t5/claims.py multitask --data-dir PATH
 
 objective (Table 4): SST-2 by a network that has filled gaps in film reviews before, by one that has
-gone on from their beginnings, and by one that has read nothing.
+gone on from their beginnings, and by one that has the same vocabulary and has read one step alone.
 architecture (Table 2): encoder and decoder beside one stack that sees the source whole; each token
 passes through as many layers, so the computation is the same and the parameters are half.
 spans (Tables 6 and 7): gaps of 2, 3, 5, 10 tokens on average; 10, 15, 25, 50% of the text hidden.
@@ -36,12 +36,12 @@ ALONE = {  # with T = 2 a third of the examples is of SST-2: here each has as ma
     "sst2": ["--data", "sst2", "--steps", "800"],
     "multi30k": ["--data", "multi30k", "--steps", "1600"],
 }
-# Of each arm the flags of its pre-training (None: there is none), and of its fine-tuning.
-CLAIMS: dict[str, dict[str, tuple[list[str] | None, list[str]]]] = {
+# Of each arm the flags of its pre-training, and of its fine-tuning.
+CLAIMS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
     "objective": {
         "gaps": ([], SST2),
         "prefixes": (["--objective", "prefix"], SST2),
-        "from scratch": (None, SST2),
+        "from scratch": (["--max-steps", "1"], SST2),  # which makes the vocabulary
     },
     "architecture": {
         "encoder-decoder": ([], SST2),
@@ -77,26 +77,21 @@ def trained(name: str, argv: list[str], args: argparse.Namespace) -> tuple[Path,
 
 
 def run_arm(
-    arm: str, before: list[str] | None, tuning: list[str], args: argparse.Namespace
+    arm: str, before: list[str], tuning: list[str], args: argparse.Namespace
 ) -> tuple[list[dict], str]:
     """An arm's metrics, seed by seed, and its command."""
     more = ["--max-steps", str(args.max_steps)] if args.max_steps else []
     found, command = [], ""
     for seed in args.seeds:
         own = [*more, "--seed", str(seed)]
-        first, weights = [*SIZE, *PRETRAINING, *(before or []), *own], SIZE
-        if before is not None:
-            folder, _ = trained("pretraining", first, args)
-            weights = ["--weights", str(folder / "last.pt")]
-        flags = [*weights, *tuning, *TUNING, *own]
+        first = [*SIZE, *PRETRAINING, *own, *before]
+        weights = str(trained("pretraining", first, args)[0] / "last.pt")
+        flags = ["--weights", weights, *tuning, *TUNING, *own]
         found.append(trained(arm, flags, args)[1])
-        parts = [first, flags] if before is not None else [flags]
-        texts = [" ".join(["python t5/train.py", *part, "--data-dir PATH"]) for part in parts]
+        texts = [" ".join(["python t5/train.py", *part, "--data-dir PATH"])
+                 for part in (first, flags)]  # fmt: skip
         command = " && ".join(texts).replace(f"--seed {seed}", "--seed SEED")
-        if before is not None:
-            command = command.replace(weights[1], "RUN/last.pt").replace(
-                " &&", " --run-dir RUN &&", 1
-            )
+        command = command.replace(weights, "RUN/last.pt").replace(" &&", " --run-dir RUN &&", 1)
     return found, command
 
 

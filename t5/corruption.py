@@ -3,7 +3,7 @@
     source, target = corrupt(tokens, sentinels, generator)     # (B, N) to (B, S), (B, T)
     source, target = cut_in_two(tokens, generator)             # a prefix, and how it goes on
 
-Span corruption (Sec. 3.1.4, 3.3.4), as the released code draws it: exactly a share `rate` of the
+Span corruption (Sec. 3.3.4, 3.7), as the released code draws it: exactly a share `rate` of the
 tokens is hidden, in so many spans that they are `mean` tokens long on average. Each becomes one
 sentinel in the source, another for each; the target has the same sentinels, each followed by what
 it stands for.
@@ -13,7 +13,8 @@ it stands for.
     target: <X> for inviting <Y> last
 
 A text begins with a token that is kept and ends with one that is hidden, so no sentinel closes the
-target (in the paper's Figure 2 there is one).
+target (in the paper's Figure 2 there is one). The baseline (Sec. 3.1.4) hides single tokens, and
+those that stand side by side are one span.
 
 Shapes: B batch, N tokens of a text, S and T tokens of source and target, K spans.
 """
@@ -21,7 +22,7 @@ Shapes: B batch, N tokens of a text, S and T tokens of source and target, K span
 import torch
 from torch import Tensor
 
-RATE, MEAN = 0.15, 3.0  # Sec. 3.1.4
+RATE, MEAN = 0.15, 3.0  # Sec. 3.7
 
 
 def counts_of(length: int, rate: float = RATE, mean: float = MEAN) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from (seed, step) alone.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -47,7 +48,7 @@ def add_data_flags(parser: cli.Parser) -> None:
     add("--tokens", choices=["pieces", "chars"], default="pieces", help=text)
     add("--vocab-size", **count, default=2048, help="at most so many tokens")
     text = "tasks whose texts the vocabulary is to know, too (multi30k, so that it knows German)"
-    add("--words", metavar="TASKS", help=text)
+    add("--words", metavar="TASKS", none="no", help=f"{text}, or no")
     text = "from which language to which"
     add("--direction", choices=["en-de", "de-en"], default="en-de", help=text)
     add("--length", **length, default=128, help="tokens of a source, at most")
@@ -96,13 +97,20 @@ class Gaps:
     gaps, or the text is too short.
     """
 
-    def __init__(self, tokens: Tokens, length: int, objective: str, rate: float, mean: float):
+    def __init__(
+        self, tokens: Tokens, length: int, objective: str | None, rate: float, mean: float
+    ):
+        objective = objective or "spans"  # a run on tasks that is evaluated has none
         self.tokens, self.dev, self.part, self.facts = (
             tokens, tokens.dev, tokens.part, tokens.facts)  # fmt: skip
         self.objective, self.rate, self.mean = objective, rate, mean
-        self.sentinels = torch.tensor(Vocabulary(self.facts).sentinels)
+        self.sentinels = torch.tensor(Vocabulary(self.facts).sentinels, dtype=torch.int64)
+        self.special = torch.cat([torch.tensor([PAD, END]), self.sentinels])
+        if objective == "spans" and not len(self.sentinels):
+            fail("this vocabulary has no sentinels, as it was made for tasks: it can't mark gaps "
+                 "(--weights with --objective prefix needs none)")  # fmt: skip
         try:
-            raw = corruption.raw_length(length, rate, mean)
+            raw = corruption.raw_length(length, rate, mean) if objective == "spans" else length
         except ValueError as error:
             fail(f"--length {length}: {error}")
         self.raw = min(raw, len(tokens))
@@ -116,10 +124,17 @@ class Gaps:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def unknown(self) -> int:
+        """How many tokens stand for what the vocabulary lacks."""
+        whole, size = len(self), 1 << 20
+        blocks = (self.tokens.take(torch.tensor([begin]), min(size, whole - begin))
+                  for begin in range(0, whole, size))  # fmt: skip
+        return sum(int((block == UNKNOWN).sum()) for block in blocks)
+
     def made(self, texts: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sources and targets of texts (B, N), on the CPU."""
         texts = texts.cpu()
-        texts = texts.masked_fill((texts == PAD) | (texts == END), UNKNOWN)  # "</s>" in a text
+        texts = texts.masked_fill(torch.isin(texts, self.special), UNKNOWN)  # "</s>" in a text
         if self.objective == "prefix":
             return corruption.cut_in_two(texts, END, PAD, generator)
         return corruption.corrupt(texts, self.sentinels, END, generator, self.rate, self.mean)
@@ -142,12 +157,12 @@ class Gaps:
         """
         dev, whole = self.dev, len(self.tokens) // self.raw
         chosen = torch.linspace(0, whole - 1, min(whole, TESTED_GAPS)).long() * self.raw
-        cuts = chosen.split(rows)
+        generator = torch.Generator().manual_seed(seed_of("gaps", self.part))
+        sides = self.made(self.tokens.take(chosen, self.raw), generator)  # whatever `rows` are
+        cuts = torch.arange(len(chosen)).split(rows)
         for number in rounds(len(cuts), dev):
-            generator = torch.Generator().manual_seed(seed_of("gaps", self.part, number))
-            begins = cuts[number % len(cuts)]
-            made = self.made(self.tokens.take(begins, self.raw), generator)
-            batch = as_batch(*made, begins, dev)
+            places = cuts[number % len(cuts)]
+            batch = as_batch(*(side[places] for side in sides), chosen[places], dev)
             yield batch if number < len(cuts) else batch._replace(count=0)
 
 
@@ -195,7 +210,9 @@ def mixing_rates(
     As large as its number, but no more than `most`, and that to the power 1 / `temperature`: 1 is
     in proportion, a very large one the same for all.
     """
-    weights = {task: min(size, most) ** (1 / temperature) for task, size in sizes.items()}
+    counts = {task: min(size, most) for task, size in sizes.items()}
+    largest = max(counts.values())  # of shares of it no power is too large
+    weights = {task: (n / largest) ** (1 / temperature) for task, n in counts.items()}
     return {task: weight / sum(weights.values()) for task, weight in weights.items()}
 
 
@@ -215,8 +232,12 @@ class Mixture:
         length: int,
         target_length: int,
     ):
-        self.part, self.examples, self.facts, self.dev = part, examples, facts, dev
+        self.part, self.facts, self.dev = part, facts, dev
         self.vocabulary, self.target_length = Vocabulary(facts), target_length
+        plain = {name for name, fact in facts["tasks"].items() if fact["metric"] != "bleu"}
+        targets = [self.vocabulary.normal(target) if task in plain else target for task, target in
+                   zip(examples.tasks, examples.targets, strict=True)]  # fmt: skip
+        self.examples = dataclasses.replace(examples, targets=targets)  # as answers are written
         self.sources = self.vocabulary.encode(examples.inputs, length)
         self.targets = self.vocabulary.encode(examples.targets, target_length)
         self.by_task: dict[str, list[int]] = {}
@@ -249,8 +270,7 @@ class Mixture:
         """`steps` steps of `rows` examples to train on, tasks in the proportion of `mixing_rates`.
 
         Of a task's examples none comes again before all have come. A step isn't of examples of like
-        length, which would save padding: a length tells tasks apart, and steps of one task after
-        another's teach much less (README.md).
+        length, which would save padding: a length tells tasks apart, and a step would be of one.
         """
         sizes = {task: len(places) for task, places in self.by_task.items()}
         rates = mixing_rates(sizes, temperature, most)
@@ -321,9 +341,10 @@ Part = Gaps | Mixture
 
 def words_of(args: argparse.Namespace, dev: Device) -> list[str]:
     """The texts of the training sets of --words, which the vocabulary is to know, too."""
-    if not args.words:
+    if args.words in (None, "no"):
         return []
-    quiet = args.but(data=args.words, val=0, limit=None, chosen=[], typed=[])
+    instead = f"{args.data} with --words no"
+    quiet = args.but(data=args.words, val=0, limit=None, chosen=[], typed=[], instead=instead)
     part = read_tasks(quiet, dev).parts["train"]
     return [*part.inputs, *part.targets]
 
@@ -349,7 +370,9 @@ def load(
         prefixes = [task.prefix for task in source.facts["tasks"].values()]
         made = make_vocabulary([], args.tokens, args.vocab_size, 0, texts, prefixes)
         facts = dev.gather(made)[0]
-    tasks = {name: vars(task) for name, task in source.facts["tasks"].items()}
+    normal = Vocabulary(facts).normal
+    tasks = {name: vars(task) | {"labels": list(map(normal, task.labels))}
+             for name, task in source.facts["tasks"].items()}  # fmt: skip
     facts = dict(facts) | {"tasks": tasks}
     sets = {
         part: Mixture(part, some, facts, dev, args.length, args.target_length)
@@ -391,4 +414,7 @@ def load_text(
     how = dict(length=args.length, objective=args.objective, rate=args.noise, mean=args.span)
     train, val, test = (part and Gaps(part, **how) for part in parts)
     train.facts["tasks"] = {}
+    if count := test.unknown():
+        dev.say(f"note: {count:,} of {len(test):,} tokens of the test set are <unk>: characters "
+                "the vocabulary lacks")  # fmt: skip
     return train, val, test

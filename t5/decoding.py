@@ -82,7 +82,7 @@ def write(
 ) -> list[list[int]]:
     """The tokens that answer sources (B, S), at most so many as `most` says, without their end.
 
-    The likeliest at each step; with a `beam` above 1 the best of a beam search (Sec. 3.1.4: 4, a
+    The likeliest at each step; with a `beam` above 1 the best of a beam search (Sec. 3.7: 4, a
     length penalty of 0.6); or with `temperature`, `top_k`, `top_p`, `generator` in `draw`, drawn.
     """
     model.eval()

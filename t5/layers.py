@@ -260,12 +260,16 @@ class Stack(nn.Module):
 
     def bias(self, length: int, so_far: int, device=None) -> Tensor:
         """What is added to the scores of the last `length` of `so_far` tokens: (H, T, S)."""
-        table = self.block[0].layer[0].SelfAttention.relative_attention_bias
+        table = self.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        if hasattr(table, "full_tensor"):  # sharded with a block, and read outside of it
+            from torch.distributed.tensor import Partial
+
+            table = table.full_tensor(grad_placements=[Partial("avg")])
         i = torch.arange(so_far - length, so_far, device=device)[:, None]
         distances = torch.arange(so_far, device=device) - i  # (T, S)
         sizes = self.sizes
         buckets = buckets_of(distances, self.bidirectional, sizes.num_buckets, sizes.max_distance)
-        return table(buckets).permute(2, 0, 1)
+        return F.embedding(buckets, table).permute(2, 0, 1)
 
     def forward(
         self,

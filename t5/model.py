@@ -201,7 +201,7 @@ def t5_v1_1_base(vocab_size: int = 32_128, **settings) -> Text2Text:
 
 
 def t5_mini(vocab_size: int = 8_192, **settings) -> Text2Text:
-    """Ours, for an hour of one machine; 4,673,088 parameters with 8,192 tokens."""
+    """Ours, meant for an hour of one machine; 4,673,088 parameters with 8,192 tokens."""
     return build("mini", vocab_size, **settings)
 
 

@@ -10,6 +10,7 @@ up to three more names, and in the oldest a table of positions that nothing read
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import struct
@@ -25,7 +26,7 @@ from common.data.text import read_tokenizer
 from common.device import Device
 from common.folder import read_flags
 from common.weights import files_of, read_config
-from t5.model import MODELS, Text2Text, rebuild
+from t5.model import MODELS, SIZES, Text2Text, rebuild
 from t5.vocabulary import SENTINEL, SPECIAL, facts_of
 
 PUBLISHED = {  # names of the hub: the repository there, and which of our models that is
@@ -37,6 +38,12 @@ PUBLISHED = {  # names of the hub: the repository there, and which of our models
     "t5-v1_1-small": ("google/t5-v1_1-small", "t5_v1_1_small"),
     "t5-v1_1-base": ("google/t5-v1_1-base", "t5_v1_1_base"),
 }
+# Prefixes that version 1.0 was trained with (Appendix D), which no file of its names.
+PREFIXES = ["summarize", "cola sentence", "sst2 sentence", "mrpc sentence1", "stsb sentence1",
+            "qqp question1", "mnli hypothesis", "qnli question", "rte sentence1", "wnli sentence1",
+            "cb hypothesis", "copa choice1", "multirc question", "record query", "wic pos", "wsc",
+            "question", "translate English to German", "translate English to French",
+            "translate English to Romanian"]  # fmt: skip
 FILES = ("config.json", "tokenizer.json", "spiece.model")  # beside the weights
 TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # the same as `shared`
 UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -55,7 +62,8 @@ class Found:
     state: dict[str, Tensor]
     vocabulary: dict | None = None
     model: str | None = None  # the name it has in MODELS, where that is known
-    tasks: dict = dataclasses.field(default_factory=dict)  # that a run has learned
+    tasks: dict = dataclasses.field(default_factory=dict)  # that it has learned
+    kind: str = "tasks"  # what it has learned: these, or of a text "spans" or "prefix"
 
     def build(self, dropout: float = 0.0) -> Text2Text:
         """The network with these weights."""
@@ -145,6 +153,10 @@ def read_published(name: str, say: Callable = print) -> Found:
         say(f"note: no config.json beside {name}: distances from 128 on are taken to be alike")
     network = sizes_of(theirs, read_config(files), name)
     found = Found(name, network, ours(theirs, network["tied"], name), model=model)
+    if network["gated"]:
+        found.kind = "spans"  # version 1.1 has seen C4 alone
+    else:
+        found.tasks = {prefix: {"prefix": prefix} for prefix in PREFIXES}
     if text := read_tokenizer_files(files, name):
         found.vocabulary = facts_of(text, network["vocab_size"])
         check_tokenizer(found)
@@ -249,12 +261,26 @@ def from_run(name: str, content: dict) -> Found:
     facts = dict(content["dataset"])
     network, tasks = facts.pop("network"), facts.pop("tasks", {})
     facts.pop("longest", None)
-    return Found(name, network, content["model"], facts, flags["model"], tasks)
+    kind = flags.get("objective") or "tasks"
+    return Found(name, network, content["model"], facts, flags["model"], tasks, kind)
+
+
+def nearest_model(sizes: Mapping, gated: bool) -> str:
+    """The name in MODELS of a network of these sizes, or of the one that is most like it."""
+    rows = {f"t5_{name}": row for name, row in SIZES.items() if ("v1_1" in name) == gated}
+
+    def unlike(name: str) -> tuple[int, int]:
+        row = rows[name]
+        width = sizes.get("d_model", row["d_model"])
+        return sum(sizes.get(k) != v for k, v in row.items()), abs(width - row["d_model"])
+
+    return min(rows, key=unlike)
 
 
 def model_of(weights: str) -> str | None:
-    """The name of our model that weights are for, as far as that is known without reading them:
-    by the config.json beside them, which is that of a run or a published one."""
+    """The name of our model that weights are for: by the config.json beside them, which is that of
+    a run or a published one; or of a file alone, by what it says or the sizes that it has. None
+    where it can't be read."""
     if weights in PUBLISHED:
         return PUBLISHED[weights][1]
     path = Path(weights).expanduser()
@@ -264,7 +290,11 @@ def model_of(weights: str) -> str | None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if config.get("model_type") == "t5":
-            return "t5_v1_1_base" if "gated" in config.get("feed_forward_proj", "") else "t5_base"
+            return nearest_model(config, "gated" in config.get("feed_forward_proj", ""))
+    if path.is_file():
+        with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+            found = read_published(weights, lambda *_: None)  # what is wrong with it is said later
+            return found.model or nearest_model(found.network, found.network["gated"])
     return None
 
 

@@ -18,7 +18,8 @@ TEXTS = {"english": HOUR | dict(words="multi30k"), "brown": HOUR, "movie-reviews
 TUNE = dict(tokens="pieces", vocab_size=4096, steps=6000, every=1000, val=500, batch_size=64,
             length=128, target_length=64, lr=1e-3, dropout=0.1)  # of tasks in files
 PAPER_TUNE = dict(objective=None, steps=262_144, every=5000, val=500, batch_size=128, lr=1e-3,
-                  schedule="constant")  # Sec. 3.1.3, on top of PAPER
+                  schedule="constant", patience=1000)  # Sec. 3.1.3, on top of PAPER: the best of
+# the checkpoints, by validation, is tested; so many epochs there are not, so none ends the run
 # fmt: on
 ALONE = ("sst2", "cola", "multi30k")  # sets that are one task
 
@@ -31,6 +32,11 @@ def own_defaults(model: str, data: str | None, paper: bool, tasks: bool) -> dict
     if not tasks:
         return dict(TEXTS.get(data, TEXT))
     return {} if data in (None, "tasks") else dict(TUNE)
+
+
+def precision_of(model: str) -> str:
+    """What --precision auto is, where the hardware multiplies bf16: small matrices gain nothing."""
+    return "fp32" if model == "t5_tiny" else "bf16"
 
 
 def meaningless(tasks: bool, names: list[str], value: dict) -> dict[str, str]:
@@ -60,6 +66,8 @@ def meaningless(tasks: bool, names: list[str], value: dict) -> dict[str, str]:
         nothing["direction"] = "it is of multi30k"
     if value["schedule"] == "constant":
         nothing["warmup"] = "the rate is constant"
+    if value["optimizer"] == "adafactor":
+        nothing["bias_rate"] = "Adafactor's steps grow with the weights (add --optimizer adamw)"
     return nothing
 
 
@@ -75,8 +83,11 @@ def recipe(
     own = own_defaults(model, data, paper, tasks)
     if (weights := given.get("weights")) and not model_chosen:
         own["model"] = model_of(weights) or model
+    if given.get("val") == 0:
+        own["patience"] = None
     value = dict.fromkeys(["objective", "words", "weights"]) | dict(beam=1, schedule="line")
-    value |= dict(tokens="pieces" if paper or not tasks else "chars")
+    value |= dict(tokens="pieces" if paper or not tasks else "chars",
+                  optimizer="adafactor" if paper else "adamw")  # fmt: skip
     value |= {name: x for name, x in (own | given).items() if name in value}
     names = sets_in(data or "tasks") if tasks else [kind]
     return own, meaningless(tasks, [name.partition(":")[0] for name in names], value)

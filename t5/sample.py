@@ -32,12 +32,6 @@ TOGETHER = 64  # texts answered side by side
 SHOWN = 10  # examples of the test set
 FARTHEST = 64  # distance that is drawn
 MADE = ("answers.txt", "positions.png", "attention.png")
-# Prefixes that the published weights were trained with (Appendix D), which no file of theirs names.
-PAPERS = ["summarize", "cola sentence", "sst2 sentence", "mrpc sentence1", "stsb sentence1",
-          "qqp question1", "mnli hypothesis", "qnli question", "rte sentence1", "wnli sentence1",
-          "cb hypothesis", "copa choice1", "multirc question", "record query", "wic pos", "wsc",
-          "question", "translate English to German", "translate English to French",
-          "translate English to Romanian"]  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -95,19 +89,19 @@ def open_model(args: argparse.Namespace) -> Opened:
         dev = Device(cli.Flags(**alone, clip=None, seed=0, precision="fp32"))
         name = Path(args.weights).resolve().stem if Path(args.weights).exists() else args.weights
         out = args.out or new_samples(Path("runs", "t5", f"weights-{name.replace('/', '-')}"))
-        published = {prefix: {"prefix": prefix} for prefix in PAPERS}
-        facts = dict(found.vocabulary, tasks=found.tasks if found.model else published)
+        facts = dict(found.vocabulary, tasks=found.tasks, kind=found.kind)
         return found.build().to(dev.device).eval(), facts, None, dev, out, ""
     with contextlib.redirect_stdout(io.StringIO()) as said:
         checkpoint, flags, dev, out = open_run(args, "t5", MODELS)
-    facts = checkpoint["dataset"]
+    facts = checkpoint["dataset"] | {"kind": flags.objective or "tasks"}
     model = rebuild(facts["network"])
     model.load_state_dict(checkpoint["model"])
     return model.to(dev.device).eval(), facts, flags, dev, out, said.getvalue()
 
 
 class Answers:
-    """Answers texts with a network: `facts` are those of its vocabulary and tasks."""
+    """Answers texts with a network: `facts` are those of its vocabulary and tasks, and the `kind`
+    of what it has learned ("tasks", or of a text "spans" or "prefix")."""
 
     def __init__(
         self,
@@ -120,6 +114,7 @@ class Answers:
         self.model, self.dev, self.args = model, dev, args
         self.vocabulary = Vocabulary(facts)
         self.prefixes = [task["prefix"] for task in facts["tasks"].values()]
+        self.kind = facts["kind"]
         self.longest = flags.length if flags else 512
         written = facts["longest"] * 5 // 4 + 1 if "longest" in facts else 64
         self.most = args.length or written
@@ -133,19 +128,26 @@ class Answers:
         self.said.add(text)
 
     def read(self, text: str) -> torch.Tensor:
-        """The tokens of a text; says what is lost, and if nothing is known of its prefix."""
+        """The tokens of a text; says what is lost, and what the network hasn't learned. Raises
+        ValueError for a sentinel that the vocabulary lacks."""
         encoded = self.vocabulary.encode_prompt(text, self.longest)
         if encoded.cut:
             self.note(f"a text has more than {self.longest} tokens: the rest is cut")
         if encoded.unknown:
             strange = in_words(sorted(set("".join(encoded.unknown))))
             self.note(f"characters the vocabulary lacks, read as <unk>: {strange}")
-        if not SENTINEL.search(text) and prefix_of(text, self.prefixes) is None:
+        gaps = SENTINEL.search(text)
+        if self.kind == "tasks" and not gaps and prefix_of(text, self.prefixes) is None:
             known = ", ".join(f'"{prefix}:"' for prefix in self.prefixes[:8])
             more = ", …" if len(self.prefixes) > 8 else ""
-            what = f"known are {known}{more}" if known else "it was trained to fill gaps alone"
             begin = text.partition(":")[0][:40] if ":" in text else text[:20]
-            self.note(f'"{begin}" is no prefix the network was trained with; {what}')
+            self.note(f'"{begin}" is no prefix the network was trained with; known are '
+                      f"{known}{more}")  # fmt: skip
+        elif self.kind == "spans" and not gaps:
+            self.note("the network was trained to fill gaps alone (<extra_id_0>, …): it knows no "
+                      "prefix")  # fmt: skip
+        elif self.kind == "prefix" and gaps:
+            self.note("the network was trained to go on with texts, not to fill gaps")
         return encoded.tokens[0]
 
     @torch.inference_mode()
@@ -187,7 +189,9 @@ def draw_positions(model: Text2Text, path: Path) -> None:
     figure = Figure(figsize=(4.6 * len(stacks), 3.4), layout="constrained")
     axes = figure.subplots(1, len(stacks), squeeze=False)[0]
     for axis, (name, stack) in zip(axes, stacks.items(), strict=True):
-        bias = stack.bias(2 * FARTHEST + 1, 2 * FARTHEST + 1).detach().float()[:, FARTHEST]
+        device = stack.final_layer_norm.weight.device
+        bias = stack.bias(2 * FARTHEST + 1, 2 * FARTHEST + 1, device)[:, FARTHEST]
+        bias = bias.detach().float().cpu()
         last = 2 * FARTHEST + 1 if stack.bidirectional else FARTHEST + 1
         distances = torch.arange(-FARTHEST, FARTHEST + 1)[:last]
         for head, values in enumerate(bias[:, :last]):
@@ -227,7 +231,7 @@ def of_test(flags: cli.Flags, dev: Device) -> tuple[list[str], list[str]]:
         source, target, *_ = next(iter(test.in_order(SHOWN)))
         bare = [[t for t in row.tolist() if t not in (START, END)] for row in source]
         texts = target.tolist()
-        if flags.objective == "spans":
+        if test.objective == "spans":
             texts = [
                 give_back(a, b, vocabulary.sentinels) for a, b in zip(bare, texts, strict=True)
             ]
@@ -255,7 +259,10 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     wanted: list[str] = []
     if not texts:
         texts, wanted = of_test(flags, dev)
-    found = answers.answer(texts)
+    try:
+        found = answers.answer(texts)
+    except ValueError as error:
+        fail(str(error))
     print(said, end="", file=sys.stderr)  # nothing but answers goes to stdout
     make_folder(out)
     (out / "answers.txt").write_text("\n".join(found) + "\n", "utf-8")

@@ -9,6 +9,7 @@ mixture of six; a test input is in no training set.
 
 import argparse
 import dataclasses
+import itertools
 import random
 import re
 from collections.abc import Callable
@@ -19,14 +20,14 @@ from torch import Tensor
 from common import counted, fail, seed_of, unknown
 from common.data import pairs, sentences
 from common.data.classes import with_test
-from common.data.sources import PART_NAMES, Source, open_source
+from common.data.sources import PART_NAMES, Source, open_source, split
 from common.data.tables import read_table
 from common.device import Device
 
-OWN = "tasks, which needs no files"  # what to take where the files of a set are missing
+OWN = "tasks, which needs no files"
 LANGUAGES = {"en": "English", "de": "German"}
 FEW_LABELS = 20  # targets of a prefix that are label words, at most
-LONG = 3  # words of a median target that is a sentence, at least
+LONG = 3  # words of a median target that is no sentence, at most
 
 
 @dataclasses.dataclass
@@ -169,11 +170,16 @@ def together(some: list[Examples]) -> Examples:
 # ---------------------------------------------------------------------- files
 
 
+def instead(args: argparse.Namespace) -> str:
+    """What to take where the files of a set are missing: for --words, data without these."""
+    return getattr(args, "instead", OWN)
+
+
 def of_labels(task: str, prefix: str, reader: Callable, words: dict[str, str], metric: str):
     """A reader of sentences with a label word each, made of one of common/data/sentences.py."""
 
     def read(args: argparse.Namespace) -> Source:
-        found = reader(args, OWN)
+        found = reader(args, instead(args))
         labels = [words.get(name, name) for name in found.classes]
         parts = {
             part: examples(task, prefix, texts.texts, [labels[i] for i in texts.labels.tolist()])
@@ -186,7 +192,7 @@ def of_labels(task: str, prefix: str, reader: Callable, words: dict[str, str], m
 
 def multi30k(args: argparse.Namespace) -> Source:
     """Multi30k (Elliott et al. 2016), English to German or the other way."""
-    found = pairs.multi30k(args)
+    found = pairs.multi30k(args, instead(args))
     a, b = (LANGUAGES[name] for name in args.direction.split("-"))
     prefix = f"translate {a} to {b}"
     parts = {part: examples("multi30k", prefix, lines.source, lines.target)
@@ -206,7 +212,7 @@ def own(args: argparse.Namespace) -> Source:
             fail(f"--data {args.data}: the folder holds no train.tsv (or .csv)")
     elif not path.is_file():
         fail(f"--data {args.data}: there is no such file or folder; name a table of prefix, input "
-             f"and target, or take --data {OWN}")  # fmt: skip
+             f"and target, or take --data {instead(args)}")  # fmt: skip
     rows = {part: rows_of(files[part]) for part in ("train", "val", "test") if part in files}
     names = names_of(rows["train"])
     tasks = {}
@@ -254,9 +260,8 @@ def names_of(rows: list[tuple[str, str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for prefix in dict.fromkeys(row[0] for row in rows):
         word = re.sub(r"\W+", "_", prefix.lower()).strip("_") or "task"
-        number = sum(re.fullmatch(rf"{re.escape(word)}(_\d+)?", n) is not None
-                     for n in found.values())  # fmt: skip
-        found[prefix] = f"{word}_{number + 1}" if number else word
+        names = itertools.chain([word], (f"{word}_{number}" for number in itertools.count(2)))
+        found[prefix] = next(name for name in names if name not in found.values())
     return found
 
 
@@ -295,14 +300,18 @@ def are_tasks(data: str | None) -> bool:
 
 
 def read_tasks(args: argparse.Namespace, dev: Device) -> Source:
-    """All sets of --data in one, each with its parts as they are used."""
+    """All sets of --data in one, each with its parts as they are used.
+
+    Of several, --val is cut off those that have no validation set, and --limit is of all together.
+    """
     names, found = sets_in(args.data), {}
+    each = args.but(limit=None, typed=[]) if len(names) > 1 else args
     for name in names:
         if name.partition(":")[0] not in SETS:
             fail(unknown("data set", name, TASK_SETS))
         if names.count(name) > 1:
             fail(f"--data {args.data} names {name} twice")
-        found[name] = open_source(args.but(data=name), dev, SETS, shared=False)
+        found[name] = open_source(each.but(data=name), dev, SETS, shared=False)
     sources = list(found.values())
     tasks: dict[str, Task] = {}
     for source in sources:
@@ -314,8 +323,15 @@ def read_tasks(args: argparse.Namespace, dev: Device) -> Source:
         some = [source.parts[part] for source in sources if part in source.parts]
         if some:
             parts[part] = together(some)
+    count = len(parts["train"])
+    if len(names) > 1 and args.limit and args.limit < count:
+        few = split(count, args.limit / count, "limit", args.seed)[1]
+        parts["train"] = parts["train"].take(few)
     notes = [f"{name}: {s.note}" if len(names) > 1 else s.note
              for name, s in found.items() if s.note]  # fmt: skip
+    lost = [repr(task.prefix) for name, task in tasks.items() if name not in parts["train"].tasks]
+    if lost:
+        notes.append(f"no row is left to train on of the prefix {', '.join(lost)}")
     return Source([], parts, "; ".join(notes), {"tasks": tasks})
 
 

@@ -4,7 +4,7 @@ python t5/train.py                                            # six generated ta
 python t5/train.py --data english --data-dir PATH             # gaps in English text: t5_mini
 python t5/train.py --weights RUN --data sst2+multi30k --data-dir PATH     # two tasks at once
 python t5/train.py --weights t5-small --data mix:tasks.tsv    # your own: prefix, input, target
-python t5/train.py --paper --data text:c4                     # the baseline (Sec. 3.1), t5_base
+python t5/train.py --paper --data text:c4                     # t5_base (Sec. 3.1, 3.3.4)
 """
 
 import argparse
@@ -22,7 +22,8 @@ from t5.data import DATA, FIXED, Gaps, Mixture, add_data_flags, load
 from t5.decoding import write
 from t5.model import ARCHITECTURES, MODELS, PAD, Text2Text, describe, rebuild
 from t5.published import Found, start
-from t5.recipes import SIZES, recipe
+from t5.recipes import SIZES, precision_of, recipe
+from t5.tasks import sets_in
 
 # fmt: off
 QUICK = dict(model="t5_tiny", data="tasks", tokens="chars", steps=3600, every=1200, val=300,
@@ -36,8 +37,8 @@ PAPER = dict(model="t5_base", data="text:data/c4", tokens="pieces", vocab_size=3
 
 def parse_args(argv: list[str] | None = None) -> cli.Flags:
     """The flags; see --help."""
-    settled = [*SIZES, *FIXED, "architecture", "every", "weights"]  # by a checkpoint
-    parser = cli.Parser("t5", __doc__, QUICK, PAPER, MODELS, DATA, recipe, settled, several=True)
+    settled = [*SIZES, *FIXED, "architecture", "bias_rate", "every", "weights"]  # by a checkpoint
+    parser = cli.Parser("t5", __doc__, QUICK, PAPER, MODELS, DATA, recipe, settled, several=sets_in)
     add_data_flags(parser)
     add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
     add("--every", **count, group="training", default=250, help="steps between validations")
@@ -102,14 +103,17 @@ def evaluate(
 ) -> tuple[dict[str, float], list[str]]:
     """Loss and accuracy a target token; of tasks also their metrics, and the answers in order."""
     model.eval()
-    sums, found = torch.zeros(3, dtype=torch.float64, device=dev.device), []
-    tasks = isinstance(part, Mixture)
-    for source, target, counts, indices in part.in_order(256 // beam if tasks else rows_of(args)):
+    kind = torch.float32 if dev.device.type == "mps" else torch.float64
+    sums, found = torch.zeros(3, dtype=kind, device=dev.device), []
+    tasks, rows = isinstance(part, Mixture), rows_of(args, part) // (dev.world * dev.accumulate)
+    if tasks:  # no gradients: there is room for more of them than in training
+        rows = min(256, 4 * max(1, rows)) // beam
+    for source, target, counts, indices in part.in_order(max(1, rows)):
         with dev.autocast():
             logits, labels = model(source, target[:, :-1]), target[:, 1:]
         right = (logits.argmax(2) == labels) & (labels != PAD)
         values = torch.stack([cross_entropy(logits, labels), right.sum(), labels.ne(PAD).sum()])
-        sums += values.double() * (counts > 0)
+        sums += values.to(kind) * (counts > 0)
         if tasks:
             with dev.autocast():
                 how = (part.most, beam, args.length_penalty)
@@ -121,16 +125,17 @@ def evaluate(
     return metrics | (part.score(answers) if tasks else {}), answers
 
 
-def rows_of(args: argparse.Namespace) -> int:
+def rows_of(args: argparse.Namespace, part: Gaps | Mixture) -> int:
     """Examples of a step: of a text as many as have --batch-size source tokens."""
-    return max(1, args.batch_size // args.length) if args.objective else args.batch_size
+    text = isinstance(part, Gaps)
+    return max(1, args.batch_size // args.length) if text else args.batch_size
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
-    dev = Device(args, "fp32" if args.model == "t5_tiny" else "bf16")  # of small matrices
+    dev = Device(args, precision_of(args.model))
     found = start(args, dev)
     train, val, test = load(args, dev, found and found.vocabulary)
     model = make(args, train.facts, found)
@@ -139,10 +144,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         optimizer = torch.optim.Adafactor(model.parameters(), args.lr)
     else:
         # Adam's steps are of one size, the initial weights are not: see README.md, Departures.
-        rates = {"attention_bias": args.bias_rate, ".q.": model.sizes.d_kv**-0.5, "": 1.0}
-        kinds: dict[str, list] = {part: [] for part in rates}
+        rates = {"": 1.0, "attention_bias": args.bias_rate, ".q.": model.sizes.d_kv**-0.5}
+        kinds: dict[str, list] = {part: [] for part in rates}  # the first one's rate is printed
         for name, p in model.named_parameters():
-            kinds[next(part for part in rates if part in name)].append(p)
+            kinds[max((part for part in rates if part in name), key=len)].append(p)
         groups = [dict(params=some, lr=args.lr * rates[part]) for part, some in kinds.items()]
         how = dict(betas=(0.9, 0.98), weight_decay=0.0, fused=not args.fsdp)
         optimizer = torch.optim.AdamW(groups, args.lr, **how)
@@ -151,7 +156,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     judge = rebuild(train.facts["network"]).to(dev.device) if args.fsdp else model
     tasks = isinstance(train, Mixture)
     monitor = ("val_score", max) if tasks else ("val_loss", min)
+    own = {key: train.facts[key] for key in ("tasks", "longest") if key in train.facts}
     run = Run(args, dev, monitor, **parts, dataset=train.facts)
+    train.facts |= own  # a checkpoint's are those of its own data, --evaluate may have another
 
     def measure(part: Gaps | Mixture, beam: int = 1) -> dict[str, float]:
         if args.fsdp:  # whole, to write with
@@ -164,7 +171,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.evaluate:
         return run.finish(**measure(test, args.beam))
     mix = (args.mix_temperature, args.mix_limit) if tasks else ()
-    batches = train.steps(rows_of(args), min(args.every, args.steps), *mix)
+    batches = train.steps(rows_of(args, train), min(args.every, args.steps), *mix)
     for epoch in run.epochs():
         model.train()
         for source, target, count in run.progress(batches):

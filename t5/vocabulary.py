@@ -23,7 +23,8 @@ class Vocabulary:
     """A vocabulary from the `facts` of a checkpoint: the `tokenizer` as JSON.
 
     `known` is how many tokens it has (a published table of embeddings has a few more, which mean
-    nothing); `sentinels` are in the order in which gaps get them.
+    nothing); `sentinels` are in the order in which gaps get them; `spelt` says whether tokens are
+    characters, spaces among them.
     """
 
     def __init__(self, facts: dict):
@@ -33,19 +34,28 @@ class Vocabulary:
         self.tokenizer.encode_special_tokens = True  # "</s>" in a text is text like any other
         tokens = self.tokenizer.get_vocab()
         self.known = max(tokens.values(), default=-1) + 1
+        self.spelt = type(self.tokenizer.model).__name__ == "BPE"
         marks = {int(m[1]): i for t, i in tokens.items() if (m := SENTINEL.fullmatch(t))}
         self.sentinels = [marks[number] for number in sorted(marks)]
         if missing := [t for i, t in enumerate(SPECIAL) if tokens.get(t) != i]:
             fail(f"the tokenizer is of another model than T5: its {missing[0]} is token "
                  f"{tokens.get(missing[0], 'nowhere')}")  # fmt: skip
 
-    def encode(self, texts: Sequence[str], most: int) -> Encoded:
-        """Texts as tensors of at most `most` tokens, the last of which is END."""
+    def normal(self, text: str) -> str:
+        """A text as `decode` gives it back, if all its characters are known."""
+        normalizer = self.tokenizer.normalizer
+        return " ".join((normalizer.normalize_str(text) if normalizer else text).split())
+
+    def encode(self, texts: Sequence[str], most: int, part: bool = False) -> Encoded:
+        """Texts as tensors of at most `most` tokens, the last of which is END; what is `part` of a
+        longer text keeps the spaces at its ends, if they are tokens."""
         found, cut, strange = [], 0, set()
-        pieces = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        special = {PAD, END, *self.sentinels}
+        texts = list(texts) if part else [text.strip() for text in texts]
+        pieces = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         for text, piece in zip(texts, pieces, strict=True):
             # A Unigram model takes a written "</s>" for its own piece of that name.
-            ids = [UNKNOWN if token in (PAD, END) else token for token in piece.ids]
+            ids = [UNKNOWN if token in special else token for token in piece.ids]
             if UNKNOWN in ids:
                 places = (piece.offsets[i] for i, token in enumerate(ids) if token == UNKNOWN)
                 strange.update(*(text[a:b].strip() for a, b in places))
@@ -54,19 +64,20 @@ class Vocabulary:
         return Encoded(found, cut, sorted(strange))
 
     def encode_prompt(self, text: str, most: int) -> Encoded:
-        """The same of one text, in which <extra_id_0> is the sentinel of that name."""
-        parts, ids, strange = re.split(f"({SENTINEL.pattern})", text), [], set()
+        """The same of one text, in which <extra_id_0> is the sentinel of that name. Raises
+        ValueError where the vocabulary lacks it."""
+        parts, ids, strange = re.split(f"({SENTINEL.pattern})", text.strip()), [], set()
         # The pattern's own group stands among the parts, too: text, sentinel, number, text …
         for place in range(0, len(parts), 3):
-            if parts[place].strip():
-                piece = self.encode([parts[place]], len(parts[place]) * 4 + 8)
+            if parts[place].strip() or (self.spelt and parts[place]):
+                piece = self.encode([parts[place]], len(parts[place]) * 4 + 8, part=True)
                 ids += piece.tokens[0][:-1].tolist()
                 strange.update(piece.unknown)
             if place + 2 < len(parts):
                 number = int(parts[place + 2])
                 if number >= len(self.sentinels):
-                    fail(f"the vocabulary has {len(self.sentinels)} sentinels, and no "
-                         f"{parts[place + 1]}")  # fmt: skip
+                    raise ValueError(f"the vocabulary has {len(self.sentinels)} sentinels, and no "
+                                     f"{parts[place + 1]}")  # fmt: skip
                 ids.append(self.sentinels[number])
         tokens = torch.tensor([*ids[: most - 1], END])
         return Encoded([tokens], int(len(ids) >= most), sorted(strange))
@@ -75,7 +86,9 @@ class Vocabulary:
         """Lists of tokens as texts, with the names of sentinels in them."""
         bare = [[i for i in row if i not in (PAD, END)] for row in rows]
         texts = self.tokenizer.decode_batch(bare, skip_special_tokens=False)
-        return [re.sub(r"\s*(<extra_id_\d+>)\s*", r" \1 ", text).strip() for text in texts]
+        if not self.spelt:  # pieces of words lose the space before a sentinel
+            texts = [re.sub(r"\s*(<extra_id_\d+>)\s*", r" \1 ", text) for text in texts]
+        return [text.strip() for text in texts]
 
     def names(self, tokens: Sequence[int]) -> list[str]:
         """What a person calls tokens."""
@@ -107,8 +120,10 @@ def make_vocabulary(
 
     lines = [*lines_of(texts), *more]
     scheme = "always" if kind == "pieces" else "never"
+    # Of characters a space is one, also at the end of a line of text.
+    ends = [normalizers.Strip()] if kind == "pieces" else []
     normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), *ends]
     )
     counts: collections.Counter = collections.Counter()
     for begin in range(0, len(lines), 1000):
@@ -120,11 +135,17 @@ def make_vocabulary(
         plain = {t: i for i, t in enumerate([*SPECIAL, *sorted(letters)])}
         tokenizer = Tokenizer(models.BPE(plain, [], unk_token=SPECIAL[UNKNOWN]))
     else:
-        letters = letters[: max(1, room // 2)]
-        if room <= len(letters):
-            least = len(SPECIAL) + sentinels + len(letters)
-            fail(f"--vocab-size {vocab_size}: more than {least:,} are needed, for {len(SPECIAL)} "
-                 f"special tokens, {sentinels} sentinels and the letters")  # fmt: skip
+        if room < 4:  # two letters and two pieces
+            fail(f"--vocab-size {vocab_size}: more than {len(SPECIAL) + sentinels + 3:,} are "
+                 f"needed, for {len(SPECIAL)} special tokens, {sentinels} sentinels and the "
+                 "letters")  # fmt: skip
+        # The trainer keeps every character that it sees: of the rarest it is to see none. (It sees
+        # a space before each line.)
+        letters = sorted(letters, key=lambda c: c != "▁")
+        rare = {ord(c): " " for c in letters[room // 2 :]}
+        letters = letters[: room // 2]
+        if rare:
+            lines = [normalizer.normalize_str(line).translate(rare) for line in lines]
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)

@@ -153,6 +153,7 @@ def test_matrices_decay_and_nothing_else(scenes):
     assert all(group["betas"] == (0.9, 0.98) and group["eps"] == 1e-6 for group in groups)
     names = {id(p): name for name, p in model.named_parameters()}
     kept, decayed = set(), set()
+    assert groups[0]["lr"] == args.lr  # that is printed
     for group in groups:
         some = {names[id(p)] for p in group["params"]}
         assert group["weight_decay"] in (0, args.weight_decay)

@@ -357,13 +357,13 @@ def test_causal_attention_in_bf16(monkeypatch):
     """Plain products, and the kernel where they were too large, are the attention written out."""
     parts = [torch.randn(2, 3, 20, 8) for _ in range(3)]
     wanted, _ = attention(*parts, visible(20, 20, None))
-    half = [x.bfloat16() for x in parts]
-    for most in (layers.MOST_SCORES, 0):
+    half, most_scores = [x.bfloat16() for x in parts], layers.MOST_SCORES
+    for most in (most_scores, 0):
         monkeypatch.setattr(layers, "MOST_SCORES", most)
         found = layers.attention_kernel(*half, causal=True)
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.float(), wanted, rtol=0.03, atol=0.03)
-    monkeypatch.undo()
+    monkeypatch.setattr(layers, "MOST_SCORES", most_scores)
     torch.manual_seed(0)
     half[2] = torch.ones_like(half[2])
     dropped = layers.attention_kernel(*half, causal=True, dropout=0.5)

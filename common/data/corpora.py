@@ -565,7 +565,8 @@ class Tokens:
             self.values: Tensor | Mapped = torch.cat(parts).to(dev.device)
         else:
             self.values, sizes = self.in_file(text, vocabulary)
-        first = vocabulary.decode(self.take(torch.zeros(1).long(), 1)[0].tolist())
+        places = torch.zeros(min(1, len(self))).long()  # none in a text of white space
+        first = vocabulary.decode(self.take(places, 1).flatten().tolist())
         self.characters = sizes[0] - len(first)
         self.bytes = sizes[1] - len(first.encode("utf-8", "replace"))
 

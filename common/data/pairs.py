@@ -157,8 +157,9 @@ def dates(args: argparse.Namespace) -> Source:
 # ---------------------------------------------------------------------- files
 
 
-def multi30k(args: argparse.Namespace) -> Source:
-    """Multi30k (Elliott et al. 2016): 29,000 captions of photographs, English and German."""
+def multi30k(args: argparse.Namespace, instead: str = "dates, which needs no files") -> Source:
+    """Multi30k (Elliott et al. 2016): 29,000 captions of photographs, English and German; where
+    files are missing the one line says what to take `instead`."""
     languages = args.direction.split("-")
     folder = Path(args.data_dir).expanduser()
     folder = folder / "multi30k" if (folder / "multi30k").is_dir() else folder
@@ -170,7 +171,7 @@ def multi30k(args: argparse.Namespace) -> Source:
             fail(
                 f"{missing} (or {missing}.gz) is not in {folder}: get Multi30k's task 1 from "
                 "https://github.com/multi30k/dataset and name its folder with --data-dir, or "
-                "take --data dates, which needs no files"
+                f"take --data {instead}"
             )
         parts[part], note = read_pairs(*files)
         notes += [note] if note else []

@@ -68,8 +68,11 @@ def split_lines(path: Path, lines: Sequence[str], delimiter: str) -> Table | str
 
 
 def bare(cell: str) -> str:
-    """A cell without quotation marks around it."""
-    return cell[1:-1] if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+    """A cell without quotation marks around it. Where others are inside that aren't doubled, as in
+    "A" and "B", all are the cell's own."""
+    inner = cell[1:-1]
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner if quoted else cell
 
 
 def no_column(path: Path, flag: str, name: str, columns: Sequence[str]) -> NoReturn:

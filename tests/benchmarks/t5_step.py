@@ -24,6 +24,7 @@ from common.device import Device
 from t5.data import Gaps
 from t5.decoding import write
 from t5.model import END, MODELS, PAD
+from t5.recipes import precision_of
 from t5.train import cross_entropy, parse_args
 from t5.vocabulary import make_vocabulary
 
@@ -35,8 +36,14 @@ def reference(model, dropout: float):
     s = model.sizes
     sizes = dict(vocab_size=s.vocab_size, d_model=s.d_model, d_kv=s.d_kv, d_ff=s.d_ff)
     sizes |= dict(num_layers=s.num_layers, num_heads=s.num_heads, dropout_rate=dropout)
-    sizes |= dict(feed_forward_proj="gated-gelu" if s.gated else "relu")
-    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=PAD))
+    sizes |= dict(feed_forward_proj="gated-gelu" if s.gated else "relu", tie_word_embeddings=s.tied)
+    config = T5Config(**sizes, decoder_start_token_id=PAD)
+    config.tie_word_embeddings = s.tied  # the library sets it to True
+    theirs = T5ForConditionalGeneration(config)
+    if not s.tied:  # then its three tables of embeddings come apart
+        for part in (theirs.encoder, theirs.decoder):
+            part.embed_tokens.weight = theirs.shared.weight
+    return theirs
 
 
 def main() -> None:
@@ -52,7 +59,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    dev = Device(parse_args(["--device", args.device, "--quiet"]))
+    flags = parse_args(["--model", args.model, "--device", args.device, "--quiet"])
+    dev = Device(flags, precision_of(args.model))
     clock = time.perf_counter if dev.device.type == "cuda" else time.process_time
     draw = dict(low=3, high=args.vocab_size - 100, device=dev.device)
     source = torch.randint(size=(args.rows, args.length), **draw)
@@ -104,8 +112,9 @@ def main() -> None:
     for name, value in model.state_dict().items():
         state[name].copy_(value)
     with torch.no_grad():  # neither side may end early
-        for table in (model.shared.weight, theirs.shared.weight):
-            table[END] = 0
+        for side in (model, theirs):
+            table = side.shared if model.sizes.tied else side.lm_head
+            table.weight[END] = 0
 
     def ours(cached: bool):
         def decode() -> None:
