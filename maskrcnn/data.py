@@ -46,6 +46,7 @@ from common.run import progress_bar
 BOXES_ONLY = ["bccd", "voc2007", "voc2012", "voc0712", "voc:PATH"]
 INSTANCE_SETS = ["shapes", "nuclei", "coco:JSON", "masks:PATH", *BOXES_ONLY]
 CUT = ("nuclei", "masks")  # sets that may have no test set
+FAR = 10  # sides of an image, the larger one, that a polygon may lie outside of it
 SAMPLE = 256  # images of a streamed set whose pixels the mean is taken of
 
 
@@ -398,6 +399,9 @@ def outlined(
         if not places:
             counts["empty"] += not short
             return None
+        most = FAR * max(size)
+        if wild := [v for place in places for v in place if abs(v) > most]:  # fills all memory
+            fail(f"{where}: a polygon reaches to {wild[0]:g}, far outside the image")
         found = coco_masks.merge(coco_masks.frPyObjects(places, size[1], size[0]))
     if not int(coco_masks.area(found)):
         counts["empty"] += 1
@@ -446,27 +450,48 @@ def on_image(
 
 
 def read_run_lengths(written: dict, drawn_on: tuple[float, float], where: str) -> np.ndarray:
-    """The mask (H, W), uint8, of run-lengths, compressed or not."""
-    from pycocotools import mask as coco_masks
+    """The mask (H, W), uint8, of run-lengths, compressed or not: zeros and ones in turn, down the
+    columns.
 
+    They are read here, as pycocotools takes damaged ones and leaves pixels unset.
+    """
     try:
         height, width = map(int, written["size"])
         counts = written["counts"]
-        if not isinstance(counts, (str, bytes)):
-            counts = [int(count) for count in counts]
-            if sum(counts) != height * width or min(counts, default=0) < 0:
-                raise ValueError(f"its counts are of {sum(counts)} pixels")
-            coded = coco_masks.frPyObjects(
-                {"size": [height, width], "counts": counts}, height, width
-            )
-        else:
-            coded = {"size": [height, width], "counts": counts}
+        compressed = isinstance(counts, (str, bytes))
+        counts = decompressed(counts) if compressed else [int(count) for count in counts]
+        if min(counts, default=0) < 0:
+            raise ValueError(f"a count is {min(counts)}")
+        if sum(counts) != height * width:
+            raise ValueError(f"its counts are of {sum(counts)} pixels")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         fail(f"{where}: its run-lengths are damaged ({error})")
     if (width, height) != tuple(drawn_on):
         there = f"{drawn_on[0]:g}x{drawn_on[1]:g}"
         fail(f"{where}: its mask has {width}x{height} pixels, its image {there}")
-    try:
-        return coco_masks.decode(coded)
-    except ValueError as error:
-        fail(f"{where}: its run-lengths are damaged ({error})")
+    values = np.arange(len(counts), dtype=np.uint8) % 2
+    return np.repeat(values, counts).reshape(width, height).T
+
+
+def decompressed(written: str | bytes) -> list[int]:
+    """The counts in COCO's compressed run-lengths; raises ValueError where these are cut off.
+
+    Each character holds five bits, the lowest first, and whether more follow; from the fourth count
+    on it is the difference to the one but one before.
+    """
+    counts, value, shift = [], 0, 0
+    for byte in written.encode("ascii") if isinstance(written, str) else written:
+        byte -= 48
+        if not 0 <= byte < 64 or shift > 60:
+            raise ValueError("no compressed counts")
+        value |= (byte & 31) << shift
+        shift += 5
+        if byte & 32:
+            continue
+        if byte & 16:  # negative
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("they end within a count")
+    return counts

@@ -129,10 +129,16 @@ def test_bad_outlines(refused):
         ({"size": [20, 30], "counts": [700, -100]}, "damaged"),
         ({"size": [20, 30]}, "'counts'"),
         ({"size": "large", "counts": []}, "damaged"),
-        ({"size": [20, 30], "counts": "@@@@"}, "damaged"),
+        ({"size": [20, 30], "counts": "@@@@"}, "a count is -32"),
+        ({"size": [20, 30], "counts": ""}, "0 pixels"),
+        ({"size": [20, 30], "counts": compressed(mask)["counts"][:-1]}, "within a count"),
+        ({"size": [20, 30], "counts": compressed(mask)["counts"][:-3]}, "pixels"),
+        ({"size": [20, 30], "counts": "c26~~"}, "no compressed counts"),
+        ({"size": [20, 30], "counts": "d\u00e4"}, "damaged"),
         ([[1, 2, "x", 4, 5, 6]], "x and y in turn"),
         ([[1, 2, 3, 4, 5, 6, 7]], "x and y in turn"),
         ([[1, 2, 3, 4, 5, float("nan")]], "x and y in turn"),
+        ([[1, 2, 3, 1e9, 5, 6]], "a polygon reaches to 1e+09, far outside"),
         ("outline", "neither a list of polygons nor run-lengths"),
         (None, "no segmentation"),
     ]
@@ -142,6 +148,24 @@ def test_bad_outlines(refused):
         assert words in line, line
         assert "annotation 0" in line and "0.png" in line, line
     assert int(mask.sum()) == 60
+
+
+def test_compressed_run_lengths_are_pycocotools():
+    for _ in range(100):
+        height, width = torch.randint(1, 60, (2,)).tolist()
+        mask = (torch.rand(height, width) > torch.rand(())).to(torch.uint8)
+        found = data.read_run_lengths(compressed(mask), (width, height), "here")
+        assert found.tolist() == mask.tolist()
+
+
+def test_boxes_that_graze_the_image_are_dropped(capsys):
+    """A hair's breadth within it would be no area at all after rounding."""
+    coco([([SQUARE], {"bbox": [29.99999, 5, 9, 6]}), ([SQUARE], {"bbox": [4, 3, 1e-6, 6]}),
+          ([SQUARE], {"bbox": [30, 5, 9, 6]}), [SQUARE]])  # fmt: skip
+    things, *_ = of_image(load("--data", "coco:set.json", quiet=False))
+    assert things.objects.boxes.tolist() == [[4, 3, 14, 9]]
+    said = capsys.readouterr().out
+    assert "2 boxes of zero area skipped, 1 box outside the image skipped" in said
 
 
 def test_boxes_alone_suffice_without_masks():

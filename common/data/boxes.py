@@ -58,6 +58,7 @@ VOC += ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sh
 VOC += ["train", "tvmonitor"]
 BCCD = ["RBC", "WBC", "Platelets"]
 NUM_SCENES, MAX_OBJECTS = {"train": 2_500, "test": 500}, 4  # of `shapes`: seeds 0 and 1
+LEAST_SIDE = 0.01  # pixels of a box within its image: rounding would leave nothing of a smaller one
 SIDEWAYS = (5, 6, 7, 8)  # EXIF's values of ORIENTATION that swap the sides
 
 
@@ -307,9 +308,10 @@ def objects_of(
         if not all(map(math.isfinite, box)):
             fail(f"{entry.where}: a box of {name} has the corners {box}")
         clipped = [min(max(v, 0), size[i % 2]) for i, v in enumerate(box)]
-        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            flat = box[2] <= box[0] or box[3] <= box[1]
-            counts["of zero area" if flat else "outside the image"] += 1
+        least = min(clipped[2] - clipped[0], clipped[3] - clipped[1])
+        if least < LEAST_SIDE:
+            outside = least <= 0 and box[2] > box[0] and box[3] > box[1]
+            counts["outside the image" if outside else "of zero area"] += 1
             continue
         counts["clipped"] += clipped != box
         boxes.append(turned([v / size[i % 2] for i, v in enumerate(clipped)], turn))
