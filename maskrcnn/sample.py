@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weights", metavar="coco|FILE", help=text)
     text = f"whose weights these are: {', '.join(PUBLISHED)} (default: the first of them)"
     add("--model", choices=PUBLISHED, metavar="NAME", help=text)
-    text = "the least score of an object that is shown, below 1 (default: 0.5)"
+    text = "the score over which an object is shown, below 1 (default: 0.5)"
     add("--threshold", type=cli.positive, default=0.5, metavar="X", help=text)
     add("--count", type=cli.integer(1), default=8, help="test images to show (default: 8)")
     add("--json", action="store_true", help="print the JSON in place of the table")
@@ -99,11 +99,20 @@ def open_model(args: argparse.Namespace) -> tuple[RCNN, cli.Flags, dict, Device,
 
 @torch.inference_mode()
 def find(model: RCNN, pixels: Tensor, dev: Device, least: float) -> Answer:
-    """What is found in an image, uint8 (3, H, W), with a score of at least `least`."""
+    """What is found in an image, uint8 (3, H, W), with a score over `least`."""
+    model.roi_heads.threshold = least  # of what is less sure no mask is drawn
     with dev.autocast():
         (found,) = model([pixels.to(dev.device).float() / 255])
-    kept = found["scores"] >= least
-    return answer_of({key: value[kept] for key, value in found.items()})
+    return answer_of(found)
+
+
+def over(model: RCNN, pixels: Tensor, dev: Device, least: float) -> str:
+    """What to say where nothing is over the threshold: how sure the surest box is."""
+    masks, model.roi_heads.masks = model.roi_heads.masks, None
+    scores = find(model, pixels, dev, 0.0).scores
+    model.roi_heads.masks = masks
+    surest = f"the surest has {float(scores[0]):.2g}" if len(scores) else "there is no box"
+    return f"over {least:g} (--threshold): {surest}"
 
 
 def overlay(
@@ -169,10 +178,8 @@ def find_in_files(
             pixels = "       -" if masks is None else f"{int(masks[number].sum()):8d}"
             lines.append(f"{path!s:<{width}}  {classes[label]:<15} {score:.3f}{sides}{pixels}")
         if not texts:
-            best = find(model, as_tensor(image), dev, 0.0).scores
-            surest = f"the surest has {float(best[0]):.2g}" if len(best) else "there is no box"
-            over = f"over {args.threshold:g} (--threshold): {surest}"
-            lines.append(f"{path!s:<{width}}  nothing {over}")
+            said = over(model, as_tensor(image), dev, args.threshold) if not args.json else ""
+            lines.append(f"{path!s:<{width}}  nothing {said}")
         overlay(image, answer.boxes, answer.labels, masks, texts).save(
             out / f"{name}.jpg", quality=90
         )

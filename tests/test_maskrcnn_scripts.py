@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from test_maskrcnn_data import SQUARE, coco, label_maps, picture
 
+from common.device import Device
 from maskrcnn import claims, sample, train
 from maskrcnn.model import fasterrcnn_small, maskrcnn_small
 
@@ -289,6 +290,26 @@ def test_samples_of_own_images(taught, capsys, refused):
     assert "bad.jpg" in refused(sample.main, ["mine", *argv, "--out", "out2"])
 
 
+def test_no_masks_are_drawn_in_vain(monkeypatch):
+    """Neither of what is below the threshold, nor to tell how sure the surest box is."""
+    picture("photo.png", (60, 50))
+    model, drawn = maskrcnn_small(3, 48, width=8).eval(), []
+    draw = type(model.roi_heads).draw
+    monkeypatch.setattr(type(model.roi_heads), "draw", lambda self, x: drawn.append(len(x))
+                        or draw(self, x))  # fmt: skip
+    pixels, dev = sample.as_tensor(Image.open("photo.png")), Device(train.parse_args(["--quiet"]))
+    scores = sample.find(model, pixels, dev, 0.01).scores
+    assert len(scores) > 3 and scores.min() > 0.01
+    least = float(scores[1])
+    found = sample.find(model, pixels, dev, least)
+    assert found.scores.tolist() == scores[:1].tolist() and len(found.masks) == 1
+    assert drawn == [len(scores), 1]
+    said = sample.over(model, pixels, dev, 0.9)
+    assert said == f"over 0.9 (--threshold): the surest has {float(scores[0]):.2g}"
+    assert len(drawn) == 2
+    assert sample.find(model, pixels, dev, least).masks  # again
+
+
 def test_the_sheet_of_test_images(taught):
     folder, _ = taught
     shown = sample.main(["--checkpoint", str(folder / "run/last.pt"), "--out", "sheet"])
@@ -303,10 +324,10 @@ def test_published_weights_find_on_own_images(monkeypatch, refused):
     theirs = torchvision.models.detection.fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=91, min_size=64, max_size=64
     )
-    theirs.roi_heads.score_thresh = 0.05
+    theirs.roi_heads.score_thresh = 0.01
     torch.save(theirs.state_dict(), "theirs.pth")
     picture("photo.png", (60, 50))
-    argv = ["--weights", "theirs.pth", "photo.png", "--threshold", "0.0001"]
+    argv = ["--weights", "theirs.pth", "photo.png", "--threshold", "0.01"]
     line = refused(sample.main, [*argv, "--out", "out"])
     assert "is of another network than maskrcnn_resnet50_fpn" in line
     with torch.no_grad():
@@ -317,6 +338,7 @@ def test_published_weights_find_on_own_images(monkeypatch, refused):
     found = sample.main([*argv, "--model", "fasterrcnn_resnet50_fpn", "--out", "out"])
     assert found["categories"][16]["name"] == "cat"
     assert len(found["annotations"]) == len(wanted["boxes"]) > 3
+    assert wanted["scores"].min() < 0.05  # the least that training and evaluation look at
     theirs = (wanted[key].tolist() for key in ("boxes", "labels", "scores"))
     for row, box, label, score in zip(found["annotations"], *theirs, strict=True):
         assert row["category_id"] == label and row["score"] == pytest.approx(score, abs=1e-3)
