@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +146,11 @@ class InstanceSet:
         return target
 
 
+def measurable(things: Sequence[Things]) -> int:
+    """How many objects count in images: those that are neither crowds nor difficult."""
+    return sum(int((~some.objects.difficult).sum()) for some in things)
+
+
 def drawn(masks: list[dict], size: tuple[int, int]) -> Tensor:
     """Run-lengths as masks uint8 (n, H, W) of an image of this width and height."""
     from pycocotools import mask as coco_masks
@@ -222,13 +227,17 @@ def load_instances(
         sets[name] = InstanceSet(name, *content, facts, dev, getattr(args, "workers", 0))
     notes += [text.format(counted(counts[key], *words)) for key, (text, *words) in SAID.items()
               if counts[key]]  # fmt: skip
-    count = sum(int((~things.objects.difficult).sum()) for things in sets["train"].things)
+    count = measurable(sets["train"].things)
     notes = "; ".join(filter(None, notes))
     if not count and not args.stored:
         fail(f"--data {args.data}: its training set has no objects{f' ({notes})' if notes else ''}")
     for name in ("val", "test"):
-        if name in sets and not any(map(len, sets[name].things)):
-            notes = "; ".join(filter(None, [notes, f"the {name} part has no objects"]))
+        if name in sets and not measurable(sets[name].things):
+            some = " but crowds or difficult ones" if any(map(len, sets[name].things)) else ""
+            why = f"the {name} part has no objects{some}: nothing to measure"
+            if name == "val" and args.patience and not args.stored:
+                fail(f"--data {args.data}: {why}, and --patience waits for its scores")
+            notes = "; ".join(filter(None, [notes, why]))
     facts["mean"], facts["std"] = statistics(sets["train"])
     place = "streamed" if isinstance(sets["train"].images, AnyFiles) else "in memory"
     what = counted(count, "object") + " to train on"

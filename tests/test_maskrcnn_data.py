@@ -475,6 +475,44 @@ def test_scores(few_scenes):
     assert scores.measure(wrong, test)[0]["box_ap50"] < 0.2
 
 
+@pytest.mark.parametrize("kind", ["none", "crowds", "difficult"])
+def test_where_nothing_can_be_measured_there_are_no_scores(kind):
+    """Without objects, with crowds alone, and with difficult boxes alone, whatever is found."""
+    boxes, labels = torch.tensor([[4.0, 3, 14, 9]]), torch.zeros(1, dtype=torch.int64)
+    masks = None if kind == "difficult" else data.run_lengths(plain_square()[None])
+    answer = scores.Answer(boxes, torch.tensor([0.9]), labels, masks)
+    none = scores.Answer(boxes[:0], torch.zeros(0), labels[:0], masks and [])
+    for flags, wanted in (([True], {}), ([False], None)):
+        things = data.Things(data.Objects(boxes, labels, torch.tensor(flags)), masks)
+        if kind == "none" and flags[0]:
+            things = data.Things(data.Objects(boxes[:0], labels[:0], torch.zeros(0).bool()), [])
+        images = types.SimpleNamespace(things=[things], sizes=[(30, 20)],
+                                       facts={"classes": ["a"]})  # fmt: skip
+        for found, value in ((answer, 1.0), (none, 0.0)):
+            metrics, curves = scores.measure([found], images)
+            if wanted is None:
+                assert metrics["box_ap"] == pytest.approx(value)
+            else:
+                assert metrics == curves == wanted
+
+
+def test_parts_without_anything_to_measure_are_named(capsys, refused):
+    for part in ("train", "val", "test"):
+        coco([[SQUARE]], 3, path=f"{part}.json", save=part == "train")
+    content = json.loads(Path("val.json").read_text())
+    for row in content["annotations"]:
+        row["iscrowd"] = 1
+    Path("val.json").write_text(json.dumps(content))
+    argv = ["--data", "coco:train.json", "--val", "3"]
+    load(*argv, quiet=False)
+    said = capsys.readouterr().out
+    assert "the val part has no objects but crowds or difficult ones: nothing to measure" in said
+    assert "--patience waits for its scores" in refused(load, *argv, "--patience", "1")
+    Path("val.json").write_text(json.dumps(content | {"annotations": []}))
+    load(*argv, quiet=False)
+    assert "the val part has no objects: nothing to measure" in capsys.readouterr().out
+
+
 def test_scores_by_size():
     """Below 32 x 32 pixels small, above 96 x 96 large: an object found alone counts in its own."""
     sides = {"small": 20, "medium": 60, "large": 120}
