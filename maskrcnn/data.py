@@ -47,6 +47,7 @@ BOXES_ONLY = ["bccd", "voc2007", "voc2012", "voc0712", "voc:PATH"]
 INSTANCE_SETS = ["shapes", "nuclei", "coco:JSON", "masks:PATH", *BOXES_ONLY]
 CUT = ("nuclei", "masks")  # sets that may have no test set
 FAR = 10  # sides of an image, the larger one, that a polygon may lie outside of it
+AT_ONCE = 16  # objects of a label map whose masks are in memory together
 SAMPLE = 256  # images of a streamed set whose pixels the mean is taken of
 
 
@@ -336,13 +337,25 @@ def of_labels(part: Annotated) -> tuple[list[Tensor], list[Things], list[tuple[i
     images, things, sizes = [], [], []
     for image, labels in zip(part.images, part.labels, strict=True):
         images.append(image.expand(3, -1, -1))
-        numbers = [number for number in labels.unique().tolist() if number]
-        masks = labels == torch.tensor(numbers, dtype=labels.dtype).view(-1, 1, 1)  # (n, H, W)
-        none = torch.zeros(len(numbers), dtype=torch.int64)
-        boxes = world.bound(masks).float() if numbers else torch.zeros(0, 4)
-        things.append(Things(Objects(boxes, none, none.bool()), run_lengths(masks)))
+        boxes, masks = numbered_objects(labels)
+        none = torch.zeros(len(boxes), dtype=torch.int64)
+        things.append(Things(Objects(boxes, none, none.bool()), masks))
         sizes.append((labels.shape[1], labels.shape[0]))
     return images, things, sizes
+
+
+def numbered_objects(labels: Tensor) -> tuple[Tensor, list[dict]]:
+    """The boxes (n, 4) and run-lengths of the numbers in a label map (H, W), from the lowest on."""
+    from scipy import ndimage
+
+    numbers, places = np.unique(labels.numpy(), return_inverse=True)
+    places = places.reshape(labels.shape) + int(numbers[0] != 0)  # from 1, without gaps
+    found = ndimage.find_objects(places)
+    boxes = [[across.start, down.start, across.stop, down.stop] for down, across in found]
+    every, masks = torch.arange(1, len(found) + 1), []
+    for some in every.split(AT_ONCE):
+        masks += run_lengths(torch.from_numpy(places) == some.view(-1, 1, 1))
+    return torch.tensor(boxes, dtype=torch.float32).view(-1, 4), masks
 
 
 # ---------------------------------------------------------------------- lists of files

@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from common.data.batches import Draw
+from common.data.shapes import bound
 from common.device import Device
 from maskrcnn import data, scores, train
 from maskrcnn.augment import change, exposed, mirrored, transposed
@@ -292,6 +293,32 @@ def test_label_maps(kind):
     images, targets, places = next(iter(train_part.batches(8)))
     assert all(image.shape == (3, 16, 24) and image.max() <= 1 for image in images)
     assert [len(t["labels"]) for t in targets] == [len(train_part.things[i]) for i in places]
+
+
+def test_objects_of_a_label_map(monkeypatch):
+    """Boxes and masks of every number, whatever the numbers are, few masks in memory at a time."""
+    counts, encode = [], data.run_lengths
+    monkeypatch.setattr(data, "run_lengths", lambda m: counts.append(len(m)) or encode(m))
+    labels = torch.randint(0, 50, (30, 40), dtype=torch.int32) ** 2 * 500_000  # with gaps
+    for some in (labels, labels + 7, labels * 0, labels * 0 + 3):
+        boxes, masks = data.numbered_objects(some)
+        numbers = [number for number in some.unique().tolist() if number]
+        wanted = torch.stack([some == number for number in numbers]) if numbers else some[:0, None]
+        assert torch.equal(data.drawn(masks, (40, 30)).bool().view_as(wanted), wanted.bool())
+        assert boxes.tolist() == (bound(wanted).tolist() if numbers else [])
+    assert max(counts) == 16
+
+
+def test_label_maps_of_16_bits():
+    """More than 255 objects, or their numbers, are told apart."""
+    label_maps("own", 6)
+    for number in range(6):
+        labels = np.zeros((16, 24), dtype=np.uint16)
+        labels[2:6, 3:8], labels[2:6, 10:12] = 300, 300 + 256
+        Image.fromarray(labels).save(f"own/labels/{number}.png")
+    train_part, _, _ = load("--data", "masks:own", "--folds", "2")
+    assert train_part.things[0].objects.boxes.tolist() == [[3, 2, 8, 6], [10, 2, 12, 6]]
+    assert masks_of(train_part.things[0], (24, 16)).sum((1, 2)).tolist() == [20, 8]
 
 
 def test_folds_are_those_of_the_segmenter():
