@@ -165,6 +165,8 @@ def find_in_files(
             image = open_image(path, facts.get("top")).convert("RGB")
         except UNREADABLE as error:
             fail(f"{path} is not a readable image ({error})")
+        if not answers:  # warms up
+            find(model, torch.zeros_like(as_tensor(image)), dev, args.threshold)
         begin = time.perf_counter()
         answer = find(model, as_tensor(image), dev, args.threshold)
         seconds.append(time.perf_counter() - begin)
@@ -193,7 +195,7 @@ def find_in_files(
         print(f"wrote {counted(len(files), 'picture')} and detections.json to {out}")
         rate = len(files) / sum(seconds)
         print(f"{rate:.1f} frames a second, one at a time, without reading and drawing ({dev}, "
-              f"{dev.precision})")  # fmt: skip
+              f"{dev.precision}, {model.min_size[-1]} pixels)")  # fmt: skip
     return content
 
 

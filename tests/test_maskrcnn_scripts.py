@@ -248,7 +248,7 @@ def test_it_learns(taught):
     assert taught[1]["test_mask_ap50"] > 0.9
 
 
-def test_samples_of_own_images(taught, capsys, refused):
+def test_samples_of_own_images(taught, capsys, refused, monkeypatch):
     """A table, pictures, and a file that pycocotools reads, in the pixels of each image."""
     folder, _ = taught
     Path("mine").mkdir()
@@ -258,9 +258,16 @@ def test_samples_of_own_images(taught, capsys, refused):
     large.save("mine/large.png")
     Image.new("RGB", (40, 30)).save("mine/empty.jpg")
     argv = ["--checkpoint", str(folder / "run/last.pt")]
-    found = sample.main(["mine", *argv, "--out", "out"])
+    seen, find = [], sample.find
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "find", lambda model, pixels, *rest: seen.append(
+            (tuple(pixels.shape), int(pixels.max()))) or find(model, pixels, *rest))  # fmt: skip
+        found = sample.main(["mine", *argv, "--out", "out"])
+    sizes = [shape for shape, _ in seen]  # the first on a blank image, to warm up, untimed
+    assert sizes == [(3, 30, 40), (3, 30, 40), (3, 30, 40), (3, 96, 144), (3, 48, 48)]
+    assert seen[0][1] == 0 < seen[-1][1]
     said = capsys.readouterr().out
-    assert "frames a second" in said and "thing" in said
+    assert ", 48 pixels)" in said and "frames a second" in said and "thing" in said
     assert "mine/empty.jpg  nothing over 0.5 (--threshold)" in said
     assert json.loads(Path("out/detections.json").read_text()) == found
     known = COCO("out/detections.json")
