@@ -7,6 +7,7 @@ python maskrcnn/sample.py --weights coco photo.jpg     # torchvision's weights, 
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def open_published(args: argparse.Namespace) -> tuple[RCNN, dict, Device, Path]:
         model.load_state_dict(state)
     except RuntimeError as error:
         fail(f"{args.weights} doesn't fit {name}: {str(error).splitlines()[-1].strip()}")
-    print(f"{name} with the weights {args.weights}")
+    print(f"{name} with the weights {args.weights}", file=sys.stderr if args.json else sys.stdout)
     out = args.out or new_samples(Path("runs", "maskrcnn"))
     return model.to(dev.device).eval(), facts, dev, out
 
@@ -190,7 +191,7 @@ def find_in_files(
     content = as_json(files, sizes, answers, classes)
     text = json.dumps(content, indent=1) + "\n"
     (out / "detections.json").write_text(text)
-    print(text if args.json else "\n".join(lines))
+    print(text.rstrip() if args.json else "\n".join(lines))
     if not args.json:
         print(f"wrote {counted(len(files), 'picture')} and detections.json to {out}")
         rate = len(files) / sum(seconds)
