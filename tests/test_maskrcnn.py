@@ -412,6 +412,13 @@ def test_what_training_refuses():
     flat = {"boxes": torch.tensor([[5.0, 5, 5, 20]]), "labels": torch.tensor([1])}
     with pytest.raises(ValueError, match="area"):
         model([image], [flat | {"masks": torch.zeros(1, 64, 64)}])
+    whole = flat | {"boxes": torch.tensor([[5.0, 5, 9, 20]])}
+    with pytest.raises(ValueError, match="without masks"):
+        model([image], [whole])
+    with pytest.raises(TypeError, match="divide uint8 by 255"):
+        model.eval()([(image * 255).byte()])
+    losses = fasterrcnn_small(3, 64).train()([image], [whole])  # which draws none
+    assert "loss_mask" not in losses and sum(losses.values()).isfinite()
 
 
 # ---------------------------------------------------------------------- the small one
