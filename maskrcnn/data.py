@@ -209,6 +209,8 @@ def load_instances(
     source = open_source(args, dev, readers)
     facts, notes, sets = {"classes": source.classes}, [source.note], {}
     facts["top"], counts = source.facts.get("top"), Counter()
+    if "ids" in source.facts:  # what COCO's file calls the classes
+        facts["ids"] = source.facts["ids"]
     facts["points"] = source.facts.get("points", 0)  # of Pascal's measure, in 2007
     first = source.parts["train"]
     if isinstance(first, boxed.Part) and not isinstance(first.images, ShapeImages):

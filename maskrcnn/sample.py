@@ -132,9 +132,9 @@ def overlay(
     return draw_boxes(image, boxes, numbers, texts)
 
 
-def as_json(files: list[Path], sizes: list, answers: list[Answer], classes: list[str]) -> dict:
-    """What was found in COCO's form: images, categories (numbers from 1), and annotations with
-    scores, masks in run-lengths."""
+def as_json(files: list[Path], sizes: list, answers: list[Answer], facts: dict) -> dict:
+    """What was found in COCO's form: images (numbers from 1), categories (under the ids of the file
+    that was trained on, else numbers from 1), and annotations with scores, masks in run-lengths."""
     from pycocotools import mask as coco_masks
 
     images = [
@@ -142,15 +142,17 @@ def as_json(files: list[Path], sizes: list, answers: list[Answer], classes: list
         for number, (path, (width, height)) in enumerate(zip(files, sizes, strict=True), 1)
     ]
     rows = []
+    classes = facts["classes"]
+    ids = facts.get("ids") or list(range(1, len(classes) + 1))
     for number, row in enumerate(as_coco(answers, [image["id"] for image in images]), 1):
-        row |= {"id": number, "category_id": row["category_id"] + 1, "iscrowd": 0}
+        row |= {"id": number, "category_id": ids[row["category_id"]], "iscrowd": 0}
         row["bbox"], row["score"] = [round(v, 2) for v in row["bbox"]], round(row["score"], 4)
         row["area"] = round(row["bbox"][2] * row["bbox"][3], 2)
         if coded := row.get("segmentation"):
             row["area"] = int(coco_masks.area(coded))
             row["segmentation"] = {"size": list(coded["size"]), "counts": coded["counts"].decode()}
         rows.append(row)
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+    categories = [{"id": key, "name": name} for key, name in zip(ids, classes, strict=True)]
     return {"images": images, "categories": categories, "annotations": rows}
 
 
@@ -188,7 +190,7 @@ def find_in_files(
         )
         answers.append(answer)
         sizes.append(image.size)
-    content = as_json(files, sizes, answers, classes)
+    content = as_json(files, sizes, answers, facts)
     text = json.dumps(content, indent=1) + "\n"
     (out / "detections.json").write_text(text)
     print(text.rstrip() if args.json else "\n".join(lines))

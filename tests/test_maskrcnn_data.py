@@ -13,7 +13,7 @@ from pycocotools import mask as coco_masks
 from common.data.batches import Draw
 from common.data.shapes import bound
 from common.device import Device
-from maskrcnn import data, scores, train
+from maskrcnn import data, sample, scores, train
 from maskrcnn.augment import change, exposed, mirrored, transposed
 
 SQUARE = [4, 3, 14, 3, 14, 9, 4, 9]  # 10 x 6 pixels
@@ -194,6 +194,33 @@ def test_crowds_are_not_trained_on_and_held_against_nobody():
     for kind in ("box", "mask"):
         found = scores.scores_of(scores.precisions(own, scores.as_coco([answer], [0]), kind))
         assert found["ap"] == pytest.approx(1.0)
+
+
+def test_categories_with_gaps_keep_their_ids():
+    coco([([SQUARE], {"category_id": 90}), ([SQUARE], {"category_id": 3})])
+    content = json.loads(Path("set.json").read_text())
+    names = {90: "b", 7: "thing", 3: "a", 8: "b"}  # two of one name are one class
+    content["categories"] = [{"id": key, "name": name} for key, name in names.items()]
+    Path("set.json").write_text(json.dumps(content))
+    things, part, _ = of_image(load("--data", "coco:set.json"))
+    assert things.objects.labels.tolist() == [0, 2]
+    assert part.facts["classes"] == ["b", "thing", "a"] and part.facts["ids"] == [90, 7, 3]
+    answer = perfect(things)
+    found = sample.as_json([Path("0.png")], [(30, 20)], [answer], part.facts)
+    assert [row["category_id"] for row in found["annotations"]] == [90, 3]
+    assert {row["id"]: row["name"] for row in found["categories"]} == {90: "b", 7: "thing", 3: "a"}
+    older = {"classes": part.facts["classes"]}  # a checkpoint from before
+    found = sample.as_json([Path("0.png")], [(30, 20)], [answer], older)
+    assert [row["category_id"] for row in found["annotations"]] == [1, 3]
+
+
+def test_grey_images_are_read_in_colour():
+    coco([[SQUARE]])
+    grey = Image.open("0.png").convert("L")
+    grey.save("0.png")
+    things, part, number = of_image(load("--data", "coco:set.json"))
+    (pixels,) = next(iter(part.read([torch.tensor([number])])))
+    assert pixels.tolist() == [np.asarray(grey).tolist()] * 3 and len(things) == 1
 
 
 def test_outlines_drawn_on_another_size_or_before_exif_turned_the_image(capsys):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -273,7 +274,7 @@ def test_samples_of_own_images(taught, capsys, refused, monkeypatch):
     known = COCO("out/detections.json")
     capsys.readouterr()
     by_name = {image["file_name"]: image for image in known.imgs.values()}
-    assert known.cats[1]["name"] == "thing"
+    assert known.cats[7]["name"] == "thing"  # as the user's file has it
     for name, box in (("mine/small.png", [4, 22, 20, 20]), ("mine/large.png", [16, 36, 40, 40])):
         image = by_name[name]
         (row, *_) = known.imgToAnns[image["id"]]
@@ -295,6 +296,20 @@ def test_samples_of_own_images(taught, capsys, refused, monkeypatch):
     assert said["images"][0]["file_name"] == "mine/small.png"
     Path("mine/bad.jpg").write_text("no image")
     assert "bad.jpg" in refused(sample.main, ["mine", *argv, "--out", "out2"])
+
+
+def test_detections_are_scored_by_ones_own_annotations(taught):
+    """As the README says; the classes have the ids of the file that was trained on."""
+    folder, _ = taught
+    files = [str(folder / f"{number}.png") for number in range(5)]
+    argv = ["--checkpoint", str(folder / "run/last.pt"), "--threshold", "0.05"]
+    sample.main([*files, *argv, "--out", "out"])
+    readme = Path(sample.__file__).with_name("README.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "loadRes" in b)
+    block = block.replace("annotations/instances_test.json", str(folder / "set.json"))
+    found = {}
+    exec(block.replace("runs/samples/detections.json", "out/detections.json"), found)
+    assert found["measure"].stats[1] > 0.9
 
 
 def test_no_masks_are_drawn_in_vain(monkeypatch):

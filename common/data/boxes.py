@@ -594,18 +594,23 @@ def fifth(entries: list[Entry], classes: list[str] | None, data: str, *notes: st
 
 
 def coco(args: argparse.Namespace) -> Source:
-    """The user's own annotations in COCO's format, with the files of val and test beside it."""
+    """The user's own annotations in COCO's format, with the files of val and test beside it; the
+    fact `ids` is what the file calls the classes."""
     path = Path(args.data.partition(":")[2]).expanduser()
-    entries, classes, note = read_coco(path)
-    others = siblings(path)
+    entries, ids, note = read_coco(path)
+    classes, others = list(ids), siblings(path)
     if not others:
-        return fifth(entries, classes, args.data, note)
+        source = fifth(entries, classes, args.data, note)
+        source.facts["ids"] = list(ids.values())
+        return source
     parts = {"train": entries} | {name: read_coco(file)[0] for name, file in others.items()}
     notes = [f"{'/'.join(file.parts[-2:])} is the {name} part" for name, file in others.items()]
     if "test" not in parts:
         parts["test"] = parts.pop("val")
         notes = [f"{others['val'].name} is the test set"]
-    return as_source(parts, classes, *notes, note)
+    source = as_source(parts, classes, *notes, note)
+    source.facts["ids"] = list(ids.values())
+    return source
 
 
 def siblings(path: Path) -> dict[str, Path]:
@@ -637,8 +642,9 @@ def indexed(content: dict) -> "COCO":
     return known
 
 
-def read_coco(path: Path) -> tuple[list[Entry], list[str], str]:
-    """Images and objects of one annotation file, its classes, and a note; crowds are difficult."""
+def read_coco(path: Path) -> tuple[list[Entry], dict[str, int], str]:
+    """Images and objects of one annotation file, its classes with their (first) ids, and a note;
+    crowds are difficult."""
     where = f"--data coco:{path}"
     try:
         content = json.loads(text_of(path))
@@ -679,7 +685,9 @@ def read_coco(path: Path) -> tuple[list[Entry], list[str], str]:
     note = f"categories of one name taken for one class: {', '.join(shared)}" if shared else ""
     twice = len(entries) - len({entry.image for entry in entries})
     again = f"{counted(twice, 'image')} listed again in {path.name}" if twice else ""
-    return entries, list(dict.fromkeys(names.values())), "; ".join(filter(None, [note, again]))
+    ids = {name: key for key, name in reversed(names.items())}
+    ids = {name: ids[name] for name in names.values()}  # in the file's order
+    return entries, ids, "; ".join(filter(None, [note, again]))
 
 
 def check_annotation(annotation: dict, known: "COCO", where: str) -> None:
