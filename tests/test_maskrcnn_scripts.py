@@ -1,5 +1,6 @@
 """Mask R-CNN's scripts: training, resuming, evaluation, samples, claims, and what they refuse."""
 
+import copy
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from test_maskrcnn_data import SQUARE, coco, label_maps, picture
 
 from common.device import Device
 from maskrcnn import claims, sample, train
-from maskrcnn.model import fasterrcnn_small, maskrcnn_small
+from maskrcnn.model import RCNN, fasterrcnn_small, maskrcnn_small
 
 TINY = ["--min-size", "48", "--width", "8", "--proposals", "16", "--regions", "8", "--quiet"]
 SHORT = [*TINY, "--batch-size", "2", "--val", "2"]
@@ -78,18 +79,31 @@ def test_half_precision_steps_and_stays_finite(precision):
 
 
 def test_parts_of_a_step_are_its_mean(monkeypatch):
-    """With --accumulate the weights move once a step, along the mean of its parts' losses."""
-    steps, original = [], torch.optim.AdamW.step
+    """With --accumulate the weights move once a step, along the mean of its parts' gradients."""
+    parts, steps, forward, original = [], [], RCNN.forward, torch.optim.AdamW.step
+
+    def noted(self, images, targets=None):
+        if self.training:
+            parts.append((copy.deepcopy(self), torch.get_rng_state(), images, targets))
+        return forward(self, images, targets)
 
     def step(self, *args, **kwargs):
-        steps.append(sum(p.grad.abs().sum() for group in self.param_groups
-                         for p in group["params"] if p.grad is not None))  # fmt: skip
+        steps.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    train.main([*SHORT, "--accumulate", "2", "--max-steps", "2", "--run-dir", "run"])
-    assert len(steps) == 2
-    assert len(json.loads(Path("run/config.json").read_text())["flags"]) > 30
+    with monkeypatch.context() as patch:
+        patch.setattr(RCNN, "forward", noted)
+        patch.setattr(torch.optim.AdamW, "step", step)
+        train.main([*SHORT, "--accumulate", "2", "--max-steps", "1"])
+    assert len(steps) == 1 and [len(images) for _, _, images, _ in parts] == [1, 1]
+    gradients = []
+    for model, state, images, targets in parts:
+        torch.set_rng_state(state)  # as the boxes to train on are drawn
+        sum(model(images, targets).values()).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for found, one, other in zip(*steps, *gradients, strict=True):
+        torch.testing.assert_close(found, (one + other) / 2, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(one, other) for one, other in zip(*gradients, strict=True))
 
 
 def two(folder):
