@@ -13,6 +13,7 @@ region, Q pixels a side of a mask (2S), M objects of an image.
 compares with in Table 2, not what it recommends.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -91,6 +92,30 @@ def reading(begin: Tensor, step: Tensor, size: int, samples: int, length: int) -
     cells = torch.arange(length, device=begin.device, dtype=begin.dtype)
     near = (1 - (places.clamp(0, length - 1)[..., None] - cells).abs()).clamp(min=0)
     return (near * inside[..., None]).unflatten(1, (size, samples)).mean(2)
+
+
+def pool(x: Tensor, regions: Tensor, size: int, scale: float) -> Tensor:
+    """RoIPool written out (Girshick 2015, Sec. 2.1); the model calls torchvision's, which is fast.
+
+    As `align`, but a region's corners are rounded to cells, which both belong to it, its parts are
+    rounded outwards, and of each is taken the largest value, 0 where it holds no cell of the map.
+    """
+    found = x.new_zeros(len(regions), x.shape[1], size, size)
+    for number, (image, *box) in enumerate(regions.tolist()):
+        left, top, right, bottom = (math.floor(side * scale + 0.5) for side in box)
+        columns = whole_parts(left, right, size, x.shape[3])
+        rows = whole_parts(top, bottom, size, x.shape[2])
+        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+            if (part := x[int(image), :, row, column]).numel():
+                found[number, :, i, j] = part.amax((1, 2))
+    return found
+
+
+def whole_parts(first: int, last: int, size: int, length: int) -> list[slice]:
+    """The cells from `first` to `last`, as far as a line of `length` has them, in `size` parts."""
+    step = max(last - first + 1, 1) / size
+    edges = [(first + math.floor(k * step), first + math.ceil((k + 1) * step)) for k in range(size)]
+    return [slice(*(min(max(edge, 0), length) for edge in pair)) for pair in edges]
 
 
 class RegionPool(nn.Module):
