@@ -1,6 +1,7 @@
 """Mask R-CNN's scripts: training, resuming, evaluation, samples, claims, and what they refuse."""
 
 import copy
+import itertools
 import json
 import math
 import os
