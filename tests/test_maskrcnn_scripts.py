@@ -336,8 +336,10 @@ def test_no_masks_are_drawn_in_vain(monkeypatch):
     monkeypatch.setattr(type(model.roi_heads), "draw", lambda self, x: drawn.append(len(x))
                         or draw(self, x))  # fmt: skip
     pixels, dev = sample.as_tensor(Image.open("photo.png")), Device(train.parse_args(["--quiet"]))
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[0] += 3.2  # nothing is sure
     scores = sample.find(model, pixels, dev, 0.01).scores
-    assert len(scores) > 3 and scores.min() > 0.01
+    assert len(scores) > 3 and 0.01 < scores.min() < 0.05  # the least that evaluation looks at
     least = float(scores[1])
     found = sample.find(model, pixels, dev, least)
     assert found.scores.tolist() == scores[:1].tolist() and len(found.masks) == 1
@@ -362,10 +364,10 @@ def test_published_weights_find_on_own_images(monkeypatch, refused):
     theirs = torchvision.models.detection.fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=91, min_size=64, max_size=64
     )
-    theirs.roi_heads.score_thresh = 0.01
+    theirs.roi_heads.score_thresh = 0.2
     torch.save(theirs.state_dict(), "theirs.pth")
     picture("photo.png", (60, 50))
-    argv = ["--weights", "theirs.pth", "photo.png", "--threshold", "0.01"]
+    argv = ["--weights", "theirs.pth", "photo.png", "--threshold", "0.2"]
     line = refused(sample.main, [*argv, "--out", "out"])
     assert "is of another network than maskrcnn_resnet50_fpn" in line
     with torch.no_grad():
@@ -376,7 +378,6 @@ def test_published_weights_find_on_own_images(monkeypatch, refused):
     found = sample.main([*argv, "--model", "fasterrcnn_resnet50_fpn", "--out", "out"])
     assert found["categories"][16]["name"] == "cat"
     assert len(found["annotations"]) == len(wanted["boxes"]) > 3
-    assert wanted["scores"].min() < 0.05  # the least that training and evaluation look at
     theirs = (wanted[key].tolist() for key in ("boxes", "labels", "scores"))
     for row, box, label, score in zip(found["annotations"], *theirs, strict=True):
         assert row["category_id"] == label and row["score"] == pytest.approx(score, abs=1e-3)
