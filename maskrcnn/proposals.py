@@ -8,8 +8,9 @@ proposals that the heads look at: a few hundred places in the image instead of a
 Boxes are (..., 4): left, top, right, bottom in pixels of the network's input.
 Shapes: B batch, A anchors of an image, M objects of an image, N boxes.
 
-Departures from Ren et al.: anchors that cross the image's border are trained on too, and smooth
-L1 turns at 1/9 (both as torchvision has it); a level of the pyramid has anchors of one size.
+Departures from Ren et al.: anchors that cross the image's border are trained on too, and a level of
+the pyramid has anchors of one size (both as in Lin et al. 2017, arXiv:1612.03144); smooth L1 turns
+at 1/9, and both losses are divided by the anchors sampled (both as torchvision has it).
 """
 
 import math
