@@ -39,7 +39,8 @@ from maskrcnn.proposals import (
 # Cells of a map up to which, on a CPU, the two products are the faster way to learn: torchvision's
 # backward pass adds up number by number there (it was a third of the small network's step).
 SMALL_MAP = 1024
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # moves are small: brought to about standard deviation 1
+# Moves are small: brought to about standard deviation 1, by Detectron's and torchvision's numbers.
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 # ---------------------------------------------------------------------- RoIAlign
@@ -329,7 +330,11 @@ class RegionHeads(nn.Module):
         image: tuple[int, int],
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """L_cls + L_box + L_mask (Sec. 3), each under torchvision's name."""
+        """L_cls, L_box and L_mask (Sec. 3), each a number under torchvision's name.
+
+        Maps (B, C, H/s, W/s), proposals (n, 4) of each image, the padded images' height and width,
+        and of each image the true `boxes` (M, 4), `labels` (M,) and `masks` (M, H, W).
+        """
         chosen = [self.choose(*pair) for pair in zip(boxes, targets, strict=True)]
         x = self.pool(maps, [some.boxes for some in chosen], image, self.size)
         logits, moves = self.judge(x)
@@ -372,7 +377,11 @@ class RegionHeads(nn.Module):
     def find(
         self, logits: Tensor, moves: Tensor, boxes: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """The final boxes of each image: sure enough, and none beside a surer one of its class."""
+        """The final boxes of each image: sure enough, and none beside a surer one of its class.
+
+        Of logits (R, K), moves (R, K, 4), regions (n, 4) of each image, R in all, and the images'
+        heights and widths, to `boxes` (n, 4), `scores` (n,), the surest first, and `labels` (n,).
+        """
         counts, found = [len(some) for some in boxes], []
         parts = zip(logits.softmax(1).split(counts), moves.split(counts), boxes, sizes, strict=True)
         for shares, own, some, size in parts:

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-LARGEST = math.log(1000 / 16)  # of a predicted logarithm of growth: larger would overflow
+# Of a predicted logarithm of growth, as in Detectron and torchvision: larger would overflow.
+LARGEST = math.log(1000 / 16)
 TURN = 1 / 9  # where smooth L1 becomes a straight line
 BETWEEN, BELOW = -2, -1  # in place of an object's number: neither used nor background; background
 
@@ -244,7 +245,12 @@ class RegionProposals(nn.Module):
         counts: list[int],
         sizes: list[tuple[int, int]],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The surest boxes of each level, moved, clipped and suppressed, image by image."""
+        """The surest boxes of each level, moved, clipped and suppressed, image by image.
+
+        Of logits (B, A), moves (B, A, 4), anchors (A, 4), of which the levels have `counts`, and
+        the images' heights and widths, to boxes (n, 4) of each, the surest first, and their
+        scores (n,).
+        """
         mode, places, levels, begin = int(not self.training), [], [], 0
         for level, count in enumerate(counts):
             most = min(count, self.before[mode])
@@ -269,7 +275,11 @@ class RegionProposals(nn.Module):
     def losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Ren et al.'s Eq. 1: is there an object, and where; of sampled anchors."""
+        """Ren et al.'s Eq. 1: is there an object, and where; each a number, of sampled anchors.
+
+        Logits (B, A), moves (B, A, 4), anchors (A, 4); of each image the true `boxes` (M, 4). Both
+        sums are divided by the anchors sampled in all images (as torchvision has it).
+        """
         scores, truths, moves, wanted = [], [], [], []
         for own_logits, own_deltas, target in zip(logits, deltas, targets, strict=True):
             boxes = target["boxes"].to(anchors.dtype)
