@@ -10,9 +10,9 @@ Shapes: B batch, C channels, H and W pixels, K classes with the background (0), 
 Boxes are left, top, right, bottom in pixels of the user's images, classes count from 1, as in
 torchvision's, whose names parameters and losses bear. Departures from the paper: the backbone's
 stride is taken by the 3x3 convolutions, smooth L1 turns at 1/9, and RoIAlign begins at a cell's
-corner, all as in torchvision's published weights; proposals learn with the heads. Ours: a map's stride
-is what the network makes it, where torchvision guesses it from the first images it sees (wrongly
-if they are far smaller than their padding).
+corner, all as in torchvision's published weights; proposals learn with the heads. Ours: a map's
+stride is what the network makes it, where torchvision guesses it from the first images it sees
+(wrongly if they are far smaller than their padding).
 """
 
 import math
