@@ -43,7 +43,7 @@ def same(a, b):
 # ---------------------------------------------------------------------- training
 
 
-def test_a_run_and_its_evaluation():
+def test_a_run_and_its_evaluation(refused):
     metrics = train.main([*SHORT, "--epochs", "2", "--run-dir", "run"])
     assert {f"test_{key}" for key in SCORES} <= metrics.keys()
     losses = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
@@ -56,7 +56,9 @@ def test_a_run_and_its_evaluation():
     for name in ("curves", "precision_recall_box", "precision_recall_mask"):
         assert Path(f"run/{name}.png").exists()
     assert Path("run/best.pt").exists()
-    found = train.main(["--evaluate", "run/last.pt", "--run-dir", "again", "--quiet"])
+    measured = ["--evaluate", "run/last.pt", "--run-dir", "again", "--quiet"]
+    assert "trains nothing" in refused(train.main, [*measured, "--weights", "run/best.pt"])
+    found = train.main(measured)
     assert found == {key: metrics[key] for key in metrics if key.startswith("test_")}
     assert train.parse_args(["--evaluate", "run/last.pt"]).width == 8  # as the run has it
 
