@@ -447,7 +447,7 @@ def read_polygons(written: object, where: str) -> tuple[list[list[float]], int]:
         try:
             points = [float(value) for value in polygon]
             right = all(map(math.isfinite, points)) and len(points) % 2 == 0
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             right = False
         if not right:
             fail(f"{where}: a polygon is a list of numbers, x and y in turn, not "

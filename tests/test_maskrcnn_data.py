@@ -223,6 +223,20 @@ def test_grey_images_are_read_in_colour():
     assert pixels.tolist() == [np.asarray(grey).tolist()] * 3 and len(things) == 1
 
 
+def test_boxes_in_corners_and_crowds_in_words_are_seen(capsys):
+    """A bbox of corners doesn't fit its outline: so much is said; iscrowd "0" is no crowd."""
+    coco([([SQUARE], {"bbox": [4, 3, 14, 9], "iscrowd": "0"}), (SQUARE, {"bbox": [4, 3, 14, 9]}),
+          ([SQUARE], {"iscrowd": False}), ([SQUARE], {"iscrowd": "1"}),
+          ([SQUARE], {"iscrowd": True})])  # fmt: skip
+    things, *_ = of_image(load("--data", "coco:set.json", quiet=False))
+    assert things.objects.difficult.tolist() == [False] * 3 + [True] * 2
+    assert "2 boxes in set.json overlapping the polygons by less than half" in (
+        capsys.readouterr().out)  # fmt: skip
+    coco([[SQUARE]])
+    load("--data", "coco:set.json", quiet=False)
+    assert "overlapping" not in capsys.readouterr().out
+
+
 def test_outlines_drawn_on_another_size_or_before_exif_turned_the_image(capsys):
     """As boxes: scaled along, and turned along, polygons as well as run-lengths."""
     for kind in ("polygon", "lengths"):

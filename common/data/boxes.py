@@ -59,6 +59,7 @@ VOC += ["train", "tvmonitor"]
 BCCD = ["RBC", "WBC", "Platelets"]
 NUM_SCENES, MAX_OBJECTS = {"train": 2_500, "test": 500}, 4  # of `shapes`: seeds 0 and 1
 LEAST_SIDE = 0.01  # pixels of a box within its image: rounding would leave nothing of a smaller one
+NO = ("0", "0.0", "false", "none", "")  # of a COCO file's `iscrowd`, however it is written
 SIDEWAYS = (5, 6, 7, 8)  # EXIF's values of ORIENTATION that swap the sides
 
 
@@ -668,7 +669,7 @@ def read_coco(path: Path) -> tuple[list[Entry], dict[str, int], str]:
     # The images lie beside the file, or as in COCO in train2017/ beside annotations/.
     part, up = path.stem.removeprefix("instances_"), path.parent.parent
     folders = [path.parent, path.parent / "images", up / part, up / "images", up / "images" / part]
-    entries = []
+    entries, misfits = [], 0
     for key, image in known.imgs.items():
         places = [below(folder, files[key].replace("\\", "/"), str(path)) for folder in folders]
         file = next((place for place in places if place.exists()), places[0])
@@ -676,7 +677,8 @@ def read_coco(path: Path) -> tuple[list[Entry], dict[str, int], str]:
         for annotation in known.imgToAnns[key]:
             left, top, width, height = map(float, annotation["bbox"])
             box = [left, top, left + width, top + height]
-            crowd = bool(annotation.get("iscrowd", 0))
+            crowd = str(annotation.get("iscrowd", 0)).lower() not in NO
+            misfits += misfit(box, annotation.get("segmentation"))
             things.append((names[annotation["category_id"]], box, crowd))
             outlines.append((annotation.get("segmentation"), f"annotation {annotation['id']}"))
         size = sides(image.get("width"), image.get("height"))
@@ -687,7 +689,29 @@ def read_coco(path: Path) -> tuple[list[Entry], dict[str, int], str]:
     again = f"{counted(twice, 'image')} listed again in {path.name}" if twice else ""
     ids = {name: key for key, name in reversed(names.items())}
     ids = {name: ids[name] for name in names.values()}  # in the file's order
-    return entries, ids, "; ".join(filter(None, [note, again]))
+    many = counted(misfits, "box", "boxes")
+    off = (f"{many} in {path.name} overlapping the polygons by less than half "
+           "(a bbox is left, top, width and height, not corners)") if misfits else ""  # fmt: skip
+    return entries, ids, "; ".join(filter(None, [note, again, off]))
+
+
+def misfit(box: list[float], segmentation: object) -> bool:
+    """Whether a box overlaps that of its polygons, if it has some, by an IoU below 0.5."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    if polygons and not isinstance(polygons[0], list):
+        polygons = [polygons]
+    try:
+        x = [float(value) for polygon in polygons for value in polygon[::2]]
+        y = [float(value) for polygon in polygons for value in polygon[1::2]]
+        own = min(x), min(y), max(x), max(y)
+    except (TypeError, ValueError, OverflowError):  # none, or damaged: said where masks are learnt
+        return False
+    if box[2] <= box[0] or box[3] <= box[1]:
+        return False  # of zero area, as is said
+    across = max(0, min(box[2], own[2]) - max(box[0], own[0]))
+    overlap = across * max(0, min(box[3], own[3]) - max(box[1], own[1]))
+    areas = ((b[2] - b[0]) * (b[3] - b[1]) for b in (box, own))
+    return overlap < 0.5 * (sum(areas) - overlap)
 
 
 def check_annotation(annotation: dict, known: "COCO", where: str) -> None:
