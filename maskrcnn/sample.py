@@ -168,7 +168,7 @@ def find_in_files(
             image = open_image(path, facts.get("top")).convert("RGB")
         except UNREADABLE as error:
             fail(f"{path} is not a readable image ({error})")
-        if not answers:  # warms up
+        if not answers and not args.json:  # warms up
             find(model, torch.zeros_like(as_tensor(image)), dev, args.threshold)
         begin = time.perf_counter()
         answer = find(model, as_tensor(image), dev, args.threshold)
