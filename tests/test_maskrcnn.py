@@ -119,7 +119,7 @@ def test_roi_pool_is_torchvisions():
     ours = heads.pool(x, regions, 5, 0.25)
     theirs = torchvision.ops.roi_pool(x, regions, 5, 0.25)
     torch.testing.assert_close(ours, theirs)
-    assert (ours[1] == 0).all() and (ours == 0).float().mean() < 0.5
+    assert (ours[1] == 0).all() and (ours != 0).float().mean() > 0.2
     weights = torch.randn_like(ours)
     gradients = [torch.autograd.grad((out * weights).sum(), x)[0] for out in (ours, theirs)]
     torch.testing.assert_close(*gradients)
