@@ -37,7 +37,7 @@ from maskrcnn.proposals import (
 )
 
 # Cells of a map up to which, on a CPU, the two products are the faster way to learn: torchvision's
-# kernel, forward and backward, takes 1.5 times as long at 24 x 24 cells and 4.5 times at 6 x 8 of
+# kernel, forward and backward, takes 1.6 times as long at 24 x 24 cells and 4.3 times at 6 x 8 of
 # 48 channels, and as long at 25 x 34 of 256 (tests/benchmarks/maskrcnn_step.py --align).
 SMALL_MAP = 1024
 # Moves are small: brought to about standard deviation 1, by Detectron's and torchvision's numbers.
