@@ -234,10 +234,10 @@ def load_instances(
     notes = "; ".join(filter(None, notes))
     if not count and not args.stored:
         fail(f"--data {args.data}: its training set has no objects{f' ({notes})' if notes else ''}")
-    for name in ("val", "test"):
+    for name, word in (("val", "validation"), ("test", "test")):
         if name in sets and not measurable(sets[name].things):
             some = " but crowds or difficult ones" if any(map(len, sets[name].things)) else ""
-            why = f"the {name} part has no objects{some}: nothing to measure"
+            why = f"the {word} set has no objects{some}: nothing to measure"
             if name == "val" and args.patience and not args.stored:
                 fail(f"--data {args.data}: {why}, and --patience waits for its scores")
             notes = "; ".join(filter(None, [notes, why]))

@@ -574,11 +574,13 @@ def test_parts_without_anything_to_measure_are_named(capsys, refused):
     argv = ["--data", "coco:train.json", "--val", "3"]
     load(*argv, quiet=False)
     said = capsys.readouterr().out
-    assert "the val part has no objects but crowds or difficult ones: nothing to measure" in said
+    assert (
+        "the validation set has no objects but crowds or difficult ones: nothing to measure" in said
+    )
     assert "--patience waits for its scores" in refused(load, *argv, "--patience", "1")
     Path("val.json").write_text(json.dumps(content | {"annotations": []}))
     load(*argv, quiet=False)
-    assert "the val part has no objects: nothing to measure" in capsys.readouterr().out
+    assert "the validation set has no objects: nothing to measure" in capsys.readouterr().out
 
 
 def test_scores_by_size():

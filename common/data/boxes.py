@@ -765,9 +765,9 @@ def load_boxes(
     if not count:
         why = f" ({source.note})" if source.note else ""
         fail(f"--data {args.data}: its training set has no boxes{why}")
-    for name in ("val", "test"):
+    for name, word in (("val", "validation"), ("test", "test")):
         if name in sets and not (sets[name].labels >= 0).any():
-            notes.append(f"the {name} part has no boxes: nothing to measure")
+            notes.append(f"the {word} set has no boxes: nothing to measure")
     facts["mean"], facts["std"] = statistics(sets["train"])
     place = "streamed" if isinstance(sets["train"].images, Streamed) else "in memory"
     note = "; ".join(filter(None, notes))
