@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def open_run(
     name = flags.get("model", "")
     if name not in models or flags.get("milestone") != milestone:
         fail(f"{path} holds the model {name!r}; here are {', '.join(models)}")
-    print(f"{name} trained on {flags['data']}, from {path}")
+    place = sys.stderr if getattr(args, "json", False) else sys.stdout  # which is JSON alone
+    print(f"{name} trained on {flags['data']}, from {path}", file=place)
     out = args.out or new_samples(path.parent)
     here = dict(device=args.device, data_dir=args.data_dir or flags["data_dir"])
     alone = dict(quiet=True, fsdp=False, compile=False, accumulate=1, typed=[], stored=checkpoint)

@@ -37,7 +37,9 @@ def add_weight_flags(parser: cli.Parser, published: bool = True) -> None:
 
 
 def check_weights(args: argparse.Namespace, published: Mapping[str, str]) -> None:
-    """Ends in one line if the flags ask for weights that aren't there, before any work is done."""
+    """Ends in one line if the flags ask for weights that aren't there, or that nothing would read,
+    before any work is done."""
+    check_evaluated(args)
     name, other = ("imagenet", " (or write imagenet)") if published else ("FILE", "")
     if args.freeze and not args.weights:
         fail(f"--freeze trains the last layer on what --weights gives: add --weights {name}")
@@ -46,6 +48,12 @@ def check_weights(args: argparse.Namespace, published: Mapping[str, str]) -> Non
     there = args.weights == "imagenet" and published
     if "weights" in args.typed and not there and not Path(args.weights).is_file():
         fail(f"--weights {args.weights}: there is no such file{other}")
+
+
+def check_evaluated(args: argparse.Namespace) -> None:
+    """Ends in one line if weights were typed beside a checkpoint to measure, which has its own."""
+    if args.evaluate and args.weights and "weights" in args.typed:
+        fail("--weights starts a training, and --evaluate trains nothing: leave one of them away")
 
 
 def start_from(

@@ -12,6 +12,7 @@ and 32). `cells` is about nuclei, a fifth of the images held out: both networks 
 """
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -226,8 +227,11 @@ def segmented(argv: list[str], args: argparse.Namespace, dev: Device) -> list[An
     out = folder / "cells"
     files = [found[name] for name in names]
     if not out.exists():
-        more = ["--checkpoint", str(folder / "last.pt"), "--out", str(out), "--device", args.device]
-        run_plain(root / "sample.py", [*map(str, files), *more])
+        half = out.with_suffix(".part")  # takes its name when it is whole
+        shutil.rmtree(half, ignore_errors=True)
+        more = ["--checkpoint", str(folder / "last.pt"), "--out", str(half)]
+        run_plain(root / "sample.py", [*map(str, files), *more, "--device", args.device])
+        half.rename(out)
     return [connected_parts(out / f"{path.stem}-mask.png") for path in files]
 
 

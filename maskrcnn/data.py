@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,8 @@ from common.run import progress_bar
 BOXES_ONLY = ["bccd", "voc2007", "voc2012", "voc0712", "voc:PATH"]
 INSTANCE_SETS = ["shapes", "nuclei", "coco:JSON", "masks:PATH", *BOXES_ONLY]
 CUT = ("nuclei", "masks")  # sets that may have no test set
+FAR = 10  # sides of an image, the larger one, that a polygon may lie outside of it
+AT_ONCE = 16  # objects of a label map whose masks are in memory together
 SAMPLE = 256  # images of a streamed set whose pixels the mean is taken of
 
 
@@ -145,6 +147,11 @@ class InstanceSet:
         return target
 
 
+def measurable(things: Sequence[Things]) -> int:
+    """How many objects count in images: those that are neither crowds nor difficult."""
+    return sum(int((~some.objects.difficult).sum()) for some in things)
+
+
 def drawn(masks: list[dict], size: tuple[int, int]) -> Tensor:
     """Run-lengths as masks uint8 (n, H, W) of an image of this width and height."""
     from pycocotools import mask as coco_masks
@@ -202,6 +209,8 @@ def load_instances(
     source = open_source(args, dev, readers)
     facts, notes, sets = {"classes": source.classes}, [source.note], {}
     facts["top"], counts = source.facts.get("top"), Counter()
+    if "ids" in source.facts:  # what COCO's file calls the classes
+        facts["ids"] = source.facts["ids"]
     facts["points"] = source.facts.get("points", 0)  # of Pascal's measure, in 2007
     first = source.parts["train"]
     if isinstance(first, boxed.Part) and not isinstance(first.images, ShapeImages):
@@ -221,13 +230,17 @@ def load_instances(
         sets[name] = InstanceSet(name, *content, facts, dev, getattr(args, "workers", 0))
     notes += [text.format(counted(counts[key], *words)) for key, (text, *words) in SAID.items()
               if counts[key]]  # fmt: skip
-    count = sum(int((~things.objects.difficult).sum()) for things in sets["train"].things)
+    count = measurable(sets["train"].things)
     notes = "; ".join(filter(None, notes))
     if not count and not args.stored:
         fail(f"--data {args.data}: its training set has no objects{f' ({notes})' if notes else ''}")
-    for name in ("val", "test"):
-        if name in sets and not any(map(len, sets[name].things)):
-            notes = "; ".join(filter(None, [notes, f"the {name} part has no objects"]))
+    for name, word in (("val", "validation"), ("test", "test")):
+        if name in sets and not measurable(sets[name].things):
+            some = " but crowds or difficult ones" if any(map(len, sets[name].things)) else ""
+            why = f"the {word} set has no objects{some}: nothing to measure"
+            if name == "val" and args.patience and not args.stored:
+                fail(f"--data {args.data}: {why}, and --patience waits for its scores")
+            notes = "; ".join(filter(None, [notes, why]))
     facts["mean"], facts["std"] = statistics(sets["train"])
     place = "streamed" if isinstance(sets["train"].images, AnyFiles) else "in memory"
     what = counted(count, "object") + " to train on"
@@ -326,13 +339,25 @@ def of_labels(part: Annotated) -> tuple[list[Tensor], list[Things], list[tuple[i
     images, things, sizes = [], [], []
     for image, labels in zip(part.images, part.labels, strict=True):
         images.append(image.expand(3, -1, -1))
-        numbers = [number for number in labels.unique().tolist() if number]
-        masks = labels == torch.tensor(numbers, dtype=labels.dtype).view(-1, 1, 1)  # (n, H, W)
-        none = torch.zeros(len(numbers), dtype=torch.int64)
-        boxes = world.bound(masks).float() if numbers else torch.zeros(0, 4)
-        things.append(Things(Objects(boxes, none, none.bool()), run_lengths(masks)))
+        boxes, masks = numbered_objects(labels)
+        none = torch.zeros(len(boxes), dtype=torch.int64)
+        things.append(Things(Objects(boxes, none, none.bool()), masks))
         sizes.append((labels.shape[1], labels.shape[0]))
     return images, things, sizes
+
+
+def numbered_objects(labels: Tensor) -> tuple[Tensor, list[dict]]:
+    """The boxes (n, 4) and run-lengths of the numbers in a label map (H, W), from the lowest on."""
+    from scipy import ndimage
+
+    numbers, places = np.unique(labels.numpy(), return_inverse=True)
+    places = places.reshape(labels.shape) + int(numbers[0] != 0)  # from 1, without gaps
+    found = ndimage.find_objects(places)
+    boxes = [[across.start, down.start, across.stop, down.stop] for down, across in found]
+    every, masks = torch.arange(1, len(found) + 1), []
+    for some in every.split(AT_ONCE):
+        masks += run_lengths(torch.from_numpy(places) == some.view(-1, 1, 1))
+    return torch.tensor(boxes, dtype=torch.float32).view(-1, 4), masks
 
 
 # ---------------------------------------------------------------------- lists of files
@@ -398,6 +423,9 @@ def outlined(
         if not places:
             counts["empty"] += not short
             return None
+        most = FAR * max(size)
+        if wild := [v for place in places for v in place if abs(v) > most]:  # fills all memory
+            fail(f"{where}: a polygon reaches to {wild[0]:g}, far outside the image")
         found = coco_masks.merge(coco_masks.frPyObjects(places, size[1], size[0]))
     if not int(coco_masks.area(found)):
         counts["empty"] += 1
@@ -419,7 +447,7 @@ def read_polygons(written: object, where: str) -> tuple[list[list[float]], int]:
         try:
             points = [float(value) for value in polygon]
             right = all(map(math.isfinite, points)) and len(points) % 2 == 0
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             right = False
         if not right:
             fail(f"{where}: a polygon is a list of numbers, x and y in turn, not "
@@ -446,27 +474,48 @@ def on_image(
 
 
 def read_run_lengths(written: dict, drawn_on: tuple[float, float], where: str) -> np.ndarray:
-    """The mask (H, W), uint8, of run-lengths, compressed or not."""
-    from pycocotools import mask as coco_masks
+    """The mask (H, W), uint8, of run-lengths, compressed or not: zeros and ones in turn, down the
+    columns.
 
+    They are read here, as pycocotools takes damaged ones and leaves pixels unset.
+    """
     try:
         height, width = map(int, written["size"])
         counts = written["counts"]
-        if not isinstance(counts, (str, bytes)):
-            counts = [int(count) for count in counts]
-            if sum(counts) != height * width or min(counts, default=0) < 0:
-                raise ValueError(f"its counts are of {sum(counts)} pixels")
-            coded = coco_masks.frPyObjects(
-                {"size": [height, width], "counts": counts}, height, width
-            )
-        else:
-            coded = {"size": [height, width], "counts": counts}
+        compressed = isinstance(counts, (str, bytes))
+        counts = decompressed(counts) if compressed else [int(count) for count in counts]
+        if min(counts, default=0) < 0:
+            raise ValueError(f"a count is {min(counts)}")
+        if sum(counts) != height * width:
+            raise ValueError(f"its counts are of {sum(counts)} pixels")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         fail(f"{where}: its run-lengths are damaged ({error})")
     if (width, height) != tuple(drawn_on):
         there = f"{drawn_on[0]:g}x{drawn_on[1]:g}"
         fail(f"{where}: its mask has {width}x{height} pixels, its image {there}")
-    try:
-        return coco_masks.decode(coded)
-    except ValueError as error:
-        fail(f"{where}: its run-lengths are damaged ({error})")
+    values = np.arange(len(counts), dtype=np.uint8) % 2
+    return np.repeat(values, counts).reshape(width, height).T
+
+
+def decompressed(written: str | bytes) -> list[int]:
+    """The counts in COCO's compressed run-lengths; raises ValueError where these are cut off.
+
+    Each character holds five bits, the lowest first, and whether more follow; from the fourth count
+    on it is the difference to the one but one before.
+    """
+    counts, value, shift = [], 0, 0
+    for byte in written.encode("ascii") if isinstance(written, str) else written:
+        byte -= 48
+        if not 0 <= byte < 64 or shift > 60:
+            raise ValueError("no compressed counts")
+        value |= (byte & 31) << shift
+        shift += 5
+        if byte & 32:
+            continue
+        if byte & 16:  # negative
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("they end within a count")
+    return counts

@@ -13,6 +13,7 @@ region, Q pixels a side of a mask (2S), M objects of an image.
 compares with in Table 2, not what it recommends.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -36,9 +37,11 @@ from maskrcnn.proposals import (
 )
 
 # Cells of a map up to which, on a CPU, the two products are the faster way to learn: torchvision's
-# backward pass adds up number by number there (it was a third of the small network's step).
+# kernel, forward and backward, takes 1.6 times as long at 24 x 24 cells and 4.3 times at 6 x 8 of
+# 48 channels, and as long at 25 x 34 of 256 (tests/benchmarks/maskrcnn_step.py --align).
 SMALL_MAP = 1024
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # moves are small: brought to about standard deviation 1
+# Moves are small: brought to about standard deviation 1, by Detectron's and torchvision's numbers.
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 # ---------------------------------------------------------------------- RoIAlign
@@ -91,6 +94,30 @@ def reading(begin: Tensor, step: Tensor, size: int, samples: int, length: int) -
     cells = torch.arange(length, device=begin.device, dtype=begin.dtype)
     near = (1 - (places.clamp(0, length - 1)[..., None] - cells).abs()).clamp(min=0)
     return (near * inside[..., None]).unflatten(1, (size, samples)).mean(2)
+
+
+def pool(x: Tensor, regions: Tensor, size: int, scale: float) -> Tensor:
+    """RoIPool written out (Girshick 2015, Sec. 2.1); the model calls torchvision's, which is fast.
+
+    As `align`, but a region's corners are rounded to cells, which both belong to it, its parts are
+    rounded outwards, and of each is taken the largest value, 0 where it holds no cell of the map.
+    """
+    found = x.new_zeros(len(regions), x.shape[1], size, size)
+    for number, (image, *box) in enumerate(regions.tolist()):
+        left, top, right, bottom = (math.floor(side * scale + 0.5) for side in box)
+        columns = whole_parts(left, right, size, x.shape[3])
+        rows = whole_parts(top, bottom, size, x.shape[2])
+        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+            if (part := x[int(image), :, row, column]).numel():
+                found[number, :, i, j] = part.amax((1, 2))
+    return found
+
+
+def whole_parts(first: int, last: int, size: int, length: int) -> list[slice]:
+    """The cells from `first` to `last`, as far as a line of `length` has them, in `size` parts."""
+    step = max(last - first + 1, 1) / size
+    edges = [(first + math.floor(k * step), first + math.ceil((k + 1) * step)) for k in range(size)]
+    return [slice(*(min(max(edge, 0), length) for edge in pair)) for pair in edges]
 
 
 class RegionPool(nn.Module):
@@ -304,7 +331,11 @@ class RegionHeads(nn.Module):
         image: tuple[int, int],
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """L_cls + L_box + L_mask (Sec. 3), each under torchvision's name."""
+        """L_cls, L_box and L_mask (Sec. 3), each a number under torchvision's name.
+
+        Maps (B, C, H/s, W/s), proposals (n, 4) of each image, the padded images' height and width,
+        and of each image the true `boxes` (M, 4), `labels` (M,) and `masks` (M, H, W).
+        """
         chosen = [self.choose(*pair) for pair in zip(boxes, targets, strict=True)]
         x = self.pool(maps, [some.boxes for some in chosen], image, self.size)
         logits, moves = self.judge(x)
@@ -347,7 +378,11 @@ class RegionHeads(nn.Module):
     def find(
         self, logits: Tensor, moves: Tensor, boxes: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """The final boxes of each image: sure enough, and none beside a surer one of its class."""
+        """The final boxes of each image: sure enough, and none beside a surer one of its class.
+
+        Of logits (R, K), moves (R, K, 4), regions (n, 4) of each image, R in all, and the images'
+        heights and widths, to `boxes` (n, 4), `scores` (n,), the surest first, and `labels` (n,).
+        """
         counts, found = [len(some) for some in boxes], []
         parts = zip(logits.softmax(1).split(counts), moves.split(counts), boxes, sizes, strict=True)
         for shares, own, some, size in parts:

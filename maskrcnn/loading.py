@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from common import cli, fail
 from common.checkpoint import read_weights
 from common.device import Device
-from common.weights import IMAGENET, download, load
+from common.weights import IMAGENET, check_evaluated, download, load
 
 HEADS = ("roi_heads.box_predictor", "roi_heads.mask_predictor")
 MASKS = ("roi_heads.mask_head", "roi_heads.mask_predictor")
@@ -42,7 +42,9 @@ def add_weight_flags(parser: cli.Parser) -> None:
 
 
 def check_weights(args: argparse.Namespace) -> None:
-    """Ends in one line if the flags ask for weights that aren't there, before any work is done."""
+    """Ends in one line if the flags ask for weights that aren't there, or that nothing would read,
+    before any work is done."""
+    check_evaluated(args)
     if args.freeze and not args.weights:
         fail("--freeze trains the last layers on what --weights gives: add --weights FILE")
     if args.weights in ("coco", "imagenet"):

@@ -9,10 +9,10 @@ Shapes: B batch, C channels, H and W pixels, K classes with the background (0), 
 
 Boxes are left, top, right, bottom in pixels of the user's images, classes count from 1, as in
 torchvision's, whose names parameters and losses bear. Departures from the paper: the backbone's
-stride is taken by the 3x3 convolutions, smooth L1 turns at 1/9, anchors may cross the border, and
-RoIAlign begins at a cell's corner, all as in torchvision's published weights. Ours: a map's stride
-is what the network makes it, where torchvision guesses it from the first images it sees (wrongly
-if they are far smaller than their padding).
+stride is taken by the 3x3 convolutions, smooth L1 turns at 1/9, and RoIAlign begins at a cell's
+corner, all as in torchvision's published weights; proposals learn with the heads. Ours: a map's
+stride is what the network makes it, where torchvision guesses it from the first images it sees
+(wrongly if they are far smaller than their padding).
 """
 
 import math
@@ -61,7 +61,8 @@ class RCNN(nn.Module):
         `targets` are for training: of each image `boxes` (M, 4), `labels` (M,) and `masks`
         (M, H, W) of 0 and 1. What is found: `boxes` (n, 4), `scores` and `labels` (n,), and `masks`
         (n, 1, H, W), how likely each pixel is the object's.
-        Raises ValueError for training without targets, and for boxes without an area.
+        Raises TypeError for images of whole numbers; ValueError for training without targets, with
+        targets without masks where the network draws some, and with boxes without an area.
         """
         if self.training and targets is None:
             raise ValueError("in training mode: targets are needed")
@@ -83,6 +84,10 @@ class RCNN(nn.Module):
         without the padding, and the targets scaled along."""
         done, scaled = [], []
         for number, image in enumerate(images):
+            if not image.is_floating_point():
+                raise TypeError("images are floats from 0 to 1: divide uint8 by 255")
+            if targets is not None and self.roi_heads.masks and "masks" not in targets[number]:
+                raise ValueError("a target without masks: this network learns to draw them")
             image = self.normalise(image)
             old = tuple(image.shape[-2:])
             new = self.scaled_size(*old)

@@ -8,8 +8,9 @@ proposals that the heads look at: a few hundred places in the image instead of a
 Boxes are (..., 4): left, top, right, bottom in pixels of the network's input.
 Shapes: B batch, A anchors of an image, M objects of an image, N boxes.
 
-Departures from Ren et al.: anchors that cross the image's border are trained on too, and smooth
-L1 turns at 1/9 (both as torchvision has it); a level of the pyramid has anchors of one size.
+Departures from Ren et al.: anchors that cross the image's border are trained on too, and a level of
+the pyramid has anchors of one size (both as in Lin et al. 2017, arXiv:1612.03144); smooth L1 turns
+at 1/9, and both losses are divided by the anchors sampled (both as torchvision has it).
 """
 
 import math
@@ -19,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-LARGEST = math.log(1000 / 16)  # of a predicted logarithm of growth: larger would overflow
+# Of a predicted logarithm of growth, as in Detectron and torchvision: larger would overflow.
+LARGEST = math.log(1000 / 16)
 TURN = 1 / 9  # where smooth L1 becomes a straight line
 BETWEEN, BELOW = -2, -1  # in place of an object's number: neither used nor background; background
 
@@ -243,7 +245,12 @@ class RegionProposals(nn.Module):
         counts: list[int],
         sizes: list[tuple[int, int]],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The surest boxes of each level, moved, clipped and suppressed, image by image."""
+        """The surest boxes of each level, moved, clipped and suppressed, image by image.
+
+        Of logits (B, A), moves (B, A, 4), anchors (A, 4), of which the levels have `counts`, and
+        the images' heights and widths, to boxes (n, 4) of each, the surest first, and their
+        scores (n,).
+        """
         mode, places, levels, begin = int(not self.training), [], [], 0
         for level, count in enumerate(counts):
             most = min(count, self.before[mode])
@@ -268,7 +275,11 @@ class RegionProposals(nn.Module):
     def losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Ren et al.'s Eq. 1: is there an object, and where; of sampled anchors."""
+        """Ren et al.'s Eq. 1: is there an object, and where; each a number, of sampled anchors.
+
+        Logits (B, A), moves (B, A, 4), anchors (A, 4); of each image the true `boxes` (M, 4). Both
+        sums are divided by the anchors sampled in all images (as torchvision has it).
+        """
         scores, truths, moves, wanted = [], [], [], []
         for own_logits, own_deltas, target in zip(logits, deltas, targets, strict=True):
             boxes = target["boxes"].to(anchors.dtype)

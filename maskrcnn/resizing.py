@@ -45,7 +45,8 @@ def scale_target(
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks (n, 1, Q, Q) within boxes (n, 4) to masks (n, 1, H, W) of the whole image.
 
-    A ring of zeros is put around each before it is stretched, so that it ends within its box.
+    A ring of zeros is put around each before it is stretched, so that it ends within its box
+    (not in the paper: Detectron's, and torchvision's).
     """
     height, width = size
     out = masks.new_zeros(len(masks), 1, height, width)

@@ -7,6 +7,7 @@ python maskrcnn/sample.py --weights coco photo.jpg     # torchvision's weights, 
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weights", metavar="coco|FILE", help=text)
     text = f"whose weights these are: {', '.join(PUBLISHED)} (default: the first of them)"
     add("--model", choices=PUBLISHED, metavar="NAME", help=text)
-    text = "the least score of an object that is shown, below 1 (default: 0.5)"
+    text = "the score over which an object is shown, below 1 (default: 0.5)"
     add("--threshold", type=cli.positive, default=0.5, metavar="X", help=text)
     add("--count", type=cli.integer(1), default=8, help="test images to show (default: 8)")
     add("--json", action="store_true", help="print the JSON in place of the table")
@@ -82,7 +83,7 @@ def open_published(args: argparse.Namespace) -> tuple[RCNN, dict, Device, Path]:
         model.load_state_dict(state)
     except RuntimeError as error:
         fail(f"{args.weights} doesn't fit {name}: {str(error).splitlines()[-1].strip()}")
-    print(f"{name} with the weights {args.weights}")
+    print(f"{name} with the weights {args.weights}", file=sys.stderr if args.json else sys.stdout)
     out = args.out or new_samples(Path("runs", "maskrcnn"))
     return model.to(dev.device).eval(), facts, dev, out
 
@@ -99,11 +100,20 @@ def open_model(args: argparse.Namespace) -> tuple[RCNN, cli.Flags, dict, Device,
 
 @torch.inference_mode()
 def find(model: RCNN, pixels: Tensor, dev: Device, least: float) -> Answer:
-    """What is found in an image, uint8 (3, H, W), with a score of at least `least`."""
+    """What is found in an image, uint8 (3, H, W), with a score over `least`."""
+    model.roi_heads.threshold = least  # of what is less sure no mask is drawn
     with dev.autocast():
         (found,) = model([pixels.to(dev.device).float() / 255])
-    kept = found["scores"] >= least
-    return answer_of({key: value[kept] for key, value in found.items()})
+    return answer_of(found)
+
+
+def over(model: RCNN, pixels: Tensor, dev: Device, least: float) -> str:
+    """What to say where nothing is over the threshold: how sure the surest box is."""
+    masks, model.roi_heads.masks = model.roi_heads.masks, None
+    scores = find(model, pixels, dev, 0.0).scores
+    model.roi_heads.masks = masks
+    surest = f"the surest has {float(scores[0]):.2g}" if len(scores) else "there is no box"
+    return f"over {least:g} (--threshold): {surest}"
 
 
 def overlay(
@@ -122,9 +132,9 @@ def overlay(
     return draw_boxes(image, boxes, numbers, texts)
 
 
-def as_json(files: list[Path], sizes: list, answers: list[Answer], classes: list[str]) -> dict:
-    """What was found in COCO's form: images, categories (numbers from 1), and annotations with
-    scores, masks in run-lengths."""
+def as_json(files: list[Path], sizes: list, answers: list[Answer], facts: dict) -> dict:
+    """What was found in COCO's form: images (numbers from 1), categories (under the ids of the file
+    that was trained on, else numbers from 1), and annotations with scores, masks in run-lengths."""
     from pycocotools import mask as coco_masks
 
     images = [
@@ -132,15 +142,17 @@ def as_json(files: list[Path], sizes: list, answers: list[Answer], classes: list
         for number, (path, (width, height)) in enumerate(zip(files, sizes, strict=True), 1)
     ]
     rows = []
+    classes = facts["classes"]
+    ids = facts.get("ids") or list(range(1, len(classes) + 1))
     for number, row in enumerate(as_coco(answers, [image["id"] for image in images]), 1):
-        row |= {"id": number, "category_id": row["category_id"] + 1, "iscrowd": 0}
+        row |= {"id": number, "category_id": ids[row["category_id"]], "iscrowd": 0}
         row["bbox"], row["score"] = [round(v, 2) for v in row["bbox"]], round(row["score"], 4)
         row["area"] = round(row["bbox"][2] * row["bbox"][3], 2)
         if coded := row.get("segmentation"):
             row["area"] = int(coco_masks.area(coded))
             row["segmentation"] = {"size": list(coded["size"]), "counts": coded["counts"].decode()}
         rows.append(row)
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+    categories = [{"id": key, "name": name} for key, name in zip(ids, classes, strict=True)]
     return {"images": images, "categories": categories, "annotations": rows}
 
 
@@ -156,6 +168,8 @@ def find_in_files(
             image = open_image(path, facts.get("top")).convert("RGB")
         except UNREADABLE as error:
             fail(f"{path} is not a readable image ({error})")
+        if not answers and not args.json:  # warms up
+            find(model, torch.zeros_like(as_tensor(image)), dev, args.threshold)
         begin = time.perf_counter()
         answer = find(model, as_tensor(image), dev, args.threshold)
         seconds.append(time.perf_counter() - begin)
@@ -169,24 +183,22 @@ def find_in_files(
             pixels = "       -" if masks is None else f"{int(masks[number].sum()):8d}"
             lines.append(f"{path!s:<{width}}  {classes[label]:<15} {score:.3f}{sides}{pixels}")
         if not texts:
-            best = find(model, as_tensor(image), dev, 0.0).scores
-            surest = f"the surest has {float(best[0]):.2g}" if len(best) else "there is no box"
-            over = f"over {args.threshold:g} (--threshold): {surest}"
-            lines.append(f"{path!s:<{width}}  nothing {over}")
+            said = over(model, as_tensor(image), dev, args.threshold) if not args.json else ""
+            lines.append(f"{path!s:<{width}}  nothing {said}")
         overlay(image, answer.boxes, answer.labels, masks, texts).save(
             out / f"{name}.jpg", quality=90
         )
         answers.append(answer)
         sizes.append(image.size)
-    content = as_json(files, sizes, answers, classes)
+    content = as_json(files, sizes, answers, facts)
     text = json.dumps(content, indent=1) + "\n"
     (out / "detections.json").write_text(text)
-    print(text if args.json else "\n".join(lines))
+    print(text.rstrip() if args.json else "\n".join(lines))
     if not args.json:
         print(f"wrote {counted(len(files), 'picture')} and detections.json to {out}")
         rate = len(files) / sum(seconds)
         print(f"{rate:.1f} frames a second, one at a time, without reading and drawing ({dev}, "
-              f"{dev.precision})")  # fmt: skip
+              f"{dev.precision}, {model.min_size[-1]} pixels)")  # fmt: skip
     return content
 
 

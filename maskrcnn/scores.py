@@ -13,7 +13,7 @@ from common.data.boxes import indexed
 from common.detection import Found
 from common.precision import average_precisions
 from common.precision import draw_curves as precision_curves
-from maskrcnn.data import InstanceSet, Things, run_lengths
+from maskrcnn.data import InstanceSet, Things, measurable, run_lengths
 
 KINDS = {"box": "bbox", "mask": "segm"}  # ours, and COCO's names
 AREAS = {"": 0, "_small": 1, "_medium": 2, "_large": 3}  # below 32 x 32 pixels, 96 x 96, above
@@ -118,7 +118,11 @@ def measure(
     the precisions that they are the means of.
 
     Where there are boxes alone, also the mean of Pascal's average precision at 0.5 (`map50`).
+    Nothing where the images hold no objects but crowds and difficult ones; where they do and
+    none is found, all are 0.
     """
+    if not measurable(images.things):
+        return {}, {}
     truth = truth_of(images.things, images.sizes, images.facts["classes"])
     results = as_coco(answers, range(len(answers)))
     masks = all(a.masks is not None for a in answers) and images.things[0].masks is not None
@@ -131,7 +135,7 @@ def measure(
         own = [things.objects for things in images.things]
         points, count = images.facts.get("points", 0), len(images.facts["classes"])
         averages = [a for a in average_precisions(found, own, count, points)[0] if a is not None]
-        metrics["map50"] = sum(averages) / max(1, len(averages))
+        metrics["map50"] = sum(averages) / len(averages)
     return metrics, curves
 
 

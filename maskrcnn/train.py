@@ -1,6 +1,6 @@
 """Trains Mask R-CNN (He, Gkioxari, Dollár, Girshick 2017); without masks Faster R-CNN.
 
-python maskrcnn/train.py                                       # shapes: mask AP50 0.71, 110 s
+python maskrcnn/train.py                                       # shapes: mask AP50 0.69, 110 s
 python maskrcnn/train.py --data nuclei --data-dir PATH         # cell nuclei, one by one
 python maskrcnn/train.py --data coco:FILE --weights FILE       # your own outlines; or masks:PATH
 python maskrcnn/train.py --data bccd --data-dir PATH           # boxes alone; or voc:PATH

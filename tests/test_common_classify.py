@@ -283,7 +283,11 @@ def no_network(*_, **__):
     raise OSError("no network")
 
 
-def test_a_resumed_or_evaluated_run_reads_no_weights():
+def test_a_resumed_or_evaluated_run_reads_no_weights(refused):
+    asked = dict(weights="weights.pth", evaluate="run/last.pt")  # typed now
+    assert "--evaluate trains nothing" in refused(
+        lambda: start(torchvision.models.resnet18(), **asked)
+    )
     gone = dict(weights="gone.pth", typed=[])
     start(torchvision.models.resnet18(), **gone, stored={"model": {}})
     start(torchvision.models.resnet18(), **gone, evaluate="run/last.pt")

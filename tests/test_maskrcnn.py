@@ -109,6 +109,23 @@ def test_roi_align_is_torchvisions(aligned, samples):
     assert heads.align(x, regions[:0], 5, 0.25).shape == (0, 4, 5, 5)
 
 
+def test_roi_pool_is_torchvisions():
+    """Also of regions that reach out of the map, tiny ones, and turned ones; and its gradient."""
+    x = torch.randn(3, 4, 13, 17, dtype=torch.float64, requires_grad=True)
+    boxes = random_boxes(30)
+    boxes[0], boxes[1] = torch.tensor([5.0, 5, 5.1, 5.2]), torch.tensor([-50.0, -50, -20, -9])
+    boxes[2] = torch.tensor([30.0, 30, 20, 10])
+    regions = torch.cat([torch.randint(0, 2, (30, 1)) * 2.0, boxes], 1)
+    ours = heads.pool(x, regions, 5, 0.25)
+    theirs = torchvision.ops.roi_pool(x, regions, 5, 0.25)
+    torch.testing.assert_close(ours, theirs)
+    assert (ours[1] == 0).all() and (ours != 0).float().mean() > 0.2
+    weights = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((out * weights).sum(), x)[0] for out in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+    assert heads.pool(x, regions[:0], 5, 0.25).shape == (0, 4, 5, 5)
+
+
 def test_suppression_is_torchvisions():
     boxes, scores = random_boxes(200), torch.rand(200, dtype=torch.float64)
     for iou in (0.1, 0.3, 0.5):
@@ -195,7 +212,7 @@ def test_levels_by_size():
 
 @pytest.mark.parametrize("kind", ["align", "pool"])
 def test_regions_are_cut_from_their_levels(kind):
-    """As torchvision's pooling of several maps; by RoIPool as its kernel on each map."""
+    """As torchvision's pooling of several maps; RoIPool as written out, on the level it chooses."""
     maps = [torch.randn(2, 3, 64 // 2**k, 96 // 2**k, dtype=torch.float64) for k in range(4)]
     boxes = [random_boxes(9, 350.0), random_boxes(7, 200.0)]
     image = (256, 384)
@@ -207,10 +224,10 @@ def test_regions_are_cut_from_their_levels(kind):
         return
     numbers = [torch.full((len(b), 1), float(i)) for i, b in enumerate(boxes)]
     regions = torch.cat([torch.cat(numbers).double(), torch.cat(boxes)], 1)
-    levels = heads.RegionPool().level_of(torch.cat(boxes), [1 / 4, 1 / 8, 1 / 16, 1 / 32])
+    levels = torchvision.ops.poolers.LevelMapper(2, 5)(boxes)
     assert len(levels.unique()) > 1
     for region, level, one in zip(regions, levels.tolist(), found, strict=True):
-        wanted = torchvision.ops.roi_pool(maps[level], region[None], 7, 0.25 / 2**level)
+        wanted = heads.pool(maps[level], region[None], 7, 0.25 / 2**level)
         torch.testing.assert_close(one[None], wanted)
 
 
@@ -412,6 +429,13 @@ def test_what_training_refuses():
     flat = {"boxes": torch.tensor([[5.0, 5, 5, 20]]), "labels": torch.tensor([1])}
     with pytest.raises(ValueError, match="area"):
         model([image], [flat | {"masks": torch.zeros(1, 64, 64)}])
+    whole = flat | {"boxes": torch.tensor([[5.0, 5, 9, 20]])}
+    with pytest.raises(ValueError, match="without masks"):
+        model([image], [whole])
+    with pytest.raises(TypeError, match="divide uint8 by 255"):
+        model.eval()([(image * 255).byte()])
+    losses = fasterrcnn_small(3, 64).train()([image], [whole])  # which draws none
+    assert "loss_mask" not in losses and sum(losses.values()).isfinite()
 
 
 # ---------------------------------------------------------------------- the small one

@@ -11,8 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from common.data.batches import Draw
+from common.data.shapes import bound
 from common.device import Device
-from maskrcnn import data, scores, train
+from maskrcnn import data, sample, scores, train
 from maskrcnn.augment import change, exposed, mirrored, transposed
 
 SQUARE = [4, 3, 14, 3, 14, 9, 4, 9]  # 10 x 6 pixels
@@ -129,10 +130,16 @@ def test_bad_outlines(refused):
         ({"size": [20, 30], "counts": [700, -100]}, "damaged"),
         ({"size": [20, 30]}, "'counts'"),
         ({"size": "large", "counts": []}, "damaged"),
-        ({"size": [20, 30], "counts": "@@@@"}, "damaged"),
+        ({"size": [20, 30], "counts": "@@@@"}, "a count is -32"),
+        ({"size": [20, 30], "counts": ""}, "0 pixels"),
+        ({"size": [20, 30], "counts": compressed(mask)["counts"][:-1]}, "within a count"),
+        ({"size": [20, 30], "counts": compressed(mask)["counts"][:-3]}, "pixels"),
+        ({"size": [20, 30], "counts": "c26~~"}, "no compressed counts"),
+        ({"size": [20, 30], "counts": "d\u00e4"}, "damaged"),
         ([[1, 2, "x", 4, 5, 6]], "x and y in turn"),
         ([[1, 2, 3, 4, 5, 6, 7]], "x and y in turn"),
         ([[1, 2, 3, 4, 5, float("nan")]], "x and y in turn"),
+        ([[1, 2, 3, 1e9, 5, 6]], "a polygon reaches to 1e+09, far outside"),
         ("outline", "neither a list of polygons nor run-lengths"),
         (None, "no segmentation"),
     ]
@@ -142,6 +149,24 @@ def test_bad_outlines(refused):
         assert words in line, line
         assert "annotation 0" in line and "0.png" in line, line
     assert int(mask.sum()) == 60
+
+
+def test_compressed_run_lengths_are_pycocotools():
+    for _ in range(100):
+        height, width = torch.randint(1, 60, (2,)).tolist()
+        mask = (torch.rand(height, width) > torch.rand(())).to(torch.uint8)
+        found = data.read_run_lengths(compressed(mask), (width, height), "here")
+        assert found.tolist() == mask.tolist()
+
+
+def test_boxes_that_graze_the_image_are_dropped(capsys):
+    """A hair's breadth within it would be no area at all after rounding."""
+    coco([([SQUARE], {"bbox": [29.99999, 5, 9, 6]}), ([SQUARE], {"bbox": [4, 3, 1e-6, 6]}),
+          ([SQUARE], {"bbox": [30, 5, 9, 6]}), [SQUARE]])  # fmt: skip
+    things, *_ = of_image(load("--data", "coco:set.json", quiet=False))
+    assert things.objects.boxes.tolist() == [[4, 3, 14, 9]]
+    said = capsys.readouterr().out
+    assert "2 boxes of zero area skipped, 1 box outside the image skipped" in said
 
 
 def test_boxes_alone_suffice_without_masks():
@@ -169,6 +194,47 @@ def test_crowds_are_not_trained_on_and_held_against_nobody():
     for kind in ("box", "mask"):
         found = scores.scores_of(scores.precisions(own, scores.as_coco([answer], [0]), kind))
         assert found["ap"] == pytest.approx(1.0)
+
+
+def test_categories_with_gaps_keep_their_ids():
+    coco([([SQUARE], {"category_id": 90}), ([SQUARE], {"category_id": 3})])
+    content = json.loads(Path("set.json").read_text())
+    names = {90: "b", 7: "thing", 3: "a", 8: "b"}  # two of one name are one class
+    content["categories"] = [{"id": key, "name": name} for key, name in names.items()]
+    Path("set.json").write_text(json.dumps(content))
+    things, part, _ = of_image(load("--data", "coco:set.json"))
+    assert things.objects.labels.tolist() == [0, 2]
+    assert part.facts["classes"] == ["b", "thing", "a"] and part.facts["ids"] == [90, 7, 3]
+    answer = perfect(things)
+    found = sample.as_json([Path("0.png")], [(30, 20)], [answer], part.facts)
+    assert [row["category_id"] for row in found["annotations"]] == [90, 3]
+    assert {row["id"]: row["name"] for row in found["categories"]} == {90: "b", 7: "thing", 3: "a"}
+    older = {"classes": part.facts["classes"]}  # a checkpoint from before
+    found = sample.as_json([Path("0.png")], [(30, 20)], [answer], older)
+    assert [row["category_id"] for row in found["annotations"]] == [1, 3]
+
+
+def test_grey_images_are_read_in_colour():
+    coco([[SQUARE]])
+    grey = Image.open("0.png").convert("L")
+    grey.save("0.png")
+    things, part, number = of_image(load("--data", "coco:set.json"))
+    (pixels,) = next(iter(part.read([torch.tensor([number])])))
+    assert pixels.tolist() == [np.asarray(grey).tolist()] * 3 and len(things) == 1
+
+
+def test_boxes_in_corners_and_crowds_in_words_are_seen(capsys):
+    """A bbox of corners doesn't fit its outline: so much is said; iscrowd "0" is no crowd."""
+    coco([([SQUARE], {"bbox": [4, 3, 14, 9], "iscrowd": "0"}), (SQUARE, {"bbox": [4, 3, 14, 9]}),
+          ([SQUARE], {"iscrowd": False}), ([SQUARE], {"iscrowd": "1"}),
+          ([SQUARE], {"iscrowd": True})])  # fmt: skip
+    things, *_ = of_image(load("--data", "coco:set.json", quiet=False))
+    assert things.objects.difficult.tolist() == [False] * 3 + [True] * 2
+    assert "2 boxes in set.json overlapping the polygons by less than half" in (
+        capsys.readouterr().out)  # fmt: skip
+    coco([[SQUARE]])
+    load("--data", "coco:set.json", quiet=False)
+    assert "overlapping" not in capsys.readouterr().out
 
 
 def test_outlines_drawn_on_another_size_or_before_exif_turned_the_image(capsys):
@@ -268,6 +334,32 @@ def test_label_maps(kind):
     images, targets, places = next(iter(train_part.batches(8)))
     assert all(image.shape == (3, 16, 24) and image.max() <= 1 for image in images)
     assert [len(t["labels"]) for t in targets] == [len(train_part.things[i]) for i in places]
+
+
+def test_objects_of_a_label_map(monkeypatch):
+    """Boxes and masks of every number, whatever the numbers are, few masks in memory at a time."""
+    counts, encode = [], data.run_lengths
+    monkeypatch.setattr(data, "run_lengths", lambda m: counts.append(len(m)) or encode(m))
+    labels = torch.randint(0, 50, (30, 40), dtype=torch.int32) ** 2 * 500_000  # with gaps
+    for some in (labels, labels + 7, labels * 0, labels * 0 + 3):
+        boxes, masks = data.numbered_objects(some)
+        numbers = [number for number in some.unique().tolist() if number]
+        wanted = torch.stack([some == number for number in numbers]) if numbers else some[:0, None]
+        assert torch.equal(data.drawn(masks, (40, 30)).bool().view_as(wanted), wanted.bool())
+        assert boxes.tolist() == (bound(wanted).tolist() if numbers else [])
+    assert max(counts) == 16
+
+
+def test_label_maps_of_16_bits():
+    """More than 255 objects, or their numbers, are told apart."""
+    label_maps("own", 6)
+    for number in range(6):
+        labels = np.zeros((16, 24), dtype=np.uint16)
+        labels[2:6, 3:8], labels[2:6, 10:12] = 300, 300 + 256
+        Image.fromarray(labels).save(f"own/labels/{number}.png")
+    train_part, _, _ = load("--data", "masks:own", "--folds", "2")
+    assert train_part.things[0].objects.boxes.tolist() == [[3, 2, 8, 6], [10, 2, 12, 6]]
+    assert masks_of(train_part.things[0], (24, 16)).sum((1, 2)).tolist() == [20, 8]
 
 
 def test_folds_are_those_of_the_segmenter():
@@ -449,6 +541,46 @@ def test_scores(few_scenes):
     assert scores.measure(half, test)[0]["mask_ap50"] < 0.9
     wrong = [a._replace(labels=(a.labels + 1) % 10) for a in answers]
     assert scores.measure(wrong, test)[0]["box_ap50"] < 0.2
+
+
+@pytest.mark.parametrize("kind", ["none", "crowds", "difficult"])
+def test_where_nothing_can_be_measured_there_are_no_scores(kind):
+    """Without objects, with crowds alone, and with difficult boxes alone, whatever is found."""
+    boxes, labels = torch.tensor([[4.0, 3, 14, 9]]), torch.zeros(1, dtype=torch.int64)
+    masks = None if kind == "difficult" else data.run_lengths(plain_square()[None])
+    answer = scores.Answer(boxes, torch.tensor([0.9]), labels, masks)
+    none = scores.Answer(boxes[:0], torch.zeros(0), labels[:0], masks and [])
+    for flags, wanted in (([True], {}), ([False], None)):
+        things = data.Things(data.Objects(boxes, labels, torch.tensor(flags)), masks)
+        if kind == "none" and flags[0]:
+            things = data.Things(data.Objects(boxes[:0], labels[:0], torch.zeros(0).bool()), [])
+        images = types.SimpleNamespace(things=[things], sizes=[(30, 20)],
+                                       facts={"classes": ["a"]})  # fmt: skip
+        for found, value in ((answer, 1.0), (none, 0.0)):
+            metrics, curves = scores.measure([found], images)
+            if wanted is None:
+                assert metrics["box_ap"] == pytest.approx(value)
+            else:
+                assert metrics == curves == wanted
+
+
+def test_parts_without_anything_to_measure_are_named(capsys, refused):
+    for part in ("train", "val", "test"):
+        coco([[SQUARE]], 3, path=f"{part}.json", save=part == "train")
+    content = json.loads(Path("val.json").read_text())
+    for row in content["annotations"]:
+        row["iscrowd"] = 1
+    Path("val.json").write_text(json.dumps(content))
+    argv = ["--data", "coco:train.json", "--val", "3"]
+    load(*argv, quiet=False)
+    said = capsys.readouterr().out
+    assert (
+        "the validation set has no objects but crowds or difficult ones: nothing to measure" in said
+    )
+    assert "--patience waits for its scores" in refused(load, *argv, "--patience", "1")
+    Path("val.json").write_text(json.dumps(content | {"annotations": []}))
+    load(*argv, quiet=False)
+    assert "the validation set has no objects: nothing to measure" in capsys.readouterr().out
 
 
 def test_scores_by_size():

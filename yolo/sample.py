@@ -6,6 +6,7 @@ python yolo/sample.py                      # a grid of test images: true boxes a
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -114,10 +115,11 @@ def find(
         found[str(path)] = rows
     (out / "detections.json").write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(lines))
-    print(f"wrote {counted(len(files), 'picture')} and detections.json to {out}")
+    place = sys.stderr if args.json else sys.stdout
+    print(f"wrote {counted(len(files), 'picture')} and detections.json to {out}", file=place)
     rate = len(files) / sum(seconds)
     print(f"{rate:.1f} frames a second, one at a time, without reading and drawing ({dev}, "
-          f"{dev.precision}, {flags.size} pixels)")  # fmt: skip
+          f"{dev.precision}, {flags.size} pixels)", file=place)  # fmt: skip
     return found
 
 

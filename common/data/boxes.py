@@ -58,6 +58,8 @@ VOC += ["diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sh
 VOC += ["train", "tvmonitor"]
 BCCD = ["RBC", "WBC", "Platelets"]
 NUM_SCENES, MAX_OBJECTS = {"train": 2_500, "test": 500}, 4  # of `shapes`: seeds 0 and 1
+LEAST_SIDE = 0.01  # pixels of a box within its image: rounding would leave nothing of a smaller one
+NO = ("0", "0.0", "false", "none", "")  # of a COCO file's `iscrowd`, however it is written
 SIDEWAYS = (5, 6, 7, 8)  # EXIF's values of ORIENTATION that swap the sides
 
 
@@ -307,9 +309,10 @@ def objects_of(
         if not all(map(math.isfinite, box)):
             fail(f"{entry.where}: a box of {name} has the corners {box}")
         clipped = [min(max(v, 0), size[i % 2]) for i, v in enumerate(box)]
-        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            flat = box[2] <= box[0] or box[3] <= box[1]
-            counts["of zero area" if flat else "outside the image"] += 1
+        least = min(clipped[2] - clipped[0], clipped[3] - clipped[1])
+        if least < LEAST_SIDE:
+            outside = least <= 0 and box[2] > box[0] and box[3] > box[1]
+            counts["outside the image" if outside else "of zero area"] += 1
             continue
         counts["clipped"] += clipped != box
         boxes.append(turned([v / size[i % 2] for i, v in enumerate(clipped)], turn))
@@ -592,18 +595,23 @@ def fifth(entries: list[Entry], classes: list[str] | None, data: str, *notes: st
 
 
 def coco(args: argparse.Namespace) -> Source:
-    """The user's own annotations in COCO's format, with the files of val and test beside it."""
+    """The user's own annotations in COCO's format, with the files of val and test beside it; the
+    fact `ids` is what the file calls the classes."""
     path = Path(args.data.partition(":")[2]).expanduser()
-    entries, classes, note = read_coco(path)
-    others = siblings(path)
+    entries, ids, note = read_coco(path)
+    classes, others = list(ids), siblings(path)
     if not others:
-        return fifth(entries, classes, args.data, note)
+        source = fifth(entries, classes, args.data, note)
+        source.facts["ids"] = list(ids.values())
+        return source
     parts = {"train": entries} | {name: read_coco(file)[0] for name, file in others.items()}
     notes = [f"{'/'.join(file.parts[-2:])} is the {name} part" for name, file in others.items()]
     if "test" not in parts:
         parts["test"] = parts.pop("val")
         notes = [f"{others['val'].name} is the test set"]
-    return as_source(parts, classes, *notes, note)
+    source = as_source(parts, classes, *notes, note)
+    source.facts["ids"] = list(ids.values())
+    return source
 
 
 def siblings(path: Path) -> dict[str, Path]:
@@ -635,8 +643,9 @@ def indexed(content: dict) -> "COCO":
     return known
 
 
-def read_coco(path: Path) -> tuple[list[Entry], list[str], str]:
-    """Images and objects of one annotation file, its classes, and a note; crowds are difficult."""
+def read_coco(path: Path) -> tuple[list[Entry], dict[str, int], str]:
+    """Images and objects of one annotation file, its classes with their (first) ids, and a note;
+    crowds are difficult."""
     where = f"--data coco:{path}"
     try:
         content = json.loads(text_of(path))
@@ -660,7 +669,7 @@ def read_coco(path: Path) -> tuple[list[Entry], list[str], str]:
     # The images lie beside the file, or as in COCO in train2017/ beside annotations/.
     part, up = path.stem.removeprefix("instances_"), path.parent.parent
     folders = [path.parent, path.parent / "images", up / part, up / "images", up / "images" / part]
-    entries = []
+    entries, misfits = [], 0
     for key, image in known.imgs.items():
         places = [below(folder, files[key].replace("\\", "/"), str(path)) for folder in folders]
         file = next((place for place in places if place.exists()), places[0])
@@ -668,7 +677,8 @@ def read_coco(path: Path) -> tuple[list[Entry], list[str], str]:
         for annotation in known.imgToAnns[key]:
             left, top, width, height = map(float, annotation["bbox"])
             box = [left, top, left + width, top + height]
-            crowd = bool(annotation.get("iscrowd", 0))
+            crowd = str(annotation.get("iscrowd", 0)).lower() not in NO
+            misfits += misfit(box, annotation.get("segmentation"))
             things.append((names[annotation["category_id"]], box, crowd))
             outlines.append((annotation.get("segmentation"), f"annotation {annotation['id']}"))
         size = sides(image.get("width"), image.get("height"))
@@ -677,7 +687,31 @@ def read_coco(path: Path) -> tuple[list[Entry], list[str], str]:
     note = f"categories of one name taken for one class: {', '.join(shared)}" if shared else ""
     twice = len(entries) - len({entry.image for entry in entries})
     again = f"{counted(twice, 'image')} listed again in {path.name}" if twice else ""
-    return entries, list(dict.fromkeys(names.values())), "; ".join(filter(None, [note, again]))
+    ids = {name: key for key, name in reversed(names.items())}
+    ids = {name: ids[name] for name in names.values()}  # in the file's order
+    many = counted(misfits, "box", "boxes")
+    off = (f"{many} in {path.name} overlapping the polygons by less than half "
+           "(a bbox is left, top, width and height, not corners)") if misfits else ""  # fmt: skip
+    return entries, ids, "; ".join(filter(None, [note, again, off]))
+
+
+def misfit(box: list[float], segmentation: object) -> bool:
+    """Whether a box overlaps that of its polygons, if it has some, by an IoU below 0.5."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    if polygons and not isinstance(polygons[0], list):
+        polygons = [polygons]
+    try:
+        x = [float(value) for polygon in polygons for value in polygon[::2]]
+        y = [float(value) for polygon in polygons for value in polygon[1::2]]
+        own = min(x), min(y), max(x), max(y)
+    except (TypeError, ValueError, OverflowError):  # none, or damaged: said where masks are learnt
+        return False
+    if box[2] <= box[0] or box[3] <= box[1]:
+        return False  # of zero area, as is said
+    across = max(0, min(box[2], own[2]) - max(box[0], own[0]))
+    overlap = across * max(0, min(box[3], own[3]) - max(box[1], own[1]))
+    areas = ((b[2] - b[0]) * (b[3] - b[1]) for b in (box, own))
+    return overlap < 0.5 * (sum(areas) - overlap)
 
 
 def check_annotation(annotation: dict, known: "COCO", where: str) -> None:
@@ -731,9 +765,9 @@ def load_boxes(
     if not count:
         why = f" ({source.note})" if source.note else ""
         fail(f"--data {args.data}: its training set has no boxes{why}")
-    for name in ("val", "test"):
+    for name, word in (("val", "validation"), ("test", "test")):
         if name in sets and not (sets[name].labels >= 0).any():
-            notes.append(f"the {name} part has no boxes: nothing to measure")
+            notes.append(f"the {word} set has no boxes: nothing to measure")
     facts["mean"], facts["std"] = statistics(sets["train"])
     place = "streamed" if isinstance(sets["train"].images, Streamed) else "in memory"
     note = "; ".join(filter(None, notes))

@@ -3,12 +3,16 @@
     python tests/benchmarks/maskrcnn_step.py                                # training steps
     python tests/benchmarks/maskrcnn_step.py --inference
     python tests/benchmarks/maskrcnn_step.py --models maskrcnn_small --size 96 --batch-size 8
+    python tests/benchmarks/maskrcnn_step.py --align                        # RoIAlign alone
 
 Both sides have the same weights and images and take turns in one process. `equal` is both in fp32,
-contiguous; `default` is ours as the script runs (precision auto, channels-last, fused SGD) against
-torchvision's as published. Printed are the ratio of medians, torchvision's time over ours, with the
-quartiles of the rounds. The small network's other side is torchvision's of the same parts and
-settings. `--busy` takes the processor's time, not the clock's, where other work is done meanwhile.
+contiguous; `default` is ours as the script runs (precision auto, channels-last, fused optimiser)
+against torchvision's as published. Both have the recipe's optimiser: AdamW of the small networks,
+SGD of the large ones. `--align` times RoIAlign forward and backward, as two products of matrices
+(heads.align) and as torchvision's kernel, on maps of several sizes. Printed are the ratio of
+medians, torchvision's time over ours, with the quartiles of the rounds. The small networks' other
+side is torchvision's of the same parts and settings. `--busy` takes the processor's time, not the
+clock's, where other work is done meanwhile.
 """
 
 import argparse
@@ -25,11 +29,19 @@ from torch import Tensor, nn
 from torchvision.models.detection import anchor_utils, backbone_utils, faster_rcnn, mask_rcnn
 
 from common.device import Device
+from maskrcnn.heads import align
 from maskrcnn.model import MODELS
 from maskrcnn.train import parse_args
 
-NAMES = ("maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn", "maskrcnn_small")
+NAMES = ("maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn", "maskrcnn_small", "fasterrcnn_small")
 CLASSES = 11  # with the background
+MAPS = [  # images, channels, height, width, stride; regions of an image
+    (8, 48, 24, 24, 4, 32),  # the small network's, of 96 x 96 pixels
+    (8, 48, 24, 32, 4, 32),  # of 96 x 128 pixels
+    (8, 48, 6, 8, 16, 32),
+    (2, 256, 25, 34, 32, 64),  # ResNet-50's last, of 800 x 1088 pixels
+    (2, 256, 25, 34, 32, 400),
+]
 
 
 class Maps(nn.Module):
@@ -45,9 +57,9 @@ class Maps(nn.Module):
         return {str(number): level for number, level in enumerate(self.fpn(self.body(x)))}
 
 
-def small_of_torchvision(size: int) -> nn.Module:
-    """torchvision's detector with the parts and settings of `maskrcnn_small`."""
-    ours = MODELS["maskrcnn_small"](CLASSES, size, 2 * size)
+def small_of_torchvision(name: str, size: int) -> nn.Module:
+    """torchvision's detector with the parts and settings of a small network of ours."""
+    ours = MODELS[name](CLASSES, size, 2 * size)
     channels, own, parts = ours.backbone.channels, ours.rpn, ours.roi_heads
     levels = ((12,), (24,), (48,), (96,))
 
@@ -55,7 +67,17 @@ def small_of_torchvision(size: int) -> nn.Module:
         names = ["0", "1", "2"]
         return torchvision.ops.MultiScaleRoIAlign(names, side, 2, canonical_scale=56)
 
-    return mask_rcnn.MaskRCNN(
+    kind, masks = faster_rcnn.FasterRCNN, {}
+    if parts.masks:
+        kind, masks = (
+            mask_rcnn.MaskRCNN,
+            dict(
+                mask_roi_pool=pool(parts.mask_size),
+                mask_head=mask_rcnn.MaskRCNNHeads(channels, (channels,) * 2, 1),
+                mask_predictor=mask_rcnn.MaskRCNNPredictor(channels, channels, CLASSES),
+            ),
+        )
+    return kind(
         Maps(ours.backbone),
         min_size=size,
         max_size=2 * size,
@@ -69,17 +91,15 @@ def small_of_torchvision(size: int) -> nn.Module:
         box_roi_pool=pool(7),
         box_head=faster_rcnn.TwoMLPHead(channels * 49, 256),
         box_predictor=faster_rcnn.FastRCNNPredictor(256, CLASSES),
-        mask_roi_pool=pool(parts.mask_size),
-        mask_head=mask_rcnn.MaskRCNNHeads(channels, (channels,) * 2, 1),
-        mask_predictor=mask_rcnn.MaskRCNNPredictor(channels, channels, CLASSES),
+        **masks,
     )
 
 
 def build(name: str, ours: bool, size: int) -> nn.Module:
     """One side's model; both sides get the same weights."""
     torch.manual_seed(0)
-    if name == "maskrcnn_small":
-        theirs = small_of_torchvision(size)
+    if name.endswith("_small"):
+        theirs = small_of_torchvision(name, size)
         model = MODELS[name](CLASSES, size, 2 * size)
     else:
         norm = torchvision.ops.FrozenBatchNorm2d
@@ -119,7 +139,8 @@ def scenes(args: argparse.Namespace, masks: bool) -> tuple[list[Tensor], list[di
 
 def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> Callable:
     """A function that takes one training step, or one pass of inference."""
-    dev = Device(parse_args(["--device", args.device, "--quiet"]))
+    flags = parse_args(["--model", name, "--device", args.device, "--quiet"])
+    dev = Device(flags)
     model = build(name, ours, args.size)
     images, targets = scenes(args, name.startswith("mask"))
     images = [image.to(dev.device) for image in images]
@@ -131,7 +152,11 @@ def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> C
         dev.precision = "fp32"
     model.to(dev.device).train(not args.inference)
     learnt = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learnt, 1e-4, momentum=0.9, fused=tuned or None)
+    if flags.optimizer == "sgd":
+        settings = dict(momentum=0.9, weight_decay=1e-4)
+        optimizer = torch.optim.SGD(learnt, 1e-4, fused=tuned or None, **settings)
+    else:
+        optimizer = torch.optim.AdamW(learnt, 1e-4, weight_decay=0.05, fused=tuned or None)
 
     def step() -> None:
         torch.manual_seed(2)  # both sample alike
@@ -153,6 +178,31 @@ def stepper(name: str, ours: bool, default: bool, args: argparse.Namespace) -> C
     return infer if args.inference else step
 
 
+def time_align(rounds: int, clock: Callable) -> None:
+    """Prints a table of RoIAlign forward and backward on one CPU, on the maps of MAPS."""
+    print("RoIAlign to 7x7, forward and backward; torchvision's time over that of two products")
+    for count, channels, height, width, stride, regions in MAPS:
+        torch.manual_seed(0)
+        x = torch.randn(count, channels, height, width)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        pixels = stride * torch.tensor([width, height])
+        corner = torch.rand(count * regions, 2) * pixels * 0.6
+        boxes = torch.cat([corner, corner + 8 + torch.rand(len(corner), 2) * stride * 8], 1)
+        number = torch.arange(count).repeat_interleave(regions)[:, None].float()
+        boxes, weights = torch.cat([number, boxes], 1), torch.randn(len(boxes), channels, 7, 7)
+
+        def side(cut: Callable, x=x, boxes=boxes, scale=1 / stride, weights=weights) -> Callable:
+            def step() -> None:
+                x.grad = None
+                (cut(x, boxes, 7, scale, 2) * weights).sum().backward()
+
+            return step
+
+        sides = [side(align), side(torchvision.ops.roi_align)]
+        shape = f"{count} x {channels} x {height} x {width}, {regions} regions each"
+        print(f"{shape:<40} {ratio(*interleave(sides, rounds, clock=clock))}", flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -162,12 +212,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--inference", action="store_true")
+    parser.add_argument("--align", action="store_true")
     parser.add_argument("--busy", action="store_true")
     args = parser.parse_args()
+    clock = time.process_time if args.busy else time.perf_counter
+    if args.align:
+        return time_align(args.rounds, clock)
     what = "inference" if args.inference else "training step"
     print(f"{what}, batch {args.batch_size} at {args.size} pixels; torchvision's time over ours")
     print(f"{'model':<25} {'equal':<20} {'default':<20}")
-    clock = time.process_time if args.busy else time.perf_counter
     for name in args.models:
         ratios = []
         for default in (False, True):
