@@ -331,7 +331,7 @@ def test_detections_are_scored_by_ones_own_annotations(taught):
     block = block.replace("annotations/instances_test.json", "truth.json")
     found = {}
     exec(block.replace("runs/samples/detections.json", "out/detections.json"), found)
-    assert found["measure"].stats[1] > 0.9
+    assert found["measure"].stats[1] > 0.5  # AP at 0.5; ids that don't match would give 0
 
 
 def test_no_masks_are_drawn_in_vain(monkeypatch):
