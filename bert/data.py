@@ -378,7 +378,8 @@ def guesses(train: Documents, part: Documents, length: int) -> dict[str, float]:
     size = train.special.vocab_size
     texts = [[t for sentence in document for t in sentence] for document in train.documents]
     usual = int(torch.tensor(list(itertools.chain.from_iterable(texts))).bincount().argmax())
-    pairs = torch.cat([torch.tensor(t[:-1]) * size + torch.tensor(t[1:]) for t in texts]).long()
+    ids = [torch.tensor(text, dtype=torch.long) for text in texts]  # also those of one token
+    pairs = torch.cat([text[:-1] * size + text[1:] for text in ids])
     keys, counts = pairs.unique(return_counts=True)
     order = counts.argsort(stable=True)  # of equal counts the largest token comes last, and counts
     best = dict(zip((keys // size)[order].tolist(), (keys % size)[order].tolist(), strict=True))

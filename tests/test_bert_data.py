@@ -240,6 +240,15 @@ def test_simple_models_by_hand():
                      "test_bigram_accuracy": right[1] / total}  # fmt: skip
 
 
+def test_pairs_of_a_large_vocabulary_beside_a_document_of_one_token():
+    """A pair is counted as one number, up to 900 million here: more digits than float32 has."""
+    facts = vocabulary() | {"vocab_size": 30_000}
+    chain = list(range(20_000, 20_100))
+    train = Documents("train", [[chain], [[chain[0]]]], facts, device())
+    part = Documents("test", [[chain[:50]], [chain[50:]]], facts, device())
+    assert guesses(train, part, 16)["test_bigram_accuracy"] > 0.7  # but what follows [CLS], a mask
+
+
 # ---------------------------------------------------------------------- corpora
 
 
