@@ -356,7 +356,8 @@ def two_contexts(
 ) -> list[Example]:
     """Two pieces of text as one sequence (Sec. 2.5), a share `apart` of them from two documents.
 
-    There is no label. Raises ValueError if that needs a second document, and there is none.
+    There is no label, and none of them is short, as some of BERT's are. Raises ValueError if that
+    needs a second document, and there is none.
     """
     documents = cleaned(documents)
     if len(documents) < 2 and apart:
@@ -364,7 +365,7 @@ def two_contexts(
     return [
         join(a, b or None, special, length)
         for number in range(len(documents))
-        for a, b, _ in draw_pairs(documents, number, length - 3, random, apart=apart)
+        for a, b, _ in draw_pairs(documents, number, length - 3, random, short=0.0, apart=apart)
     ]
 
 

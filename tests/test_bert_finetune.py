@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from conftest import torchrun
 from helpers import BOTH, modes, weights
 
-from bert import claims, finetune, sample, train
+from bert import claims, finetune, names, sample, train
+from bert.layers import Dropout
 from bert.model import FAMILIES
 from common.data import corpora
 
@@ -135,6 +136,19 @@ def test_a_pre_trained_run_is_gone_on_with(family, capsys):
     assert "new at random: " in capsys.readouterr().out
     facts = torch.load("on/last.pt")["dataset"]
     assert facts["tokenizer"] == torch.load("runs/bert/pre/last.pt")["dataset"]["tokenizer"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_in_all_layers_but_albert_s(family):
+    """ALBERT's Table 14: 0 in the encoder, 0.1 in the classifier."""
+    made = train.MODELS[f"{family}_tiny"](vocab_size=50)
+    facts = {"family": family, "network": names.describe(made), "classes": ["a", "b"]}
+    model = finetune.build(facts, 0.1)
+    shares = {name: m.share for name, m in model.named_modules() if isinstance(m, Dropout)}
+    last = {name: share for name, share in shares.items() if name.startswith(("drop", "classif"))}
+    inner = [share for name, share in shares.items() if name not in last]
+    assert set(last.values()) == {0.1}
+    assert set(inner) == {0.0 if family == "albert" else 0.1}
 
 
 def test_from_scratch_is_the_same_network_without_its_weights():
@@ -278,7 +292,7 @@ def small_files():
 
 
 @pytest.mark.parametrize("claim", ["table", "pretraining", "pairs", "all_tokens", "permutation"])
-def test_claims_on_files(claim, monkeypatch):
+def test_claims_on_files(claim, monkeypatch, capsys):
     small_files()
     less = {"8192": "300", "100000": "300", "2048": "64"}
     monkeypatch.setattr(claims, "ENGLISH", [
@@ -293,14 +307,28 @@ def test_claims_on_files(claim, monkeypatch):
     of_model = claims.of_model
     monkeypatch.setattr(claims, "of_model", lambda model: [*of_model(model), *small])
     monkeypatch.setattr(claims, "EXAMPLES", {4: "2", 6: "1"})
+    scripts = []
+
+    def lstm(argv):  # in place of rnn/train.py
+        scripts.append(argv[2:6])
+        cut = argv.index("--model")
+        own = ["--from-scratch", *TINY, "--val", "0", *argv[:cut], *argv[cut + 2 :]]
+        return finetune.main(own)
+
+    monkeypatch.setattr(claims, "train_lstm", lstm)
     argv = [claim, "--seeds", "0", "--max-steps", "1", "--out", "out", "--data-dir", "data"]
     summary = claims.main(argv)
+    assert scripts == ([[*claims.LSTM["bilstm"][:4]]] if claim == "table" else [])
+    assert capsys.readouterr().out.count(" steps in ") == {
+        "table": 2, "pretraining": 0}.get(claim, len(summary))  # fmt: skip
     assert {p.name for p in Path("out").iterdir()} == {
         f"claim_{claim}.{e}" for e in ("json", "png")
     }
     key = claims.key_of(claim)
     assert all(0 <= arm[key]["mean"] <= 1 for arm in summary.values())
-    for arm in summary.values():  # each command can be repeated
+    own = summary.get("bilstm", {}).get("command")
+    assert own is None or own.startswith("python rnn/train.py --max-steps 1 --model bilstm")
+    for arm in (arm for name, arm in summary.items() if name != "bilstm"):  # can be repeated
         first, *later = arm["command"].split(" && ")
         assert first.startswith("python bert/train.py")
         assert "--data english" in first
@@ -311,14 +339,17 @@ def test_claims_on_files(claim, monkeypatch):
             assert f"--weights {folder}/last.pt" in command
     if claim == "table":
         both = (name + more for name in table for more in ("", ", from scratch"))
-        assert list(summary) == list(both)
+        assert list(summary) == [*both, "bilstm"]
+        assert summary["bilstm"]["parameters"]["mean"] > 1000
         one = summary["bert_tiny"]
+        assert one["pretraining_steps"]["mean"] == 1
         assert one["pretraining_seconds"]["mean"] > 0
         assert "pretraining_test_masked_accuracy" in one
         assert summary["electra_tiny"]["parameters"]["mean"] < 1e6
         assert "--from-scratch" in summary["bert_tiny, from scratch"]["command"]
     monkeypatch.setattr(claims, "train", None)
     monkeypatch.setattr(claims, "finetune", None)
+    monkeypatch.setattr(claims, "train_lstm", None)
     assert claims.main(argv) == summary
 
 
