@@ -4,6 +4,7 @@ Where files are missing the one line says what to take `instead`.
 """
 
 import argparse
+import collections
 import dataclasses
 import html
 import re
@@ -63,13 +64,39 @@ def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str
     if len(classes) > max(2, len(parts["train"]) // 2):
         fail(f"--data {args.data}: {len(classes):,} different labels of {len(parts['train']):,} "
              "sentences are no classes: name the right --label-column")  # fmt: skip
-    official = set(parts)
-    keys = [text.lower() for text in parts["train"].texts]
-    notes += with_test(parts, args.data, keys)
-    for name in sorted(official & {"val", "test"} & set(parts)):
-        if both := len(set(keys) & {text.lower() for text in parts[name].texts}):
-            notes.append(f"{counted(both, 'sentence')} of the {name} part stand in training, too")
+    keys = {name: [text.lower() for text in part.texts] for name, part in parts.items()}
+    notes += with_test(parts, args.data, keys["train"]) + shared(keys, "sentence")
     return Source(classes, parts, "; ".join(filter(None, notes)))
+
+
+def shared(keys: dict[str, Sequence[str]], what: str) -> list[str]:
+    """What there is to say of examples that another part than the training set shares with it."""
+    both = {name: len(set(keys["train"]).intersection(some)) for name, some in keys.items()}
+    return [f"{counted(count, what)} of the {name} part stand in training, too"
+            for name, count in both.items() if count and name != "train"]  # fmt: skip
+
+
+def alone(values: Sequence[str]) -> bool:
+    """Whether the first of a column stands there once, and each other value again: so it is taken
+    for the column's name, where that isn't known."""
+    counts = collections.Counter(values)
+    return len(values) > 3 and counts.pop(values[0]) == 1 and min(counts.values()) > 1
+
+
+def parts_in(args: argparse.Namespace, folder: Path, tables: Sequence[Path]) -> dict[str, Path]:
+    """The tables of a folder by their names, train, dev, test; a single one may have any."""
+    names: dict[str | None, Path] = {}
+    for file in tables:
+        part = PART_NAMES.get(file.name.split(".")[0].lower())
+        if part in names and part:
+            fail(f"--data {args.data}: {names[part].name} and {file.name} are both the {part} part")
+        names[part] = file
+    if len(tables) > 1 and "train" not in names:
+        fail(f"--data {args.data}: of the tables in {folder} none is train.tsv or train.csv: name "
+             f"one of them ({', '.join(file.name for file in tables[:12])})")  # fmt: skip
+    if "train" not in names:
+        return {"train": tables[0]}
+    return {part: file for part, file in names.items() if part}
 
 
 # ---------------------------------------------------------------------- sets
@@ -187,20 +214,11 @@ def own(args: argparse.Namespace, instead: str = OWN) -> Source:
 def parts_of_tables(
     args: argparse.Namespace, folder: Path, tables: Sequence[Path], columns: tuple[str, str]
 ) -> Source:
-    """The tables of a folder by their names; a single one may have any."""
-    found, notes, names = {}, [], {}
-    for file in tables:
-        part = PART_NAMES.get(file.name.split(".")[0].lower())
-        if part in names and part:
-            fail(f"--data {args.data}: {names[part]} and {file.name} are both the {part} part")
-        names[part] = file.name
-    if len(tables) > 1 and "train" not in names:
-        fail(f"--data {args.data}: of the tables in {folder} none is train.tsv or train.csv: name "
-             f"one of them ({', '.join(file.name for file in tables[:12])})")  # fmt: skip
-    for part, name in names.items() if "train" in names else [("train", tables[0].name)]:
-        if part:
-            found[part], more = labelled(read_table(folder / name), *columns)
-            notes += more
+    """What the tables of a folder hold."""
+    found, notes = {}, []
+    for part, file in parts_in(args, folder, tables).items():
+        found[part], more = labelled(read_table(file), *columns)
+        notes += more
     return as_source(args, found, notes)
 
 
@@ -264,10 +282,8 @@ def labelled(table: Table, text: str, label: str) -> tuple[Pairs, list[str]]:
     at, to = places
     values = [row[to] for row in table.rows]
     notes = []
-    if not headed and len(values) > 3 and values.count(values[0]) == 1:
-        counts = [values.count(value) for value in set(values[1:])]
-        if headed := min(counts) > 1:
-            notes.append(f"the first line of {table.path.name} is taken for a header")
+    if not headed and (headed := alone(values)):
+        notes.append(f"the first line of {table.path.name} is taken for a header")
     rows = list(zip(table.rows, table.lines, strict=True))[headed:]
     bad = [line for row, line in rows if not (row[at] and row[to])]
     if bad:
