@@ -323,7 +323,7 @@ class Steps:
             fail(f"--batch-size makes {counted(rows, 'example')} of {length} tokens, which "
                  f"{self.dev.world} processes x {self.dev.accumulate} micro-batches can't share: "
                  f"choose a multiple of {length * self.pieces}")  # fmt: skip
-        self.made: dict[int, list[Example]] = {}  # by the number of the pass
+        self.made: dict[int, list[Example]] = {}  # of the current pass, by its number
         self.sizes: list[int] = []  # of the passes so far
 
     def __len__(self) -> int:
@@ -337,8 +337,7 @@ class Steps:
         """The examples of a pass, their order, and the number that their draws go by."""
         key = number % self.text.copies if self.text.copies else number
         if key not in self.made:
-            if not self.text.copies:
-                self.made.clear()
+            self.made.clear()
             self.made[key] = self.text.examples(self.length, key)
         examples = self.made[key]
         generator = torch.Generator().manual_seed(seed_of("order", self.dev.seed, number))

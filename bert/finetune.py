@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bert import names
 from bert.data import Vocabulary, make_vocabulary
 from bert.model import MODELS
-from bert.published import Found, newest_run, read_weights
+from bert.published import Found, check_model, newest_run, read_weights
 from bert.recipes import SIZES, family_of, tuning
 from bert.tasks import DATA, Task, encode, load_task, measure, padded, read_task
 from common import cli, counted, fail
@@ -61,7 +61,8 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     parser.add_switch("--regression", group="data", help="the labels of pairs are numbers")
     for name in SIZES:
         text = "as of train.py, for a network without --weights"
-        add(f"--{name.replace('_', '-')}", **count, none="the model's", help=text)
+        least = dict(type=cli.integer(8 if name == "context" else 1), metavar="N")
+        add(f"--{name.replace('_', '-')}", **least, none="the model's", help=text)
     text = "of values left out, in the last layer, too; of ALBERT there alone"
     add("--dropout", type=cli.share, metavar="P", default=0.1, help=text)
     text = "what matrices shrink by in a step, times the rate"
@@ -81,6 +82,8 @@ def start(args: argparse.Namespace, dev: Device) -> Found | None:
     if not name:
         fail("no run of train.py is in runs/bert: train one, or name --weights, or --from-scratch")
     found = read_weights(str(name), dev.say)
+    if "model" in args.typed:
+        check_model(found, args.model)
     if found.vocabulary is None:
         fail(f"--weights {name}: there is no tokenizer beside the weights, so no text can be read "
              "for them")  # fmt: skip
@@ -108,6 +111,8 @@ def facts_of(args: argparse.Namespace, dev: Device, found: Found | None, source:
         except ValueError as error:
             fail(f"{args.model} can't be built so: {error}")
     most = facts["network"]["context"] or args.length or 512
+    if "length" in args.typed and args.length > most:
+        fail(f"--length {args.length}: the network's context is {most}, take no more")
     facts["length"] = min(args.length or most, most)
     return facts
 

@@ -248,12 +248,15 @@ class XLNet(Pretrained):
     """The encoder, and logits by the table of embeddings.
 
     With `num_memory` it remembers the inputs of its layers for so many tokens, without gradient, as
-    keys for the text that goes on (Sec. 2.4, segment recurrence).
+    keys for the text that goes on (Sec. 2.4, segment recurrence). Raises ValueError for an odd
+    d_model, as each distance is as many sines as cosines.
     """
 
     family = "xlnet"
 
     def __init__(self, sizes: Sizes, num_memory: int = 0):
+        if sizes.d_model % 2:
+            raise ValueError(f"{sizes.d_model} dimensions aren't as many sines as cosines")
         super().__init__(sizes, num_memory=num_memory)
         self.transformer = Encoder(sizes, num_memory)
         self.lm_loss = Bias(sizes.vocab_size)

@@ -252,6 +252,8 @@ def test_what_can_not_be(refused):
     assert "no run of train.py" in refused(finetune.main, sentences())
     assert "3 heads can't share" in refused(
         finetune.main, [*sentences(), *TINY, "--from-scratch", "--num-heads", "3"])  # fmt: skip
+    line = refused(finetune.main, [*sentences(), *TINY, "--from-scratch", "--length", "17"])
+    assert "--length 17: the network's context is 16" in line
     line = refused(finetune.main, [*sentences(), "--from-scratch", "--vocab-size", "9"])
     assert "--vocab-size 9" in line
     assert "no such file" in refused(finetune.main, [*sentences(), "--weights", "nowhere/x"])
@@ -267,6 +269,20 @@ def test_recipes():
     assert finetune.parse_args([]).model == "bert_tiny"
     pretrain("runs/bert/pre")
     assert finetune.parse_args(["--weights", "runs/bert/pre"]).lr == 3e-4
+
+
+def test_the_newest_run_says_which_recipe(refused):
+    pretrain("runs/bert/pre", "electra")
+    assert finetune.parse_args([]).model == "electra_tiny"
+    pretrain("runs/bert/more")
+    assert finetune.parse_args([]).model == "bert_tiny"
+    config = Path("runs/bert/more/config.json")
+    config.write_text(config.read_text().replace("bert_tiny", "albert_base"))
+    args = finetune.parse_args([])
+    assert (args.model, args.lr, args.epochs) == ("albert_base", 1e-5, 10)
+    for more in ([], ["--weights", "runs/bert/more"]):
+        line = refused(finetune.main, [*sentences(), *more, "--model", "bert_mini"])
+        assert "are bert_tiny's, not bert_mini's: leave --model out" in line
 
 
 # ---------------------------------------------------------------------- claims
