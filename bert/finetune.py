@@ -1,6 +1,7 @@
 """Fine-tunes a pre-trained network on what is to be said of sentences or of pairs of them.
 
-python bert/finetune.py --data sst2 --data-dir PATH                    # the newest run of train.py
+python bert/finetune.py              # the newest run of train.py, on docstrings: of which package?
+python bert/finetune.py --data sst2 --data-dir PATH
 python bert/finetune.py --weights runs/bert/RUN --data mrpc --data-dir PATH      # cola, sts-b …
 python bert/finetune.py --weights bert-base-uncased --data sentences:PATH        # your own texts
 python bert/finetune.py --data pairs:PATH --regression                 # two texts and a number each
@@ -14,6 +15,7 @@ one vector is pooled of them, and a linear layer reads the class, or a number, f
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,8 @@ from common.run import Run
 from common.schedule import warmup_and_line
 
 # fmt: off
-QUICK = dict(model="bert_tiny", data="sst2", epochs=3, val=500, batch_size=32, lr=3e-4, clip=1.0)
+QUICK = dict(model="bert_tiny", data="docstrings", epochs=3, val=200, batch_size=32, lr=3e-4,
+             clip=1.0)
 PAPER = dict(model="bert_base", data="sst2", epochs=3, val=500, batch_size=32, lr=2e-5,
              clip=1.0)  # A.3 of BERT's paper
 # fmt: on
@@ -144,8 +147,10 @@ def loss_of(answers: Tensor, wanted: Tensor, facts: dict, reduction: str = "mean
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, part: Task, dev: Device) -> dict[str, float]:
-    """Loss, and the metrics that GLUE has for the task."""
+def evaluate(
+    model: nn.Module, part: Task, dev: Device, picture: Path | None = None
+) -> dict[str, float]:
+    """Loss, and the metrics that GLUE has for the task; `picture` is for the confusion matrix."""
     model.eval()
     losses, found, wanted = [], [], []
     for tokens, segments, answers in part.batches(64):
@@ -156,6 +161,11 @@ def evaluate(model: nn.Module, part: Task, dev: Device) -> dict[str, float]:
         wanted.append(answers)
     everything = dev.gather([torch.cat(found).cpu(), torch.cat(wanted).cpu()])
     found, wanted = (torch.cat(parts) for parts in zip(*everything, strict=True))
+    if picture and dev.main and (count := len(part.facts["classes"])):
+        from common.plot import confusion_matrix
+
+        counts = (wanted * count + found).bincount(minlength=count**2).view(count, count)
+        confusion_matrix(counts, part.facts["classes"], picture)
     loss = float(dev.sum(torch.stack(losses).sum().float())) / len(wanted)
     metrics = {"loss": loss, **measure(part.facts["metrics"], found, wanted)}
     return {f"{part.part}_{name}": value for name, value in metrics.items()}
@@ -210,7 +220,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parts = dict(model=model, optimizer=optimizer, schedule=schedule)
     run = Run(args, dev, (f"val_{facts['metrics'][-1]}", max), **parts, dataset=facts)
     if args.evaluate:
-        return run.finish(**evaluate(model, test, dev))
+        return run.finish(**evaluate(model, test, dev, run.folder / "confusion.png"))
     for epoch in run.epochs():
         model.train()
         for tokens, segments, answers in run.progress(batches):

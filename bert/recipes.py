@@ -165,7 +165,7 @@ def tuning(
         own |= dict(epochs=epochs, batch_size=rows, lr=rate, warmup=rising, weight_decay=decay)
     own["lowercase"] = family in LOWER
     if kind not in ("sentences", "pairs"):
-        why = f"{data or 'sst2'} has columns that are known"
+        why = f"{data or 'docstrings'} has columns that are known"
         nothing |= dict.fromkeys(["text_column", "label_column"], why)
     if kind != "pairs":
         nothing["second_column"] = "it is of pairs:PATH"

@@ -232,6 +232,7 @@ def is_number(label: str) -> bool:
 
 
 SETS = {
+    "docstrings": of_sentences(sentences.SETS["docstrings"]),
     "sst2": of_sentences(sentences.SETS["sst2"]),
     "cola": of_sentences(sentences.cola),
     "ag-news": of_sentences(sentences.SETS["ag-news"]),

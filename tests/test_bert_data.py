@@ -427,7 +427,7 @@ def test_pairs_are_read_as_carefully_as_sentences(refused):
             assert (count, source.classes) == (10, ["no", "yes"]), (head, more)
     rows("headed.tsv", ["one\tother\tverdict", *(f"a{i}\tb{i}\t{i / 4}" for i in range(8))])
     assert read("headed.tsv", regression=True, **by_number)[0] == 8
-    line = refused(read, "headed.tsv", **by_number | {"second_column": "1"})
+    line = refused(lambda: read("headed.tsv", **by_number | {"second_column": "1"}))
     assert "--text-column and --second-column name the same column" in line
     rows("hole.tsv", [*lines, "\tb\tno"])
     count, source = read("hole.tsv")
@@ -442,7 +442,7 @@ def test_pairs_are_read_as_carefully_as_sentences(refused):
     rows("parts/test.tsv", [lines[0].upper().replace("NO", "no"), "x\ty\tyes"])
     assert "1 pair of the test part stand in training, too" in read("parts")[1].note
     rows("large.tsv", ["a\tb\t1e300", "c\td\t1"])
-    line = refused(read, "large.tsv", regression=True)
+    line = refused(lambda: read("large.tsv", regression=True))
     assert "'1e300' is larger than 3.4e+38" in line
 
 

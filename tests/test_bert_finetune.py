@@ -17,6 +17,7 @@ from bert import claims, finetune, names, sample, train
 from bert.layers import Dropout
 from bert.model import FAMILIES
 from common.data import corpora
+from common.data.sentences import PACKAGES, docstrings
 
 WORDS = {"positive": ["good", "fine", "warm"], "negative": ["bad", "dull", "cold"]}
 TINY = ["--num-layers", "1", "--d-model", "32", "--num-heads", "2", "--d-ff", "64", "--context",
@@ -71,7 +72,7 @@ def pretrain(folder="runs/bert/pre", family="bert", steps="2"):
     return train.main(argv)
 
 
-def test_it_learns_classes_and_answers(capsys, refused):
+def test_it_learns_classes_and_answers(capsys, refused, monkeypatch):
     argv = sentences()
     found = finetune.main([*argv, *TINY, "--from-scratch", "--epochs", "6", "--lr", "3e-3",
                            "--run-dir", "run"])  # fmt: skip
@@ -87,19 +88,33 @@ def test_it_learns_classes_and_answers(capsys, refused):
     assert len(sample.main([*how, "c"])) == 8  # of the test set
     assert len(sample.main([*how, "d", "--near", "good", "--file", "films.tsv"])) == 5
     assert "is of finetune.py" in refused(train.main, ["--weights", "run/last.pt", "--quiet"])
+    drawn = []
+    monkeypatch.setattr("common.plot.confusion_matrix", lambda *given: drawn.append(given))
     again = finetune.main(["--evaluate", "run/last.pt", "--quiet"])
     assert again["test_accuracy"] == found["test_accuracy"]
+    ((counts, classes, _),) = drawn
+    assert classes == ["negative", "positive"]
+    assert counts.trace() / counts.sum() == pytest.approx(found["test_accuracy"])
+    assert counts.sum(1).min() > 3  # rows are the true ones
 
 
 @pytest.mark.parametrize("regression", [False, True])
-def test_it_learns_pairs(regression, capsys, refused):
+def test_it_learns_pairs(regression, capsys, refused, monkeypatch):
     argv = [*pairs(regression, 120), *TINY, "--from-scratch", "--epochs", "12", "--lr", "3e-3"]
     found = finetune.main([*argv, "--run-dir", "run"])
     assert found["test_spearman" if regression else "test_accuracy"] > 0.8
     capsys.readouterr()
     how = ["--checkpoint", "run/last.pt", "--out"]
     texts = ["a good film 1", "the fine one", "a good film 1", "the dull one"]
+    drawn = []
+    draw = sample.draw_attention
+    monkeypatch.setattr(
+        sample, "draw_attention", lambda *given: (drawn.append(given[:2]), draw(*given))
+    )
     answers = sample.main([*how, "a", *texts])
+    ((tokens, segments),) = drawn
+    assert set(segments.tolist()) == {0, 1}  # of both texts, as the network had them
+    assert len(tokens) == len(segments) > 5
     same, other = answers.values()
     if regression:
         assert same - other > 2
@@ -110,6 +125,19 @@ def test_it_learns_pairs(regression, capsys, refused):
     assert "two by two" in refused(sample.main, [*how, "b", *texts[:3]])
     line = refused(finetune.main, ["--evaluate", "run/last.pt", *sentences()[:2], "--quiet"])
     assert ("numbers" if regression else "class 'negative'") in line
+
+
+def test_docstrings_need_no_files():
+    found = finetune.main(["--from-scratch", *TINY, "--quiet", "--max-steps", "2", "--run-dir",
+                           "run"])  # fmt: skip
+    assert 0 <= found["test_accuracy"] < 0.6
+    flags = finetune.parse_args(["--from-scratch"])
+    source = docstrings(flags)
+    assert source.classes == PACKAGES
+    parts = {name: {text.lower() for text in part.texts} for name, part in source.parts.items()}
+    assert not parts["train"] & parts["test"]
+    assert sum(map(len, parts.values())) == sum(map(len, source.parts.values())) > 1000
+    assert all(len(text.split()) > 3 for text in parts["test"])
 
 
 def test_numbers_are_measured_in_deviations():
@@ -247,7 +275,8 @@ def test_what_can_not_be(refused):
     assert "no meaning here" in refused(parse, ["--data", "mrpc", "--regression"])
     assert "columns that are known" in refused(parse, ["--data", "cola", "--label-column", "x"])
     assert "unknown data set 'sst3'" in refused(parse, ["--data", "sst3"])
-    line = refused(finetune.main, ["--data-dir", "nowhere", "--from-scratch"])
+    sst2 = ["--data", "sst2", "--data-dir", "nowhere"]
+    line = refused(finetune.main, [*sst2, "--from-scratch"])
     assert "train.tsv is not in nowhere/SST2" in line
     assert "no run of train.py" in refused(finetune.main, sentences())
     assert "3 heads can't share" in refused(

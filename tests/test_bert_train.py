@@ -469,6 +469,18 @@ def test_samples_of_the_test_part_and_of_files(capsys, refused):
     assert "more tokens than the context of 32" in capsys.readouterr().err
 
 
+def test_near_sentences_are_the_most_alike(monkeypatch, capsys):
+    """Of vectors by hand: what all have in common is taken off, then the largest cosines count."""
+    table = {"x": [9.0, 1.0], "a": [9.0, 3.0], "b": [9.0, -3.0], "c": [11.0, 0.0], "d": [7.0, 0.0]}
+    by_hand = lambda texts, *_: torch.tensor([table[text] for text in texts])  # noqa: E731
+    monkeypatch.setattr(sample, "vectors", by_hand)
+    found = sample.near("x", ["a", "b", "c", "d", "x", "a"], None, {}, None, 3)
+    assert next(iter(found)) == "a"
+    assert found["a"] == pytest.approx(1.0)
+    assert "b" not in found
+    assert capsys.readouterr().out.startswith("1.000  a\n")
+
+
 def test_near_sentences(capsys, refused):
     run_small("runs/bert/one", "--max-steps", "1")
     Path("a.txt").write_text("the dog hums.\nthe cat mews.\na tree in a field.\n")
@@ -481,6 +493,23 @@ def test_near_sentences(capsys, refused):
     Path("b.txt").write_text("one\n")
     assert "no other sentence" in refused(sample.main, ["--near", "one", "--file", "b.txt"])
     assert "--near is empty" in refused(sample.main, ["--near", ""])
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "xlnet"])
+def test_a_body_alone_fills_nothing(family, refused):
+    theirs, _ = folder_of(family)
+    Path("a.txt").write_text("the dog hums.\nthe cat mews.\n")
+    assert sample.main(["--weights", "theirs", "a [MASK].", "--out", "whole"])
+    getattr(theirs, theirs.base_model_prefix).save_pretrained("theirs")
+    line = refused(sample.main, ["--weights", "theirs", "a [MASK].", "--out", "body"])
+    assert "--weights theirs can't fill gaps" in line
+    assert len(sample.main(["--weights", "theirs", "--near", "the", "--file", "a.txt"])) == 2
+
+
+def test_a_discriminator_fills_nothing(refused):
+    folder_of("electra")
+    line = refused(sample.main, ["--weights", "theirs", "a [MASK].", "--out", "body"])
+    assert "they have no layer for that (generator" in line
 
 
 def test_samples_of_published_weights(capsys, refused):

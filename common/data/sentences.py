@@ -4,10 +4,13 @@ Where files are missing the one line says what to take `instead`.
 """
 
 import argparse
+import ast
 import collections
 import dataclasses
 import html
+import platform
 import re
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +27,17 @@ TEXTS = ["text", "sentence", "message", "review", "content", "comment", "documen
          "tweet", "utterance", "body", "headline", "title", "name"]  # fmt: skip
 LABELS = ["label", "class", "category", "sentiment", "target", "polarity", "intent", "topic", "y"]
 OWN = "sentences:PATH, a table of your own"  # what to take where the files of a set are missing
+PACKAGES = [
+    "asyncio",
+    "email",
+    "http",
+    "importlib",
+    "logging",
+    "multiprocessing",
+    "unittest",
+    "xml",
+]  # of the standard library, the classes of `docstrings`
+DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 TABLES = (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 
 
@@ -55,7 +69,8 @@ def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str
     parts = {}
     for name, pairs in found.items():
         if strange := sorted({label for _, label in pairs} - set(classes)):
-            fail(f"--data {args.data}: the {name} part has the class {strange[0]!r}, which the "
+            part = "validation" if name == "val" else name
+            fail(f"--data {args.data}: the {part} set has the class {strange[0]!r}, which the "
                  f"training set has not ({', '.join(classes[:12])})")  # fmt: skip
         labels = torch.tensor([classes.index(label) for _, label in pairs])
         parts[name] = Texts([text for text, _ in pairs], labels)
@@ -119,6 +134,29 @@ def names(args: argparse.Namespace, instead: str = OWN) -> Source:
     """First names, a file a class (Kantrowitz 1991: 5,001 female, 2,943 male)."""
     root = place(args, "names", "female.txt", "male.txt", instead=instead)
     return as_source(args, {"train": a_file_a_class([root / "female.txt", root / "male.txt"])}, [])
+
+
+def docstrings(args: argparse.Namespace, instead: str = OWN) -> Source:
+    """What Python's standard library says of its modules, classes and functions, and of which of
+    eight packages that is: the first paragraphs of four words or more, about 1,800 of them."""
+    root = Path(sysconfig.get_path("stdlib"))
+    pairs: dict[str, tuple[str, str]] = {}
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*.py")):
+            try:
+                tree = ast.parse(file.read_text("utf-8"))
+            except (OSError, ValueError, SyntaxError):
+                continue  # a file for other versions or systems
+            texts = (ast.get_docstring(node) or "" for node in ast.walk(tree)
+                     if isinstance(node, DESCRIBED))  # fmt: skip
+            for text in (" ".join(text.split("\n\n")[0].split()) for text in texts):
+                if len(text.split()) >= 4:
+                    pairs.setdefault(text.lower(), (text, package))
+    if not pairs:
+        fail(f"--data docstrings: {root} has no standard library in Python: take {instead}")
+    version = ".".join(platform.python_version_tuple()[:2])
+    note = f"the docstrings of Python {version}, other versions have others"
+    return as_source(args, {"train": list(pairs.values())}, [note])
 
 
 def sst2(args: argparse.Namespace, instead: str = OWN) -> Source:
@@ -304,4 +342,5 @@ def column(table: Table, flag: str, name: str) -> int | None:
     no_column(table.path, flag, name, table.rows[0])
 
 
-SETS = {"names": names, "sst2": sst2, "ag-news": ag_news, "sms-spam": sms_spam, "sentences": own}
+SETS = {"docstrings": docstrings, "names": names, "sst2": sst2, "ag-news": ag_news,
+        "sms-spam": sms_spam, "sentences": own}  # fmt: skip
