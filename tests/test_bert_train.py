@@ -236,7 +236,7 @@ def test_what_electra_draws_goes_by_the_batch_s_number():
     args = flags("--evaluate", "own/last.pt", "--quiet")
     dev = train.Device(args)
     _, _, test = data.load_text(args, dev, "electra")
-    model = train.names.build(test.facts["network"])
+    model = train.names.build(args.stored["dataset"]["network"])
     model.load_state_dict(args.stored["model"])
     wanted = train.evaluate(model, test, dev, 2, 32)
     shares = []
