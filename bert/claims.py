@@ -9,7 +9,8 @@
     python bert/claims.py permutation --data-dir PATH
 
 table: the five at the same size (4 to 5 million parameters) and the same computation (processor
-time) on English text, then fine-tuned on SST-2; and the same networks from scratch.
+time) on English text, then fine-tuned on SST-2; and the same networks from scratch. Beside them
+the LSTM of rnn/, which reads both ways and has nothing but SST-2 (its own default recipe).
 pretraining (BERT, Sec. 1): SST-2 with and without, by the number of labelled examples.
 pairs (RoBERTa, Table 2): with next-sentence pairs, and with full sentences and no pairs.
 masking (RoBERTa, Table 1): the same masks in each pass, ten different ones, or always others.
@@ -29,7 +30,15 @@ from bert.finetune import main as finetune
 from bert.train import main as train
 from common import cli
 from common.checkpoint import read_checkpoint
-from common.claims import arm_folder, best_arms, finished, plus_minus, run_arms, write_summary
+from common.claims import (
+    arm_folder,
+    best_arms,
+    finished,
+    plus_minus,
+    run_arms,
+    run_script,
+    write_summary,
+)
 from common.folder import make_folder
 
 # fmt: off
@@ -53,8 +62,9 @@ SST2 = ["--data", "sst2", "--epochs", "3", "--quiet"]
 MRPC = ["--data", "mrpc", "--epochs", "3", "--quiet"]
 RATES = ("1e-4", "4e-4")  # of fine-tuning, of which the better one counts
 EXAMPLES = {100: "60", 500: "20", 2000: "6", 6920: "3"}  # labelled ones, and epochs over them
+LSTM = {"bilstm": ["--model", "bilstm", "--data", "sst2", "--quiet"]}  # of rnn/, and of its README
 CLAIMS = {
-    "table": list(TABLE),
+    "table": [*TABLE, *LSTM],
     "pretraining": ["pre-trained", "from scratch"],
     "pairs": ["pairs", "no pairs"],
     "masking": {"1 mask": ["--copies", "1"], "10 masks": ["--copies", "10"], "always others": []},
@@ -91,9 +101,15 @@ def pretrain(flags: Sequence[str], seed: int, args: argparse.Namespace, more: li
 
 
 def measured_before(folder: Path) -> dict[str, float]:
-    """What a pre-training has measured on its test set."""
-    metrics = finished(folder)
-    return {f"pretraining_{k}": v for k, v in metrics.items() if k.startswith("test_")}
+    """What a pre-training has measured on its test set, its optimiser steps and its seconds."""
+    metrics, stored = finished(folder), read_checkpoint(folder / "last.pt")
+    found = {f"pretraining_{k}": v for k, v in metrics.items() if k.startswith("test_")}
+    return found | {"pretraining_steps": stored["step"], "pretraining_seconds": stored["seconds"]}
+
+
+def train_lstm(argv: list[str]) -> dict[str, float]:
+    """Runs rnn/train.py as a command, as no folder imports another's script; its metrics."""
+    return run_script(Path(__file__).resolve().parents[1] / "rnn" / "train.py", argv)
 
 
 def of_model(model: str) -> list[str]:
@@ -122,7 +138,6 @@ def table(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict]:
         stored = read_checkpoint(folder / "last.pt")
         names = [n for n in stored["model"] if not n.startswith("generator.")]
         before["parameters"] = sum(stored["model"][name].numel() for name in names)
-        before["pretraining_seconds"] = stored["seconds"]
         weights = ["--weights", str(folder / "last.pt")]
         choices = {
             model: [[*weights, "--lr", rate] for rate in RATES],
@@ -136,6 +151,12 @@ def table(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict]:
             name = f"{model}, from scratch" if scratch else model
             results[name] = [({} if scratch else before) | run for run in runs]
             commands[name] = spelt(own[arm], folder, of_model(model), more)
+    found, own, folders = run_arms("rnn", train_lstm, LSTM, more, args)
+    for arm, runs in found.items():
+        state = read_checkpoint(folders[arm][0] / "last.pt")["model"]
+        count = sum(value.numel() for value in state.values())
+        results[arm] = [{"parameters": count} | run for run in runs]
+        commands[arm] = f"{own[arm]} --data-dir PATH"
     return results, commands
 
 
@@ -225,7 +246,8 @@ def draw(claim: str, results: Results, path: Path) -> None:
         sides = {"pre-trained": {}, "from scratch": {}}
         for arm, numbers in values.items():
             model, _, scratch = arm.partition(", ")
-            sides[scratch or "pre-trained"][model.partition("_")[0]] = numbers
+            side = "from scratch" if arm in LSTM else scratch or "pre-trained"
+            sides[side][model.partition("_")[0]] = numbers
         bars({f"SST-2, test accuracy (%), {side}": arms for side, arms in sides.items()}, path)
     elif claim in ("masking", "sharing"):
         losses = {arm: [run["test_masked_loss"] for run in runs] for arm, runs in results.items()}
@@ -246,6 +268,14 @@ def key_of(claim: str) -> str:
     return "test_accuracy" if claim in ("table", "pretraining") else "sst2_test_accuracy"
 
 
+def cost(runs: list[dict[str, float]]) -> str:
+    """What was spent on pre-training, of the first seed, where that was measured."""
+    if "pretraining_seconds" not in runs[0]:
+        return ""
+    steps, seconds = (runs[0][f"pretraining_{name}"] for name in ("steps", "seconds"))
+    return f", pre-trained for {steps:,} steps in {seconds:,.0f} s"
+
+
 @cli.command
 def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
@@ -258,7 +288,7 @@ def main(argv: list[str] | None = None) -> dict:
     summary = write_summary(path, results, commands)
     draw(args.claim, results, path.with_suffix(".png"))
     for arm, runs in results.items():
-        print(f"{arm:>32}: {key} {plus_minus([run[key] for run in runs])}")
+        print(f"{arm:>32}: {key} {plus_minus([run[key] for run in runs])}{cost(runs)}")
     print(f"wrote {path.name} and {path.stem}.png in {args.out}")
     return summary
 

@@ -323,7 +323,7 @@ class Steps:
             fail(f"--batch-size makes {counted(rows, 'example')} of {length} tokens, which "
                  f"{self.dev.world} processes x {self.dev.accumulate} micro-batches can't share: "
                  f"choose a multiple of {length * self.pieces}")  # fmt: skip
-        self.made: dict[int, list[Example]] = {}  # by the number of the pass
+        self.made: dict[int, list[Example]] = {}  # of the current pass, by its number
         self.sizes: list[int] = []  # of the passes so far
 
     def __len__(self) -> int:
@@ -337,8 +337,7 @@ class Steps:
         """The examples of a pass, their order, and the number that their draws go by."""
         key = number % self.text.copies if self.text.copies else number
         if key not in self.made:
-            if not self.text.copies:
-                self.made.clear()
+            self.made.clear()
             self.made[key] = self.text.examples(self.length, key)
         examples = self.made[key]
         generator = torch.Generator().manual_seed(seed_of("order", self.dev.seed, number))
@@ -378,7 +377,8 @@ def guesses(train: Documents, part: Documents, length: int) -> dict[str, float]:
     size = train.special.vocab_size
     texts = [[t for sentence in document for t in sentence] for document in train.documents]
     usual = int(torch.tensor(list(itertools.chain.from_iterable(texts))).bincount().argmax())
-    pairs = torch.cat([torch.tensor(t[:-1]) * size + torch.tensor(t[1:]) for t in texts]).long()
+    ids = [torch.tensor(text, dtype=torch.long) for text in texts]  # also those of one token
+    pairs = torch.cat([text[:-1] * size + text[1:] for text in ids])
     keys, counts = pairs.unique(return_counts=True)
     order = counts.argsort(stable=True)  # of equal counts the largest token comes last, and counts
     best = dict(zip((keys // size)[order].tolist(), (keys % size)[order].tolist(), strict=True))

@@ -212,7 +212,10 @@ class ELECTRA(Pretrained):
 
 
 class Classifier(roberta.Classifier):
-    """The discriminator's encoder and two new layers on the first token."""
+    """The discriminator's encoder and two new layers on the first token, as transformers has it.
+
+    The paper (Sec. 3.1) and the released code put one linear layer there.
+    """
 
     def __init__(self, model: ELECTRA, num_classes: int, dropout: float = 0.1):
         super().__init__(model, num_classes, dropout, "electra")
@@ -230,7 +233,9 @@ def two_segments(
 ) -> list[Example]:
     """Text of one document in two segments of about equal length, without any label.
 
-    As the released code: a tenth of the examples has one segment, and one in twenty is short.
+    As the released code: a tenth of the examples has one segment, and one in twenty is short. But
+    what is too long loses tokens from the end of the longer segment, as BERT's pairs do; there the
+    first is cut at `length` - 2, and the second has what is left.
     """
     found = []
     for document in cleaned(documents):

@@ -1,6 +1,7 @@
 """Fine-tunes a pre-trained network on what is to be said of sentences or of pairs of them.
 
-python bert/finetune.py --data sst2 --data-dir PATH                    # the newest run of train.py
+python bert/finetune.py              # the newest run of train.py, on docstrings: of which package?
+python bert/finetune.py --data sst2 --data-dir PATH
 python bert/finetune.py --weights runs/bert/RUN --data mrpc --data-dir PATH      # cola, sts-b …
 python bert/finetune.py --weights bert-base-uncased --data sentences:PATH        # your own texts
 python bert/finetune.py --data pairs:PATH --regression                 # two texts and a number each
@@ -14,6 +15,7 @@ one vector is pooled of them, and a linear layer reads the class, or a number, f
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from bert import names
 from bert.data import Vocabulary, make_vocabulary
 from bert.model import MODELS
-from bert.published import Found, newest_run, read_weights
+from bert.published import Found, check_model, newest_run, read_weights
 from bert.recipes import SIZES, family_of, tuning
 from bert.tasks import DATA, Task, encode, load_task, measure, padded, read_task
 from common import cli, counted, fail
@@ -32,7 +34,8 @@ from common.run import Run
 from common.schedule import warmup_and_line
 
 # fmt: off
-QUICK = dict(model="bert_tiny", data="sst2", epochs=3, val=500, batch_size=32, lr=3e-4, clip=1.0)
+QUICK = dict(model="bert_tiny", data="docstrings", epochs=3, val=200, batch_size=32, lr=3e-4,
+             clip=1.0)
 PAPER = dict(model="bert_base", data="sst2", epochs=3, val=500, batch_size=32, lr=2e-5,
              clip=1.0)  # A.3 of BERT's paper
 # fmt: on
@@ -61,8 +64,9 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
     parser.add_switch("--regression", group="data", help="the labels of pairs are numbers")
     for name in SIZES:
         text = "as of train.py, for a network without --weights"
-        add(f"--{name.replace('_', '-')}", **count, none="the model's", help=text)
-    text = "of values left out, in the last layer, too"
+        least = dict(type=cli.integer(8 if name == "context" else 1), metavar="N")
+        add(f"--{name.replace('_', '-')}", **least, none="the model's", help=text)
+    text = "of values left out, in the last layer, too; of ALBERT there alone"
     add("--dropout", type=cli.share, metavar="P", default=0.1, help=text)
     text = "what matrices shrink by in a step, times the rate"
     add("--weight-decay", type=cli.not_negative, metavar="L", default=0.01, help=text)
@@ -81,6 +85,8 @@ def start(args: argparse.Namespace, dev: Device) -> Found | None:
     if not name:
         fail("no run of train.py is in runs/bert: train one, or name --weights, or --from-scratch")
     found = read_weights(str(name), dev.say)
+    if "model" in args.typed:
+        check_model(found, args.model)
     if found.vocabulary is None:
         fail(f"--weights {name}: there is no tokenizer beside the weights, so no text can be read "
              "for them")  # fmt: skip
@@ -108,6 +114,8 @@ def facts_of(args: argparse.Namespace, dev: Device, found: Found | None, source:
         except ValueError as error:
             fail(f"{args.model} can't be built so: {error}")
     most = facts["network"]["context"] or args.length or 512
+    if "length" in args.typed and args.length > most:
+        fail(f"--length {args.length}: the network's context is {most}, take no more")
     facts["length"] = min(args.length or most, most)
     return facts
 
@@ -122,8 +130,10 @@ def make(args: argparse.Namespace, facts: dict, found: Found | None, dev: Device
 
 
 def build(facts: dict, dropout: float = 0.0) -> nn.Module:
-    """The network that the facts of a checkpoint describe."""
-    pretrained = names.build(facts["network"], dropout)
+    """The network that the facts of a checkpoint describe; `dropout` is of all its layers, but of
+    ALBERT's in the last one alone (its Table 14)."""
+    inner = 0.0 if facts["family"] == "albert" else dropout
+    pretrained = names.build(facts["network"], inner)
     return pretrained.classifier(max(1, len(facts["classes"])), dropout)
 
 
@@ -137,8 +147,10 @@ def loss_of(answers: Tensor, wanted: Tensor, facts: dict, reduction: str = "mean
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, part: Task, dev: Device) -> dict[str, float]:
-    """Loss, and the metrics that GLUE has for the task."""
+def evaluate(
+    model: nn.Module, part: Task, dev: Device, picture: Path | None = None
+) -> dict[str, float]:
+    """Loss, and the metrics that GLUE has for the task; `picture` is for the confusion matrix."""
     model.eval()
     losses, found, wanted = [], [], []
     for tokens, segments, answers in part.batches(64):
@@ -149,6 +161,11 @@ def evaluate(model: nn.Module, part: Task, dev: Device) -> dict[str, float]:
         wanted.append(answers)
     everything = dev.gather([torch.cat(found).cpu(), torch.cat(wanted).cpu()])
     found, wanted = (torch.cat(parts) for parts in zip(*everything, strict=True))
+    if picture and dev.main and (count := len(part.facts["classes"])):
+        from common.plot import confusion_matrix
+
+        counts = (wanted * count + found).bincount(minlength=count**2).view(count, count)
+        confusion_matrix(counts, part.facts["classes"], picture)
     loss = float(dev.sum(torch.stack(losses).sum().float())) / len(wanted)
     metrics = {"loss": loss, **measure(part.facts["metrics"], found, wanted)}
     return {f"{part.part}_{name}": value for name, value in metrics.items()}
@@ -203,7 +220,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parts = dict(model=model, optimizer=optimizer, schedule=schedule)
     run = Run(args, dev, (f"val_{facts['metrics'][-1]}", max), **parts, dataset=facts)
     if args.evaluate:
-        return run.finish(**evaluate(model, test, dev))
+        return run.finish(**evaluate(model, test, dev, run.folder / "confusion.png"))
     for epoch in run.epochs():
         model.train()
         for tokens, segments, answers in run.progress(batches):

@@ -2,7 +2,7 @@
 
     state = renamed(state, family)                     # under our names
     model = build({"family": family, **settings_of(state, config, family)})
-    new = load(model, state)                           # what stays as it was
+    new = load(model, state, family)                   # what stays as it was
 
 Names are the released ones, so most weights are taken as they are. Files differ in what they leave
 out (a prefix, the heads), in what they hold twice (a last layer that is the table of words), and

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from bert import names
@@ -23,7 +24,14 @@ from common.checkpoint import read_tensors, weights_in
 from common.folder import find_run, read_flags
 from common.weights import files_of, read_config
 
-FILES = ("config.json", "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")  # beside them
+FILES = (
+    "config.json",
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+)  # beside them
 
 
 @dataclasses.dataclass
@@ -97,17 +105,20 @@ def read_tokenizer_files(files: dict[str, Path | None], family: str, source: str
     vocab.json and merges.txt (RoBERTa's)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    whole, lines, vocab, merges = (files.get(name) for name in FILES[1:])
+    whole, lines, vocab, merges, settings = (files.get(name) for name in FILES[1:])
     roles = FAMILIES[family].roles
     try:
         if whole:
             return Tokenizer.from_file(str(whole)).to_str()
         if lines and KINDS[family] == "WordPiece":
-            pieces = lines.read_text("utf-8").splitlines()
+            # At this mark alone: splitlines would part lines at pieces such as \u2028, too.
+            pieces = lines.read_text("utf-8").removesuffix("\n").split("\n")
             tokenizer = Tokenizer(models.WordPiece(
                 {piece: i for i, piece in enumerate(pieces)}, unk_token=roles["unk"]))  # fmt: skip
-            capitals = any(piece[:1].isupper() for piece in pieces)
-            tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not capitals)
+            capitals = any("A" <= piece[:1] <= "Z" for piece in pieces)  # others stay in all
+            known = json.loads(settings.read_text("utf-8")) if settings else {}
+            lowercase = bool(known.get("do_lower_case", not capitals))
+            tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
             tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
             tokenizer.decoder = decoders.WordPiece()
         elif vocab and merges and family == "roberta":
@@ -173,8 +184,16 @@ def model_of(weights: str) -> str | None:
 
 
 def check_model(found: Found, model: str) -> None:
-    """Ends in one line if the weights are of another network than the one that was asked for."""
+    """Ends in one line if the weights are of another network than the one that was asked for: of
+    another name, or where they have none of another family or other sizes."""
     theirs = found.model or found.family
     same = theirs == model if found.model else model.partition("_")[0] == theirs
+    if same and not found.model:
+        with torch.device("meta"):
+            asked = MODELS[model](found.network["vocab_size"]).settings
+        sizes = ("d_model", "num_layers", "num_heads", "d_ff")
+        if other := [name for name in sizes if asked[name] != found.network[name]]:
+            same, theirs = False, f"a network of {other[0]} {found.network[other[0]]}"
     if not same:
-        fail(f"--weights {found.source} are {theirs}'s, not {model}'s: leave --model out")
+        whose = theirs if theirs.startswith("a network") else f"{theirs}'s"
+        fail(f"--weights {found.source} are {whose}, not {model}'s: leave --model out")

@@ -1,11 +1,15 @@
 """What train.py and finetune.py run by default on top of their QUICK and PAPER: by model, data,
 paper and weights."""
 
+import argparse
+from pathlib import Path
+
 from bert import tasks
-from bert.published import model_of
+from bert.published import model_of, newest_run
 from common import fail
 from common.data.corpora import CORPORA
 from common.data.sentences import SETS as SENTENCES
+from common.folder import read_flags
 
 SIZES = ["num_layers", "d_model", "num_heads", "d_ff", "context", "num_groups"]
 LOWER = ("bert", "albert", "electra")  # whose vocabularies know no capitals, if they are uncased
@@ -36,7 +40,8 @@ VOCABULARY = {"bert": 30_522, "roberta": 50_265, "albert": 30_000, "electra": 30
               "xlnet": 32_000}
 PART = 16_384  # tokens of a part of a step, with --paper
 
-# finetune.py --paper: epochs, examples of a step, peak rate, share in which it rises, weight decay
+# finetune.py --paper: epochs, examples of a step, peak rate, share in which it rises, weight decay.
+# Steps are those of GLUE's SST-2, of 67,349 phrases; that of `sst2` is of 6,920 sentences.
 TUNED = {
     "bert":          (3,  32, 2e-5, 0.1,  0.01),  # A.3: 2 to 4; 16 or 32; 2e-5, 3e-5 or 5e-5
     "roberta":       (10, 32, 1e-5, 0.06, 0.1),   # Table 10: 16 or 32; 1e-5, 2e-5 or 3e-5
@@ -92,10 +97,12 @@ def recipe(
     """The data's recipe, or the paper's of this model, and the flags that mean nothing."""
     if (kind := (data or "").partition(":")[0]) in {*SENTENCES, *tasks.SETS}:
         fail(f"{kind} are sentences with answers: use bert/finetune.py")
-    own = papers_own(model, given) if paper else dict(SETS.get(data, {}))
     weights = given.get("weights")
+    if weights and not model_chosen:
+        model = model_of(weights) or model
+    own = papers_own(model, given) if paper else dict(SETS.get(data, {}))
     if weights:
-        own = own if paper else own | TUNE | {"model": model_of(weights) or model}
+        own = (own if paper else own | TUNE) | {"model": model}
     model = model if model_chosen else own.get("model", model)
     family = family_of(model)
     own["lowercase"] = family in LOWER
@@ -104,6 +111,34 @@ def recipe(
         whose = "the weights have sizes and a vocabulary of their own"
         nothing |= dict.fromkeys([*SIZES, "vocab_size", "lowercase", "pairs"], whose)
     return own, nothing
+
+
+def check(args: argparse.Namespace) -> argparse.Namespace:
+    """The flags of train.py; those that don't fit together end in one line."""
+    if args.weights and not args.stored:
+        path = Path(args.weights).expanduser()
+        flags = read_flags(path.parent if path.is_file() else path)
+        if args.paper and (flags.get("milestone"), flags.get("script")) != ("bert", "train.py"):
+            fail("--paper trains from the beginning, or goes on from a run of train.py: leave "
+                 "--weights out, or name a run")  # fmt: skip
+        if "pairs" in args.typed:
+            fail("--pairs and --no-pairs have no meaning beside --weights: the network has a head "
+                 "for pairs, or none")  # fmt: skip
+    if args.optimizer == "lamb" and args.fsdp:
+        fail("--optimizer lamb needs whole matrices: leave --fsdp out")
+    return args
+
+
+def rows_of(args: argparse.Namespace, context: int) -> tuple[int, int]:
+    """The tokens of an example and the examples of a step; ends in one line where what was typed
+    doesn't fit."""
+    if "length" in args.typed and args.length > context:
+        fail(f"--length {args.length}: the network's context is {context}, take no more")
+    length = min(args.length or context, context)
+    if "batch_size" in args.typed and args.batch_size < length:
+        fail(f"--batch-size {args.batch_size} counts tokens, and an example has {length}: take a "
+             "multiple of that")  # fmt: skip
+    return length, max(1, args.batch_size // length)
 
 
 def tuning(
@@ -116,7 +151,9 @@ def tuning(
     weights = given.get("weights")
     own, nothing = {}, {}
     if weights or not given.get("from_scratch"):
-        model = (model_of(weights) if weights else None) or model
+        weights = weights or newest_run()
+        known = model_of(str(weights)) if weights else None
+        model = (None if model_chosen else known) or model
         own["model"] = model
         whose = "the weights have sizes and a vocabulary of their own"
         nothing |= dict.fromkeys([*SIZES, "vocab_size", "lowercase"], whose)
@@ -128,7 +165,7 @@ def tuning(
         own |= dict(epochs=epochs, batch_size=rows, lr=rate, warmup=rising, weight_decay=decay)
     own["lowercase"] = family in LOWER
     if kind not in ("sentences", "pairs"):
-        why = f"{data or 'sst2'} has columns that are known"
+        why = f"{data or 'docstrings'} has columns that are known"
         nothing |= dict.fromkeys(["text_column", "label_column"], why)
     if kind != "pairs":
         nothing["second_column"] = "it is of pairs:PATH"

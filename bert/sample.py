@@ -32,6 +32,7 @@ from common.device import Device
 from common.folder import keep_what_is_there, make_folder, new_samples, open_run
 
 MASK, SHOWN, TESTED = "[MASK]", 24, 8  # what a user writes; tokens drawn; sentences without input
+FILLS = ("cls.predictions", "lm_head", "predictions", "generator", "lm_loss")  # layers, if new
 AT_ONCE, MOST = 64, 2000  # texts read side by side; sentences looked through for near ones
 
 
@@ -77,8 +78,8 @@ def open_model(
         name = path.resolve().stem if path.exists() else args.weights.replace("/", "-")
         out = args.out or new_samples(Path("runs", "bert", f"weights-{name}"))
         model = found.build()
-        found.load(model)
-        facts = {**found.vocabulary, "network": found.network}
+        new = [name for name in found.load(model) if name.startswith(FILLS)]
+        facts = {**found.vocabulary, "network": found.network, "headless": ", ".join(new)}
         return model.to(dev.device).eval(), facts, dev, out, None
     with contextlib.redirect_stdout(io.StringIO()) as said:
         checkpoint, flags, dev, out = open_run(args, "bert", MODELS)
@@ -172,15 +173,18 @@ def draw_fill(answers: dict[str, list[list[tuple[str, float]]]], path: Path) -> 
 
 
 @torch.inference_mode()
-def draw_attention(text: str, model: nn.Module, facts: dict, dev: Device, path: Path) -> None:
-    """Draws where each token looks, a small picture a head: dark is much."""
+def draw_attention(
+    tokens: Tensor, segments: Tensor, model: nn.Module, facts: dict, dev: Device, path: Path
+) -> None:
+    """Draws where each of the first tokens (T,) of an input looks, a small picture a head: dark is
+    much. The network reads all of it; a pair's two texts are in it as they were classified."""
     from common.plot import attention_grid
 
-    tokens, segments = (part[:SHOWN] for part in read(text, facts))
     maps: list[Tensor] = []
     model.features(tokens[None].to(dev.device), segments[None].to(dev.device), maps)
-    labels = Vocabulary(facts).names(tokens.tolist())
-    attention_grid(torch.stack([layer[0] for layer in maps]), labels, labels, path)
+    labels = Vocabulary(facts).names(tokens[:SHOWN].tolist())
+    shown = torch.stack([layer[0, :, :SHOWN, :SHOWN] for layer in maps])
+    attention_grid(shown, labels, labels, path)
 
 
 # ---------------------------------------------------------------------- near sentences
@@ -231,20 +235,19 @@ def test_texts(flags: argparse.Namespace) -> list[str]:
     return [sentence for document in read_parts(flags)[0]["test"] for sentence in document]
 
 
-def classified(
-    texts: list[str], model: nn.Module, facts: dict, dev: Device, flags: argparse.Namespace
-) -> dict:
-    """The classes, or numbers, of sentences, or of pairs: two by two; without any of some of the
-    test set."""
+def to_classify(
+    texts: list[str], facts: dict, flags: argparse.Namespace
+) -> tuple[list[str], list[str] | None]:
+    """Sentences, or pairs, which are given two by two; without any some of the test set."""
     if not texts:
         source = tasks.SETS[flags.data.partition(":")[0]](flags)
         some = source.parts["test"].take(torch.arange(min(TESTED, len(source.parts["test"]))))
-        return finetune.classify(model, facts, some.first, some.second, dev)
+        return some.first, some.second
     if not facts["pairs"]:
-        return finetune.classify(model, facts, texts, None, dev)
+        return texts, None
     if len(texts) % 2:
         fail(f"the network is for pairs of texts: give two by two, not {len(texts)}")
-    return finetune.classify(model, facts, texts[::2], texts[1::2], dev)
+    return texts[::2], texts[1::2]
 
 
 @cli.command
@@ -261,14 +264,20 @@ def main(argv: list[str] | None = None) -> dict:
     made = ["attention.png"] if tuned else ["fill.png", "attention.png"]
     keep_what_is_there(out, *made)
     if tuned:
-        answers = classified(texts, model, facts, dev, flags)
+        first, second = to_classify(texts, facts, flags)
+        answers = finetune.classify(model, facts, first, second, dev)
+        (shown,), _ = tasks.encode(first[:1], second and second[:1], facts)
     else:
+        if facts.get("headless"):
+            fail(f"--weights {args.weights} can't fill gaps: they have no layer for that "
+                 f"({facts['headless']}); look for near sentences with --near")  # fmt: skip
         texts = texts or hide_a_word(test_texts(flags), TESTED)
         answers = fill(texts, model, facts, dev, args.top)
+        shown = read(texts[0], facts)
     make_folder(out)
     if not tuned:
         draw_fill(answers, out / "fill.png")
-    draw_attention(next(iter(answers)), model, facts, dev, out / "attention.png")
+    draw_attention(*shown, model, facts, dev, out / "attention.png")
     print(flags.said if flags else "", end="", file=sys.stderr)
     print(f"wrote {' and '.join(made)} of the first text in {out}", file=sys.stderr)
     return answers

@@ -22,8 +22,8 @@ from common import counted, fail
 from common.data import sentences
 from common.data.batches import Batches, Draw
 from common.data.classes import check_classes, classes_in, known_classes, with_test
-from common.data.sentences import LABELS, place
-from common.data.sources import PART_NAMES, Source, named, open_source, say_parts
+from common.data.sentences import LABELS, alone, place
+from common.data.sources import Source, named, open_source, say_parts
 from common.data.tables import Table, no_column, read_table
 from common.data.text import find_text
 from common.device import Device
@@ -31,6 +31,7 @@ from common.device import Device
 FIRST = ["sentence1", "text1", "first", "premise", "question1", *sentences.TEXTS]
 SECOND = ["sentence2", "text2", "second", "hypothesis", "question2", "answer"]
 SCORES = ["score", "similarity", "relatedness", "value", *LABELS]
+Row = tuple[str, str, str]  # two texts and a label
 OWN = "sentences:PATH or pairs:PATH, a table of your own"  # where the files of a set are missing
 METRICS = {  # what GLUE reports beside or in place of the accuracy (Wang et al. 2018, Table 1)
     "cola": ["matthews"],
@@ -75,20 +76,20 @@ def of_sentences(reader: Callable):
 def mrpc(args: argparse.Namespace) -> Source:
     """Pairs of sentences of news that say the same or not (Dolan and Brockett 2005)."""
     root = place(args, "glue/MRPC", "train.tsv", "test.tsv", instead=OWN)
-    rows = {part: pairs_of(read_table(find_text(root / f"{part}.tsv")), args, "label")
-            for part in ("train", "test")}  # fmt: skip
+    rows, notes = read_pairs({part: find_text(root / f"{part}.tsv") for part in ("train", "test")},
+                             args, "label")  # fmt: skip
     words = {"0": "different", "1": "the same"}
     named_so = {p: [(a, b, words.get(c, c)) for a, b, c in some] for p, some in rows.items()}
-    return pairs_source(args, named_so, [], classes=["different", "the same"])
+    return pairs_source(args, named_so, notes, classes=["different", "the same"])
 
 
 def stsb(args: argparse.Namespace) -> Source:
     """Pairs of sentences, and how alike they are, 0 to 5 (Cer et al. 2017): 5,749, 1,500, 1,379."""
     root = place(args, "glue/STS-B", "train.tsv", "dev.tsv", "test.tsv", instead=OWN)
     files = {"train": "train", "val": "dev", "test": "test"}
-    rows = {part: pairs_of(read_table(find_text(root / f"{file}.tsv")), args, "score")
-            for part, file in files.items()}  # fmt: skip
-    return pairs_source(args, rows, [], numbers=True)
+    rows, notes = read_pairs({part: find_text(root / f"{file}.tsv") for part, file in
+                              files.items()}, args, "score")  # fmt: skip
+    return pairs_source(args, rows, notes, numbers=True)
 
 
 def own_pairs(args: argparse.Namespace) -> Source:
@@ -99,28 +100,45 @@ def own_pairs(args: argparse.Namespace) -> Source:
         files = {"train": path}
     elif path.is_dir():
         tables = [f for f in sorted(path.iterdir()) if f.name.lower().endswith(sentences.TABLES)]
-        files = {PART_NAMES.get(f.name.split(".")[0].lower()): f for f in tables}
-        files = {"train": tables[0]} if len(tables) == 1 else files
-        if "train" not in files:
+        if not tables:
             fail(f"--data {args.data}: the folder holds no train.tsv or train.csv")
+        files = sentences.parts_in(args, path, tables)
     else:
         fail(f"--data {args.data}: there is no such file or folder; name a table of two texts and "
              "a label, or take --data mrpc")  # fmt: skip
-    rows, notes = {}, []
-    for part in ("train", "val", "test"):
-        if part in files:
-            rows[part] = pairs_of(read_table(files[part]), args)
+    rows, notes = read_pairs(files, args)
     return pairs_source(args, rows, notes, numbers=args.regression)
 
 
-def pairs_of(table: Table, args: argparse.Namespace, label: str = "") -> list[tuple[str, str, str]]:
+def read_pairs(
+    files: dict[str, Path], args: argparse.Namespace, label: str = ""
+) -> tuple[dict[str, list[Row]], list[str]]:
+    """The rows of tables by part, and what there is to say of them."""
+    rows, notes = {}, []
+    for part in ("train", "val", "test"):
+        if part in files:
+            rows[part], more = pairs_of(read_table(files[part]), args, label)
+            notes += more
+    return rows, notes
+
+
+def pairs_of(
+    table: Table, args: argparse.Namespace, label: str = ""
+) -> tuple[list[Row], list[str]]:
     """First text, second text and label of a table's rows, by the names of its header, or by the
-    places 1, 2, 3 where it has none of these names."""
+    places 1, 2, 3 where it has none of these names; and what there is to say.
+
+    The first line is a header where it has a name that is typed, or a known one that doesn't stand
+    in its column again; or else by its label: once there, or no number above numbers. Rows that
+    lack a text or the label are left out.
+    """
     header = [cell.lower() for cell in table.rows[0]]
     names = [args.text_column, args.second_column, args.label_column or label]
     flags = ["--text-column", "--second-column", "--label-column"]
     places: list[int | None] = [None] * 3
-    headed = False
+    headed = any(name in (*FIRST, *SECOND, *SCORES) and
+                 name not in (row[k].lower() for row in table.rows[1:])
+                 for k, name in enumerate(header))  # fmt: skip
     for k, (name, flag, known) in enumerate(
         zip(names, flags, (FIRST, SECOND, SCORES), strict=True)
     ):
@@ -128,12 +146,12 @@ def pairs_of(table: Table, args: argparse.Namespace, label: str = "") -> list[tu
             places[k] = int(name) - 1
         elif name and name.lower() not in header:
             no_column(table.path, flag, name, table.rows[0])
-        else:
+        elif name or headed:
             there = [name.lower()] if name else [word for word in known if word in header]
             places[k] = next(
-                (header.index(w) for w in there if header.index(w) not in places), None
+                (header.index(w) for w in there if name or header.index(w) not in places), None
             )
-            headed = headed or places[k] is not None
+            headed = True
     if None in places and len(header) == 3 and not headed:
         places = [0, 1, 2]
     if None in places:
@@ -141,13 +159,22 @@ def pairs_of(table: Table, args: argparse.Namespace, label: str = "") -> list[tu
         what = ("first text", "second text", "label")[lacking]
         columns = f"{counted(len(header), 'column')}, {', '.join(table.rows[0])[:200]}"
         fail(f"{table.path} has {columns}: name that of the {what} with {flags[lacking]}")
-    found = []
-    for row, line in zip(table.rows[headed:], table.lines[headed:], strict=True):
-        cells = tuple(row[place] for place in places)
-        if not all(cells):
-            fail(f"{table.path}: line {line} lacks a text or its label")
-        found.append(cells)
-    return found
+    if len(set(places)) < 3:
+        one, other = [k for k in range(3) if places.count(places[k]) > 1][:2]
+        fail(f"{flags[one]} and {flags[other]} name the same column of {table.path}: name two")
+    labels, notes = [row[places[2]] for row in table.rows], []
+    numbers = [is_number(label) for label in labels] if args.regression else []
+    if not headed and (not numbers[0] and all(numbers[1:]) if numbers else alone(labels)):
+        headed = len(labels) > 1
+        notes.append(f"the first line of {table.path.name} is taken for a header")
+    rows = [tuple(row[place] for place in places) for row in table.rows[headed:]]
+    bad = [n for row, n in zip(rows, table.lines[headed:], strict=True) if not all(row)]
+    if len(bad) == len(rows):
+        fail(f"{table.path} has no row with two texts and a label")
+    if bad:
+        some = f"{counted(len(bad), 'row')} of {table.path.name}"
+        notes.append(f"{some} without a text or label left out, the first in line {bad[0]}")
+    return [row for row in rows if all(row)], notes
 
 
 def pairs_source(
@@ -179,23 +206,33 @@ def pairs_source(
         count = len(parts["train"])
         fail(f"--data {args.data}: {len(classes):,} different labels of {count:,} pairs are "
              "no classes: name the right --label-column, or add --regression")  # fmt: skip
-    keys = [f"{a}\t{b}".lower() for a, b, _ in rows["train"]]
-    notes += with_test(parts, args.data, keys)
+    if len(classes) == 1:
+        notes.append("with one class there is nothing to tell apart: every answer is right")
+    keys = {name: [f"{a}\t{b}".lower() for a, b, _ in some] for name, some in rows.items()}
+    notes += with_test(parts, args.data, keys["train"]) + sentences.shared(keys, "pair")
     return Source(classes, parts, "; ".join(filter(None, notes)))
 
 
 def as_number(label: str, data: str) -> float:
     """A label that is a number."""
-    try:
-        value = float(label)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    if not is_number(label):
         fail(f"--data {data}: the label {label!r} is no number: leave --regression out")
-    return value
+    if abs(float(label)) > (most := torch.finfo(torch.float32).max):
+        fail(f"--data {data}: the label {label!r} is larger than {most:.2g}, the most that a "
+             "network's numbers hold: scale the labels down")  # fmt: skip
+    return float(label)
+
+
+def is_number(label: str) -> bool:
+    """Whether a label is a finite number."""
+    try:
+        return math.isfinite(float(label))
+    except ValueError:
+        return False
 
 
 SETS = {
+    "docstrings": of_sentences(sentences.SETS["docstrings"]),
     "sst2": of_sentences(sentences.SETS["sst2"]),
     "cola": of_sentences(sentences.cola),
     "ag-news": of_sentences(sentences.SETS["ag-news"]),

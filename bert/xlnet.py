@@ -248,12 +248,15 @@ class XLNet(Pretrained):
     """The encoder, and logits by the table of embeddings.
 
     With `num_memory` it remembers the inputs of its layers for so many tokens, without gradient, as
-    keys for the text that goes on (Sec. 2.4, segment recurrence).
+    keys for the text that goes on (Sec. 2.4, segment recurrence). Raises ValueError for an odd
+    d_model, as each distance is as many sines as cosines.
     """
 
     family = "xlnet"
 
     def __init__(self, sizes: Sizes, num_memory: int = 0):
+        if sizes.d_model % 2:
+            raise ValueError(f"{sizes.d_model} dimensions aren't as many sines as cosines")
         super().__init__(sizes, num_memory=num_memory)
         self.transformer = Encoder(sizes, num_memory)
         self.lm_loss = Bias(sizes.vocab_size)
@@ -356,7 +359,8 @@ def two_contexts(
 ) -> list[Example]:
     """Two pieces of text as one sequence (Sec. 2.5), a share `apart` of them from two documents.
 
-    There is no label. Raises ValueError if that needs a second document, and there is none.
+    There is no label, and none of them is short, as some of BERT's are. Raises ValueError if that
+    needs a second document, and there is none.
     """
     documents = cleaned(documents)
     if len(documents) < 2 and apart:
@@ -364,7 +368,7 @@ def two_contexts(
     return [
         join(a, b or None, special, length)
         for number in range(len(documents))
-        for a, b, _ in draw_pairs(documents, number, length - 3, random, apart=apart)
+        for a, b, _ in draw_pairs(documents, number, length - 3, random, short=0.0, apart=apart)
     ]
 
 

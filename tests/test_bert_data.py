@@ -158,6 +158,7 @@ def test_masks_come_again_or_not(copies):
         masked = [text.masked(examples[place], key, place) for place in range(len(examples))]
         passes.append(str(masked))
         assert sorted(order.tolist()) == list(range(len(examples)))
+        assert list(steps.made) == [key]  # the others' would fill the memory
     assert len(set(passes)) == (copies or 4)
     assert copies != 2 or passes[0] == passes[2] != passes[1] == passes[3]
 
@@ -169,11 +170,17 @@ def test_the_whole_text_is_read_in_each_pass():
     rows = list(itertools.islice(steps.from_row(0), 2 * count))
     again = list(itertools.islice(text.steps(1, 24, 1).from_row(count + 1), count - 1))
     assert again == rows[count + 1 :]  # as if it had been read from the beginning
-    first = {row.segments.__len__() for row in rows[:count]}
-    assert first
     tokens = [sum(len(row.targets) for row in half) for half in (rows[:count], rows[count:])]
     whole = sum(len(example.tokens) for example in text.examples(24, 0))
     assert all(0.1 < some / whole < 0.2 for some in tokens)
+    for number, half in enumerate((rows[:count], rows[count:])):
+        shown = []
+        for row in half:
+            there = list(row.tokens)
+            for place, target in zip(row.places, row.targets, strict=True):
+                there[place] = target
+            shown.append(there)
+        assert sorted(shown) == sorted(e.tokens for e in text.examples(24, number))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -238,6 +245,15 @@ def test_simple_models_by_hand():
     assert total > 3
     assert found == {"test_unigram_accuracy": right[0] / total,
                      "test_bigram_accuracy": right[1] / total}  # fmt: skip
+
+
+def test_pairs_of_a_large_vocabulary_beside_a_document_of_one_token():
+    """A pair is counted as one number, up to 900 million here: more digits than float32 has."""
+    facts = vocabulary() | {"vocab_size": 30_000}
+    chain = list(range(20_000, 20_100))
+    train = Documents("train", [[chain], [[chain[0]]]], facts, device())
+    part = Documents("test", [[chain[:50]], [chain[50:]]], facts, device())
+    assert guesses(train, part, 16)["test_bigram_accuracy"] > 0.7  # but what follows [CLS], a mask
 
 
 # ---------------------------------------------------------------------- corpora
@@ -337,6 +353,8 @@ def test_glue():
     assert source.classes == ["grammatical", "not grammatical"]
     assert source.parts["train"].first == ['He "sings.', "Sings he the.", "Yes."]
     assert source.parts["test"].answers.tolist() == [1]
+    rows("data/glue/CoLA/dev.tsv", [head, "x\t0\tNo the.", "x\t1\tYes."])
+    assert "1 sentence of the val part stand in" in tasks.SETS["cola"](task_flags("cola")).note
     head = "label\tid1\tid2\tsentence1\tsentence2"
     for part in ("train", "test"):
         rows(f"data/glue/MRPC/{part}.tsv", [head, f"1\t2\t3\ta {part}\tb", "0\t2\t3\tc\td"])
@@ -384,14 +402,48 @@ def test_own_pairs(refused):
     assert "name that of the first text with --text-column" in line
     read = task_flags("pairs:four.tsv", text_column="q", second_column="3", label_column="s")
     table = tasks.read_table(Path("four.tsv"))
-    assert tasks.pairs_of(table, read) == [("2", "3", "4")]
-    rows("hole.tsv", ["a\tb\tyes", "\tb\tno"])
-    assert "line 2 lacks a text" in refused(tasks.SETS["pairs"], task_flags("pairs:hole.tsv"))
+    assert tasks.pairs_of(table, read) == ([("2", "3", "4")], [])
+    rows("hole.tsv", ["\tb\tyes", "\tb\tno"])
+    assert "no row with two texts" in refused(tasks.SETS["pairs"], task_flags("pairs:hole.tsv"))
     rows("parts/train.tsv", lines)
     rows("parts/dev.tsv", ["a\tb\tperhaps"])
     line = refused(tasks.SETS["pairs"], task_flags("pairs:parts"))
     assert "the val part has the class 'perhaps', which the training set has not" in line
     assert "no such file" in refused(tasks.SETS["pairs"], task_flags("pairs:nowhere"))
+
+
+def test_pairs_are_read_as_carefully_as_sentences(refused):
+    lines = [f"a{i}\tb{i}\t{('no', 'yes')[i % 2]}" for i in range(10)]
+    by_number = dict(text_column="1", second_column="2", label_column="3")
+
+    def read(name, **more):
+        source = tasks.SETS["pairs"](task_flags(f"pairs:{name}", **more))
+        return sum(len(part) for part in source.parts.values()), source
+
+    for head in ("sentence1\tsentence2\tlabel", "one\tother\tverdict"):
+        rows("headed.tsv", [head, *lines])
+        for more in ({}, by_number):  # a known name, or a label that stands there once
+            count, source = read("headed.tsv", **more)
+            assert (count, source.classes) == (10, ["no", "yes"]), (head, more)
+    rows("headed.tsv", ["one\tother\tverdict", *(f"a{i}\tb{i}\t{i / 4}" for i in range(8))])
+    assert read("headed.tsv", regression=True, **by_number)[0] == 8
+    line = refused(lambda: read("headed.tsv", **by_number | {"second_column": "1"}))
+    assert "--text-column and --second-column name the same column" in line
+    rows("hole.tsv", [*lines, "\tb\tno"])
+    count, source = read("hole.tsv")
+    assert count == 10
+    assert "1 row of hole.tsv without a text or label left out, the first in line 11" in source.note
+    rows("one.tsv", [line.replace("yes", "no") for line in lines])
+    assert "with one class" in read("one.tsv")[1].note
+    rows("two/train.tsv", lines)
+    rows("two/train.csv", [line.replace("\t", ",") for line in lines])
+    assert "are both the train part" in refused(read, "two")
+    rows("parts/train.tsv", lines)
+    rows("parts/test.tsv", [lines[0].upper().replace("NO", "no"), "x\ty\tyes"])
+    assert "1 pair of the test part stand in training, too" in read("parts")[1].note
+    rows("large.tsv", ["a\tb\t1e300", "c\td\t1"])
+    line = refused(lambda: read("large.tsv", regression=True))
+    assert "'1e300' is larger than 3.4e+38" in line
 
 
 def test_labels_that_are_new_in_the_test_part(refused):

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from conftest import torchrun
 from helpers import BOTH, modes, weights
 
-from bert import claims, finetune, sample, train
+from bert import claims, finetune, names, sample, train
+from bert.layers import Dropout
 from bert.model import FAMILIES
 from common.data import corpora
+from common.data.sentences import PACKAGES, docstrings
 
 WORDS = {"positive": ["good", "fine", "warm"], "negative": ["bad", "dull", "cold"]}
 TINY = ["--num-layers", "1", "--d-model", "32", "--num-heads", "2", "--d-ff", "64", "--context",
@@ -70,7 +72,7 @@ def pretrain(folder="runs/bert/pre", family="bert", steps="2"):
     return train.main(argv)
 
 
-def test_it_learns_classes_and_answers(capsys, refused):
+def test_it_learns_classes_and_answers(capsys, refused, monkeypatch):
     argv = sentences()
     found = finetune.main([*argv, *TINY, "--from-scratch", "--epochs", "6", "--lr", "3e-3",
                            "--run-dir", "run"])  # fmt: skip
@@ -86,19 +88,33 @@ def test_it_learns_classes_and_answers(capsys, refused):
     assert len(sample.main([*how, "c"])) == 8  # of the test set
     assert len(sample.main([*how, "d", "--near", "good", "--file", "films.tsv"])) == 5
     assert "is of finetune.py" in refused(train.main, ["--weights", "run/last.pt", "--quiet"])
+    drawn = []
+    monkeypatch.setattr("common.plot.confusion_matrix", lambda *given: drawn.append(given))
     again = finetune.main(["--evaluate", "run/last.pt", "--quiet"])
     assert again["test_accuracy"] == found["test_accuracy"]
+    ((counts, classes, _),) = drawn
+    assert classes == ["negative", "positive"]
+    assert counts.trace() / counts.sum() == pytest.approx(found["test_accuracy"])
+    assert counts.sum(1).min() > 3  # rows are the true ones
 
 
 @pytest.mark.parametrize("regression", [False, True])
-def test_it_learns_pairs(regression, capsys, refused):
+def test_it_learns_pairs(regression, capsys, refused, monkeypatch):
     argv = [*pairs(regression, 120), *TINY, "--from-scratch", "--epochs", "12", "--lr", "3e-3"]
     found = finetune.main([*argv, "--run-dir", "run"])
     assert found["test_spearman" if regression else "test_accuracy"] > 0.8
     capsys.readouterr()
     how = ["--checkpoint", "run/last.pt", "--out"]
     texts = ["a good film 1", "the fine one", "a good film 1", "the dull one"]
+    drawn = []
+    draw = sample.draw_attention
+    monkeypatch.setattr(
+        sample, "draw_attention", lambda *given: (drawn.append(given[:2]), draw(*given))
+    )
     answers = sample.main([*how, "a", *texts])
+    ((tokens, segments),) = drawn
+    assert set(segments.tolist()) == {0, 1}  # of both texts, as the network had them
+    assert len(tokens) == len(segments) > 5
     same, other = answers.values()
     if regression:
         assert same - other > 2
@@ -109,6 +125,19 @@ def test_it_learns_pairs(regression, capsys, refused):
     assert "two by two" in refused(sample.main, [*how, "b", *texts[:3]])
     line = refused(finetune.main, ["--evaluate", "run/last.pt", *sentences()[:2], "--quiet"])
     assert ("numbers" if regression else "class 'negative'") in line
+
+
+def test_docstrings_need_no_files():
+    found = finetune.main(["--from-scratch", *TINY, "--quiet", "--max-steps", "2", "--run-dir",
+                           "run"])  # fmt: skip
+    assert 0 <= found["test_accuracy"] < 0.6
+    flags = finetune.parse_args(["--from-scratch"])
+    source = docstrings(flags)
+    assert source.classes == PACKAGES
+    parts = {name: {text.lower() for text in part.texts} for name, part in source.parts.items()}
+    assert not parts["train"] & parts["test"]
+    assert sum(map(len, parts.values())) == sum(map(len, source.parts.values())) > 1000
+    assert all(len(text.split()) > 3 for text in parts["test"])
 
 
 def test_numbers_are_measured_in_deviations():
@@ -135,6 +164,19 @@ def test_a_pre_trained_run_is_gone_on_with(family, capsys):
     assert "new at random: " in capsys.readouterr().out
     facts = torch.load("on/last.pt")["dataset"]
     assert facts["tokenizer"] == torch.load("runs/bert/pre/last.pt")["dataset"]["tokenizer"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_in_all_layers_but_albert_s(family):
+    """ALBERT's Table 14: 0 in the encoder, 0.1 in the classifier."""
+    made = train.MODELS[f"{family}_tiny"](vocab_size=50)
+    facts = {"family": family, "network": names.describe(made), "classes": ["a", "b"]}
+    model = finetune.build(facts, 0.1)
+    shares = {name: m.share for name, m in model.named_modules() if isinstance(m, Dropout)}
+    last = {name: share for name, share in shares.items() if name.startswith(("drop", "classif"))}
+    inner = [share for name, share in shares.items() if name not in last]
+    assert set(last.values()) == {0.1}
+    assert set(inner) == {0.0 if family == "albert" else 0.1}
 
 
 def test_from_scratch_is_the_same_network_without_its_weights():
@@ -233,11 +275,14 @@ def test_what_can_not_be(refused):
     assert "no meaning here" in refused(parse, ["--data", "mrpc", "--regression"])
     assert "columns that are known" in refused(parse, ["--data", "cola", "--label-column", "x"])
     assert "unknown data set 'sst3'" in refused(parse, ["--data", "sst3"])
-    line = refused(finetune.main, ["--data-dir", "nowhere", "--from-scratch"])
+    sst2 = ["--data", "sst2", "--data-dir", "nowhere"]
+    line = refused(finetune.main, [*sst2, "--from-scratch"])
     assert "train.tsv is not in nowhere/SST2" in line
     assert "no run of train.py" in refused(finetune.main, sentences())
     assert "3 heads can't share" in refused(
         finetune.main, [*sentences(), *TINY, "--from-scratch", "--num-heads", "3"])  # fmt: skip
+    line = refused(finetune.main, [*sentences(), *TINY, "--from-scratch", "--length", "17"])
+    assert "--length 17: the network's context is 16" in line
     line = refused(finetune.main, [*sentences(), "--from-scratch", "--vocab-size", "9"])
     assert "--vocab-size 9" in line
     assert "no such file" in refused(finetune.main, [*sentences(), "--weights", "nowhere/x"])
@@ -253,6 +298,20 @@ def test_recipes():
     assert finetune.parse_args([]).model == "bert_tiny"
     pretrain("runs/bert/pre")
     assert finetune.parse_args(["--weights", "runs/bert/pre"]).lr == 3e-4
+
+
+def test_the_newest_run_says_which_recipe(refused):
+    pretrain("runs/bert/pre", "electra")
+    assert finetune.parse_args([]).model == "electra_tiny"
+    pretrain("runs/bert/more")
+    assert finetune.parse_args([]).model == "bert_tiny"
+    config = Path("runs/bert/more/config.json")
+    config.write_text(config.read_text().replace("bert_tiny", "albert_base"))
+    args = finetune.parse_args([])
+    assert (args.model, args.lr, args.epochs) == ("albert_base", 1e-5, 10)
+    for more in ([], ["--weights", "runs/bert/more"]):
+        line = refused(finetune.main, [*sentences(), *more, "--model", "bert_mini"])
+        assert "are bert_tiny's, not bert_mini's: leave --model out" in line
 
 
 # ---------------------------------------------------------------------- claims
@@ -278,7 +337,7 @@ def small_files():
 
 
 @pytest.mark.parametrize("claim", ["table", "pretraining", "pairs", "all_tokens", "permutation"])
-def test_claims_on_files(claim, monkeypatch):
+def test_claims_on_files(claim, monkeypatch, capsys):
     small_files()
     less = {"8192": "300", "100000": "300", "2048": "64"}
     monkeypatch.setattr(claims, "ENGLISH", [
@@ -293,14 +352,28 @@ def test_claims_on_files(claim, monkeypatch):
     of_model = claims.of_model
     monkeypatch.setattr(claims, "of_model", lambda model: [*of_model(model), *small])
     monkeypatch.setattr(claims, "EXAMPLES", {4: "2", 6: "1"})
+    scripts = []
+
+    def lstm(argv):  # in place of rnn/train.py
+        scripts.append(argv[2:6])
+        cut = argv.index("--model")
+        own = ["--from-scratch", *TINY, "--val", "0", *argv[:cut], *argv[cut + 2 :]]
+        return finetune.main(own)
+
+    monkeypatch.setattr(claims, "train_lstm", lstm)
     argv = [claim, "--seeds", "0", "--max-steps", "1", "--out", "out", "--data-dir", "data"]
     summary = claims.main(argv)
+    assert scripts == ([[*claims.LSTM["bilstm"][:4]]] if claim == "table" else [])
+    assert capsys.readouterr().out.count(" steps in ") == {
+        "table": 2, "pretraining": 0}.get(claim, len(summary))  # fmt: skip
     assert {p.name for p in Path("out").iterdir()} == {
         f"claim_{claim}.{e}" for e in ("json", "png")
     }
     key = claims.key_of(claim)
     assert all(0 <= arm[key]["mean"] <= 1 for arm in summary.values())
-    for arm in summary.values():  # each command can be repeated
+    own = summary.get("bilstm", {}).get("command")
+    assert own is None or own.startswith("python rnn/train.py --max-steps 1 --model bilstm")
+    for arm in (arm for name, arm in summary.items() if name != "bilstm"):  # can be repeated
         first, *later = arm["command"].split(" && ")
         assert first.startswith("python bert/train.py")
         assert "--data english" in first
@@ -311,14 +384,17 @@ def test_claims_on_files(claim, monkeypatch):
             assert f"--weights {folder}/last.pt" in command
     if claim == "table":
         both = (name + more for name in table for more in ("", ", from scratch"))
-        assert list(summary) == list(both)
+        assert list(summary) == [*both, "bilstm"]
+        assert summary["bilstm"]["parameters"]["mean"] > 1000
         one = summary["bert_tiny"]
+        assert one["pretraining_steps"]["mean"] == 1
         assert one["pretraining_seconds"]["mean"] > 0
         assert "pretraining_test_masked_accuracy" in one
         assert summary["electra_tiny"]["parameters"]["mean"] < 1e6
         assert "--from-scratch" in summary["bert_tiny, from scratch"]["command"]
     monkeypatch.setattr(claims, "train", None)
     monkeypatch.setattr(claims, "finetune", None)
+    monkeypatch.setattr(claims, "train_lstm", None)
     assert claims.main(argv) == summary
 
 

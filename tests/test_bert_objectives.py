@@ -521,6 +521,8 @@ def test_two_contexts(apart):
         assert other or not b or b[0] == a[-1] + 1
         strange += other
     assert near(strange / len(found), 0.5, len(found)) if apart else not strange
+    shorter = sum(len(example.tokens) < 23 for example in found)
+    assert shorter <= (0.03 * len(found) if apart else 1)  # where a document ends, and nowhere else
     if apart:
         with pytest.raises(ValueError, match="needs at least two documents"):
             xlnet.two_contexts(documents[:1], 23, SPECIAL, random.Random(0))

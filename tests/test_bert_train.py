@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -169,8 +170,17 @@ def test_bad_flags(refused):
         (["--paper", "--weights", "x"], "leave --weights out"),
         (["--warmup", "1"], "between 0 and 1"),
         (["--optimizer", "lamb", "--fsdp"], "leave --fsdp out"),
+        (["--weights", "x", "--no-pairs"], "no meaning beside --weights"),
+        (["--context", "4"], "--context"),
     ):
         assert words in refused(flags, *argv), argv
+    line = refused(train.main, [*flags_of(), "--length", "64"])
+    assert "--length 64: the network's context is 32" in line
+    line = refused(train.main, [*flags_of(), "--batch-size", "31"])
+    assert "--batch-size 31 counts tokens, and an example has 32" in line
+    odd = ["--d-model", "33", "--num-heads", "1"]
+    line = refused(train.main, [*flags_of("xlnet"), *odd])
+    assert "xlnet_tiny can't be built so: 33 dimensions" in line
     assert "3 heads can't share 32" in refused(train.main, [*flags_of(), "--num-heads", "3"])
     assert "needs more than" in refused(train.main, [*flags_of(), "--vocab-size", "6"])
 
@@ -215,6 +225,60 @@ def test_lamb_by_hand():
     run_small("cut", "--resume", "--max-steps", "2")
     for name, value in weights("run").items():
         assert torch.equal(value, weights("cut")[name]), name
+
+
+def test_what_electra_draws_goes_by_the_batch_s_number():
+    """So its figures depend neither on how many processes there are, nor on how many rows a step
+    has, where these are more than fit in one piece."""
+    run_small("own", "--max-steps", "1", family="electra")
+    found = [train.main(["--evaluate", "own/last.pt", "--quiet"]) for _ in range(2)]
+    assert found[0] == found[1]
+    args = flags("--evaluate", "own/last.pt", "--quiet")
+    dev = train.Device(args)
+    _, _, test = data.load_text(args, dev, "electra")
+    model = train.names.build(args.stored["dataset"]["network"])
+    model.load_state_dict(args.stored["model"])
+    wanted = train.evaluate(model, test, dev, 2, 32)
+    shares = []
+    for rank in (0, 1):
+        alone = SimpleNamespace(**vars(dev) | dict(
+            rank=rank, world=2, gather=dev.gather, sum=lambda x: (shares.append(x), x)[1],
+            autocast=dev.autocast))  # fmt: skip
+        test.dev = alone
+        train.evaluate(model, test, alone, 2, 32)
+    half = len(shares) // 2
+    both = [a + b for a, b in zip(shares[:half], shares[half:], strict=True)]
+    names = list(wanted)
+    for name, (total, count) in zip(names, both, strict=True):
+        assert total / count == pytest.approx(wanted[name], rel=1e-5), name
+
+
+def test_what_is_measured_at_once(monkeypatch):
+    """No more examples than a part of a step of --paper has, however many a step has."""
+    seen = []
+    in_order = data.Documents.in_order
+    monkeypatch.setattr(data.Documents, "in_order", lambda part, rows, length: (
+        seen.append(rows), in_order(part, rows, length))[1])  # fmt: skip
+    monkeypatch.setattr(train, "PART", 64)
+    run_small("run", "--max-steps", "1")
+    assert set(seen) == {64 // 32}
+
+
+def test_everywhere_counts_beside_weights():
+    run_small("own", "--max-steps", "1", family="electra")
+    how = ["--weights", "own", "--quiet", "--max-steps", "1", "--val", "0", "--run-dir"]
+    train.main([*how, "kept"])
+    train.main([*how, "hidden", "--no-everywhere"])
+    kept = [torch.load(f"{run}/last.pt")["dataset"]["network"]["everywhere"]
+            for run in ("kept", "hidden")]  # fmt: skip
+    assert kept == [True, False]
+
+
+@pytest.mark.slow
+def test_quick_comes_to_its_number(monkeypatch):
+    monkeypatch.setitem(corpora.CORPORA, "pydocs", corpora.pydocs)
+    found = train.main(["--quiet"])
+    assert found["test_masked_accuracy"] > found["test_bigram_accuracy"] + 0.03
 
 
 # ---------------------------------------------------------------------- weights
@@ -295,6 +359,29 @@ def test_vocab_files_in_place_of_a_tokenizer():
         assert Vocabulary(found).special.mask == 4
 
 
+def test_whether_capitals_stay_of_a_vocab_file():
+    """What no line of it says is in tokenizer_config.json; a capital of another script is none."""
+    folder_of("bert")
+    pieces = json.loads(Path("theirs/tokenizer.json").read_text())["model"]["vocab"]
+    Path("theirs/tokenizer.json").unlink()
+    lines = sorted(pieces, key=pieces.get)[:-2]
+
+    def coder(*more):
+        text = "\n".join([*lines, *more]) + "\n"
+        Path("theirs/vocab.txt").write_text(text, encoding="utf-8", newline="")
+        return Vocabulary(published.read_weights("theirs").vocabulary)
+
+    strange = coder("\u1e9e", "a\u2028b")  # a capital that no small letter makes; a mark in a line
+    assert strange.known == len(lines) + 2
+    assert strange.encode(["The DOG"]) == strange.encode(["the dog"])
+    cased = coder("The", "dogs")
+    assert cased.encode(["The"]) == [[len(lines)]]
+    Path("theirs/tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert coder("The", "dogs").encode(["The"]) == cased.encode(["the"])
+    Path("theirs/tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert coder("a1", "b1").encode(["The"]) != cased.encode(["the"])
+
+
 def test_weights_that_do_not_fit(refused):
     read = published.read_weights
     _, facts = folder_of("bert")
@@ -331,6 +418,11 @@ def test_training_goes_on_from_a_run(refused):
     assert published.model_of("own") == published.model_of("own/last.pt") == "bert_tiny"
     assert "are bert_tiny's, not bert_base's" in refused(
         train.main, [*how, "--model", "bert_base"])  # fmt: skip
+    folder_of("bert")
+    line = refused(train.main, ["--weights", "theirs", "--quiet", "--model", "bert_large"])
+    assert "are a network of d_model 32, not bert_large's" in line
+    args = flags("--paper", "--weights", "own", "--steps", "100000")  # BERT's second phase
+    assert (args.model, args.length, args.warmup, args.lr) == ("bert_tiny", 128, 0.1, 1e-4)
     line = refused(train.main, ["--resume", "--run-dir", "on", "--weights", "other"])
     assert "holds weights 'own'" in line
     train.main(["--resume", "--run-dir", "on", "--quiet", "--max-steps", "2"])
@@ -377,6 +469,18 @@ def test_samples_of_the_test_part_and_of_files(capsys, refused):
     assert "more tokens than the context of 32" in capsys.readouterr().err
 
 
+def test_near_sentences_are_the_most_alike(monkeypatch, capsys):
+    """Of vectors by hand: what all have in common is taken off, then the largest cosines count."""
+    table = {"x": [9.0, 1.0], "a": [9.0, 3.0], "b": [9.0, -3.0], "c": [11.0, 0.0], "d": [7.0, 0.0]}
+    by_hand = lambda texts, *_: torch.tensor([table[text] for text in texts])  # noqa: E731
+    monkeypatch.setattr(sample, "vectors", by_hand)
+    found = sample.near("x", ["a", "b", "c", "d", "x", "a"], None, {}, None, 3)
+    assert next(iter(found)) == "a"
+    assert found["a"] == pytest.approx(1.0)
+    assert "b" not in found
+    assert capsys.readouterr().out.startswith("1.000  a\n")
+
+
 def test_near_sentences(capsys, refused):
     run_small("runs/bert/one", "--max-steps", "1")
     Path("a.txt").write_text("the dog hums.\nthe cat mews.\na tree in a field.\n")
@@ -389,6 +493,23 @@ def test_near_sentences(capsys, refused):
     Path("b.txt").write_text("one\n")
     assert "no other sentence" in refused(sample.main, ["--near", "one", "--file", "b.txt"])
     assert "--near is empty" in refused(sample.main, ["--near", ""])
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "xlnet"])
+def test_a_body_alone_fills_nothing(family, refused):
+    theirs, _ = folder_of(family)
+    Path("a.txt").write_text("the dog hums.\nthe cat mews.\n")
+    assert sample.main(["--weights", "theirs", "a [MASK].", "--out", "whole"])
+    getattr(theirs, theirs.base_model_prefix).save_pretrained("theirs")
+    line = refused(sample.main, ["--weights", "theirs", "a [MASK].", "--out", "body"])
+    assert "--weights theirs can't fill gaps" in line
+    assert len(sample.main(["--weights", "theirs", "--near", "the", "--file", "a.txt"])) == 2
+
+
+def test_a_discriminator_fills_nothing(refused):
+    folder_of("electra")
+    line = refused(sample.main, ["--weights", "theirs", "a [MASK].", "--out", "body"])
+    assert "they have no layer for that (generator" in line
 
 
 def test_samples_of_published_weights(capsys, refused):

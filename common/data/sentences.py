@@ -4,9 +4,13 @@ Where files are missing the one line says what to take `instead`.
 """
 
 import argparse
+import ast
+import collections
 import dataclasses
 import html
+import platform
 import re
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +27,17 @@ TEXTS = ["text", "sentence", "message", "review", "content", "comment", "documen
          "tweet", "utterance", "body", "headline", "title", "name"]  # fmt: skip
 LABELS = ["label", "class", "category", "sentiment", "target", "polarity", "intent", "topic", "y"]
 OWN = "sentences:PATH, a table of your own"  # what to take where the files of a set are missing
+PACKAGES = [
+    "asyncio",
+    "email",
+    "http",
+    "importlib",
+    "logging",
+    "multiprocessing",
+    "unittest",
+    "xml",
+]  # of the standard library, the classes of `docstrings`
+DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 TABLES = (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 
 
@@ -54,7 +69,8 @@ def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str
     parts = {}
     for name, pairs in found.items():
         if strange := sorted({label for _, label in pairs} - set(classes)):
-            fail(f"--data {args.data}: the {name} part has the class {strange[0]!r}, which the "
+            part = "validation" if name == "val" else name
+            fail(f"--data {args.data}: the {part} set has the class {strange[0]!r}, which the "
                  f"training set has not ({', '.join(classes[:12])})")  # fmt: skip
         labels = torch.tensor([classes.index(label) for _, label in pairs])
         parts[name] = Texts([text for text, _ in pairs], labels)
@@ -63,13 +79,39 @@ def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str
     if len(classes) > max(2, len(parts["train"]) // 2):
         fail(f"--data {args.data}: {len(classes):,} different labels of {len(parts['train']):,} "
              "sentences are no classes: name the right --label-column")  # fmt: skip
-    official = set(parts)
-    keys = [text.lower() for text in parts["train"].texts]
-    notes += with_test(parts, args.data, keys)
-    for name in sorted(official & {"val", "test"} & set(parts)):
-        if both := len(set(keys) & {text.lower() for text in parts[name].texts}):
-            notes.append(f"{counted(both, 'sentence')} of the {name} part stand in training, too")
+    keys = {name: [text.lower() for text in part.texts] for name, part in parts.items()}
+    notes += with_test(parts, args.data, keys["train"]) + shared(keys, "sentence")
     return Source(classes, parts, "; ".join(filter(None, notes)))
+
+
+def shared(keys: dict[str, Sequence[str]], what: str) -> list[str]:
+    """What there is to say of examples that another part than the training set shares with it."""
+    both = {name: len(set(keys["train"]).intersection(some)) for name, some in keys.items()}
+    return [f"{counted(count, what)} of the {name} part stand in training, too"
+            for name, count in both.items() if count and name != "train"]  # fmt: skip
+
+
+def alone(values: Sequence[str]) -> bool:
+    """Whether the first of a column stands there once, and each other value again: so it is taken
+    for the column's name, where that isn't known."""
+    counts = collections.Counter(values)
+    return len(values) > 3 and counts.pop(values[0]) == 1 and min(counts.values()) > 1
+
+
+def parts_in(args: argparse.Namespace, folder: Path, tables: Sequence[Path]) -> dict[str, Path]:
+    """The tables of a folder by their names, train, dev, test; a single one may have any."""
+    names: dict[str | None, Path] = {}
+    for file in tables:
+        part = PART_NAMES.get(file.name.split(".")[0].lower())
+        if part in names and part:
+            fail(f"--data {args.data}: {names[part].name} and {file.name} are both the {part} part")
+        names[part] = file
+    if len(tables) > 1 and "train" not in names:
+        fail(f"--data {args.data}: of the tables in {folder} none is train.tsv or train.csv: name "
+             f"one of them ({', '.join(file.name for file in tables[:12])})")  # fmt: skip
+    if "train" not in names:
+        return {"train": tables[0]}
+    return {part: file for part, file in names.items() if part}
 
 
 # ---------------------------------------------------------------------- sets
@@ -92,6 +134,29 @@ def names(args: argparse.Namespace, instead: str = OWN) -> Source:
     """First names, a file a class (Kantrowitz 1991: 5,001 female, 2,943 male)."""
     root = place(args, "names", "female.txt", "male.txt", instead=instead)
     return as_source(args, {"train": a_file_a_class([root / "female.txt", root / "male.txt"])}, [])
+
+
+def docstrings(args: argparse.Namespace, instead: str = OWN) -> Source:
+    """What Python's standard library says of its modules, classes and functions, and of which of
+    eight packages that is: the first paragraphs of four words or more, about 1,800 of them."""
+    root = Path(sysconfig.get_path("stdlib"))
+    pairs: dict[str, tuple[str, str]] = {}
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*.py")):
+            try:
+                tree = ast.parse(file.read_text("utf-8"))
+            except (OSError, ValueError, SyntaxError):
+                continue  # a file for other versions or systems
+            texts = (ast.get_docstring(node) or "" for node in ast.walk(tree)
+                     if isinstance(node, DESCRIBED))  # fmt: skip
+            for text in (" ".join(text.split("\n\n")[0].split()) for text in texts):
+                if len(text.split()) >= 4:
+                    pairs.setdefault(text.lower(), (text, package))
+    if not pairs:
+        fail(f"--data docstrings: {root} has no standard library in Python: take {instead}")
+    version = ".".join(platform.python_version_tuple()[:2])
+    note = f"the docstrings of Python {version}, other versions have others"
+    return as_source(args, {"train": list(pairs.values())}, [note])
 
 
 def sst2(args: argparse.Namespace, instead: str = OWN) -> Source:
@@ -187,20 +252,11 @@ def own(args: argparse.Namespace, instead: str = OWN) -> Source:
 def parts_of_tables(
     args: argparse.Namespace, folder: Path, tables: Sequence[Path], columns: tuple[str, str]
 ) -> Source:
-    """The tables of a folder by their names; a single one may have any."""
-    found, notes, names = {}, [], {}
-    for file in tables:
-        part = PART_NAMES.get(file.name.split(".")[0].lower())
-        if part in names and part:
-            fail(f"--data {args.data}: {names[part]} and {file.name} are both the {part} part")
-        names[part] = file.name
-    if len(tables) > 1 and "train" not in names:
-        fail(f"--data {args.data}: of the tables in {folder} none is train.tsv or train.csv: name "
-             f"one of them ({', '.join(file.name for file in tables[:12])})")  # fmt: skip
-    for part, name in names.items() if "train" in names else [("train", tables[0].name)]:
-        if part:
-            found[part], more = labelled(read_table(folder / name), *columns)
-            notes += more
+    """What the tables of a folder hold."""
+    found, notes = {}, []
+    for part, file in parts_in(args, folder, tables).items():
+        found[part], more = labelled(read_table(file), *columns)
+        notes += more
     return as_source(args, found, notes)
 
 
@@ -264,10 +320,8 @@ def labelled(table: Table, text: str, label: str) -> tuple[Pairs, list[str]]:
     at, to = places
     values = [row[to] for row in table.rows]
     notes = []
-    if not headed and len(values) > 3 and values.count(values[0]) == 1:
-        counts = [values.count(value) for value in set(values[1:])]
-        if headed := min(counts) > 1:
-            notes.append(f"the first line of {table.path.name} is taken for a header")
+    if not headed and (headed := alone(values)):
+        notes.append(f"the first line of {table.path.name} is taken for a header")
     rows = list(zip(table.rows, table.lines, strict=True))[headed:]
     bad = [line for row, line in rows if not (row[at] and row[to])]
     if bad:
@@ -288,4 +342,5 @@ def column(table: Table, flag: str, name: str) -> int | None:
     no_column(table.path, flag, name, table.rows[0])
 
 
-SETS = {"names": names, "sst2": sst2, "ag-news": ag_news, "sms-spam": sms_spam, "sentences": own}
+SETS = {"docstrings": docstrings, "names": names, "sst2": sst2, "ag-news": ag_news,
+        "sms-spam": sms_spam, "sentences": own}  # fmt: skip
