@@ -256,7 +256,7 @@ class Documents:
         draw = random.Random(seed_of("pairs", self.part, self.seed, number))
         found = self.arrange(self.documents, length, self.special, draw)
         if not found:
-            fail(f"the {self.part} part has too few words for an example: take more text")
+            fail(f"the {self.part} set has too few words for an example: take more text")
         return found
 
     def masked(self, example: Example, number: int, place: int) -> Masked:
@@ -440,9 +440,9 @@ def load_text(
     for name, documents in parts.items():
         encoded = encode_documents(documents, coder)
         if not encoded:
-            fail(f"the {name} part of {args.data} has no words: take more text")
+            fail(f"the {name} set of {args.data} has no words: take more text")
         if len(encoded) == 1:
-            dev.say(f"note: the {name} part is one document: its halves are taken for two")
+            dev.say(f"note: the {name} set is one document: its halves are taken for two")
         sets[name] = Documents(name, encoded, facts, dev, args.copies, arrange)
     count = sum(map(len, parts["train"]))
     typical = statistics.median(len(s) for d in sets["train"].documents for s in d)
@@ -456,7 +456,7 @@ def load_text(
     for name, part in sets.items():
         unknown = sum(s.count(part.special.unk) for d in part.documents for s in d)
         if unknown:
-            dev.say(f"note: {counted(unknown, 'token')} of the {name} part are unknown to the "
+            dev.say(f"note: {counted(unknown, 'token')} of the {name} set are unknown to the "
                     "vocabulary")  # fmt: skip
     return sets["train"], sets.get("val"), sets["test"]
 

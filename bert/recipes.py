@@ -118,7 +118,8 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.weights and not args.stored:
         path = Path(args.weights).expanduser()
         flags = read_flags(path.parent if path.is_file() else path)
-        if args.paper and (flags.get("milestone"), flags.get("script")) != ("bert", "train.py"):
+        other = flags and (flags.get("milestone"), flags.get("script")) != ("bert", "train.py")
+        if args.paper and (other or not path.exists()):
             fail("--paper trains from the beginning, or goes on from a run of train.py: leave "
                  "--weights out, or name a run")  # fmt: skip
         if "pairs" in args.typed:

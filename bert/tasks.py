@@ -197,7 +197,7 @@ def pairs_source(
             elif label in classes:
                 answers.append(classes.index(label))
             else:
-                fail(f"--data {args.data}: the {name} part has the class {label!r}, which the "
+                fail(f"--data {args.data}: the {name} set has the class {label!r}, which the "
                      f"training set has not ({', '.join(classes[:12])})")  # fmt: skip
         kind = torch.float32 if numbers else torch.int64
         parts[name] = Examples([a for a, _, _ in some], [b for _, b, _ in some],

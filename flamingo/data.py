@@ -106,7 +106,7 @@ def vqa(args: argparse.Namespace) -> Source:
         some = found.setdefault(name, {}).setdefault(str(file), [])
         some.append(entry_of(raw, where))
     if "train" not in found:
-        fail(f"{path}: no entry is of the train part")
+        fail(f"{path}: no entry is of the train set")
     parts = {name: Captioned(ImageFiles(list(some)), list(some.values()))
              for name, some in found.items()}  # fmt: skip
     note = ""
@@ -473,7 +473,7 @@ def describe(part: Entries, most: int) -> str:
         shown = [f"{answer} {n / len(places):.0%}" for answer, n in counts.most_common(10)]
         more = ", …" if len(counts) > 10 else ""
         lines.append(f"  {kind}: {counted(len(places), 'question')}; {', '.join(shown)}{more}")
-    return "\n".join([f"what the {part.part.part} part is asked, and the answers' shares:", *lines])
+    return "\n".join([f"what the {part.part.part} set is asked, and the answers' shares:", *lines])
 
 
 def questions(

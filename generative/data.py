@@ -50,7 +50,7 @@ def without(images: ImageSet, index: int) -> ImageSet:
     """What is left of a part when a class is taken out."""
     others = images.take((images.labels.cpu() != index).nonzero().flatten())
     if not len(others):
-        fail(f"--without {images.facts['classes'][index]} leaves nothing of the {images.part} part")
+        fail(f"--without {images.facts['classes'][index]} leaves nothing of the {images.part} set")
     return others
 
 

@@ -188,7 +188,7 @@ def fold_parts(args: cli.Flags, graph: Graph, graphs: Tensor) -> tuple[dict[str,
     fold = folds(graph.labels[graphs])
     parts = {"train": graphs[fold != args.fold], "test": graphs[fold == args.fold]}
     if empty := [name for name, indices in parts.items() if not len(indices)]:
-        fail(f"fold {args.fold} of {counted(len(graphs), 'graph')} leaves the {empty[0]} part "
+        fail(f"fold {args.fold} of {counted(len(graphs), 'graph')} leaves the {empty[0]} set "
              f"empty: {NUM_FOLDS} graphs at least are needed")  # fmt: skip
     note = f"fold {args.fold} of {NUM_FOLDS} is the test set, with classes in equal shares"
     return {name: Some(graph, indices) for name, indices in parts.items()}, note

@@ -509,7 +509,7 @@ def load_table(args: cli.Flags, dev: Device) -> tuple[TableSet, TableSet | None,
     sets = {}
     for name, table in tables.items():
         inputs, new = encode(table, facts["columns"])
-        notes += [f"{name} part: {note}" for note in new[:SHOWN]]
+        notes += [f"{name} set: {note}" for note in new[:SHOWN]]
         if numbers:
             scaled = (numbers[name] - facts["target_mean"]) / facts["target_std"]
             targets = torch.from_numpy(scaled.astype(np.float32))

@@ -215,6 +215,6 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Stream, Stream | None, 
     for part in sets.values():
         if part.unknown:
             strange = counted(len(part.unknown), "character")
-            dev.say(f"note: the {part.part} part has {strange} that training has not: "
+            dev.say(f"note: the {part.part} set has {strange} that training has not: "
                     f"{in_words(part.unknown)}")  # fmt: skip
     return sets["train"], sets.get("val"), sets["test"]

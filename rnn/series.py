@@ -338,7 +338,7 @@ def load(args: argparse.Namespace, dev: Device) -> tuple[Windows, Windows | None
         some = part.rows[:, None] + torch.arange(facts["horizon"])
         source.parts[name] = part.take(known_rows[some].any(1).nonzero().flatten())
         if not len(source.parts[name]):
-            fail(f"{series.path}: the {name} part has no number of {', '.join(facts['targets'])}")
+            fail(f"{series.path}: the {name} set has no number of {', '.join(facts['targets'])}")
     if few := few_steps(args, len(source.parts["train"])):
         notes.append(few)
     if series.dropped:

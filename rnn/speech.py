@@ -134,7 +134,7 @@ def speech_commands(args: argparse.Namespace) -> Source:
     for name in ("train", "val", "test"):
         indices = [i for i, part in enumerate(part_of) if part == name]
         if not indices:
-            fail(f"{root} holds no recordings of the {name} part")
+            fail(f"{root} holds no recordings of the {name} set")
         parts[name] = everything.take(torch.tensor(indices))
     return Source(classes, parts, note)
 

@@ -223,14 +223,14 @@ def own(args: argparse.Namespace) -> Source:
     for part, some in rows.items():
         strange = next((p for p, _, _ in some if p not in names), None)
         if strange is not None:
-            fail(f"--data {args.data}: the {part} part has the prefix {strange!r}, which training "
+            fail(f"--data {args.data}: the {part} set has the prefix {strange!r}, which training "
                  "has not")  # fmt: skip
         inputs = [joined(p, text) for p, text, _ in some]
         parts[part] = Examples([names[p] for p, _, _ in some], inputs, [t for *_, t in some])
     notes = with_test(parts, args.data, [text.lower() for text in parts["train"].inputs])
     for part in ("val", "test"):
         if both := part in parts and len(set(parts["train"].inputs) & set(parts[part].inputs)):
-            notes.append(f"{counted(both, 'input')} of the {part} part are in training, too")
+            notes.append(f"{counted(both, 'input')} of the {part} set are in training, too")
     return Source([], parts, "; ".join(notes), {"tasks": tasks})
 
 

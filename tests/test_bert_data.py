@@ -322,7 +322,7 @@ def test_loading(capsys, refused):
     train, _, test = data.load_text(flags("text:a.txt"), device(), "bert")
     said = capsys.readouterr().out
     assert "(WordPiece)" in said
-    assert "the train part is one document" in said
+    assert "the train set is one document" in said
     assert train.facts is test.facts
     again = flags("text:a.txt", stored={"dataset": train.facts})
     assert data.load_text(again, device(), "bert")[0].facts["tokenizer"] == train.facts["tokenizer"]
@@ -354,7 +354,7 @@ def test_glue():
     assert source.parts["train"].first == ['He "sings.', "Sings he the.", "Yes."]
     assert source.parts["test"].answers.tolist() == [1]
     rows("data/glue/CoLA/dev.tsv", [head, "x\t0\tNo the.", "x\t1\tYes."])
-    assert "1 sentence of the val part stand in" in tasks.SETS["cola"](task_flags("cola")).note
+    assert "1 sentence of the val set stand in" in tasks.SETS["cola"](task_flags("cola")).note
     head = "label\tid1\tid2\tsentence1\tsentence2"
     for part in ("train", "test"):
         rows(f"data/glue/MRPC/{part}.tsv", [head, f"1\t2\t3\ta {part}\tb", "0\t2\t3\tc\td"])
@@ -408,7 +408,7 @@ def test_own_pairs(refused):
     rows("parts/train.tsv", lines)
     rows("parts/dev.tsv", ["a\tb\tperhaps"])
     line = refused(tasks.SETS["pairs"], task_flags("pairs:parts"))
-    assert "the val part has the class 'perhaps', which the training set has not" in line
+    assert "the val set has the class 'perhaps', which the training set has not" in line
     assert "no such file" in refused(tasks.SETS["pairs"], task_flags("pairs:nowhere"))
 
 
@@ -437,10 +437,10 @@ def test_pairs_are_read_as_carefully_as_sentences(refused):
     assert "with one class" in read("one.tsv")[1].note
     rows("two/train.tsv", lines)
     rows("two/train.csv", [line.replace("\t", ",") for line in lines])
-    assert "are both the train part" in refused(read, "two")
+    assert "are both the train set" in refused(read, "two")
     rows("parts/train.tsv", lines)
     rows("parts/test.tsv", [lines[0].upper().replace("NO", "no"), "x\ty\tyes"])
-    assert "1 pair of the test part stand in training, too" in read("parts")[1].note
+    assert "1 pair of the test set stand in training, too" in read("parts")[1].note
     rows("large.tsv", ["a\tb\t1e300", "c\td\t1"])
     line = refused(lambda: read("large.tsv", regression=True))
     assert "'1e300' is larger than 3.4e+38" in line

@@ -197,7 +197,7 @@ def test_parts_that_a_table_names(refused):
     table("mine/odd.csv", [("0.png", "x", "dev set")], ("image", "caption", "split"))
     assert "line 2 has the split 'dev set'" in refused(load, "captions:mine/odd.csv")
     table("mine/none.csv", [("0.png", "x", "test")], ("image", "caption", "split"))
-    assert "no row is of the train part" in refused(load, "captions:mine/none.csv")
+    assert "no row is of the train set" in refused(load, "captions:mine/none.csv")
 
 
 def test_images_without_a_caption_are_left_out_aloud(capsys):

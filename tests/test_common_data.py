@@ -552,7 +552,7 @@ def test_what_lies_beside_the_parts_is_named(capsys):
 
 def test_two_folders_for_one_part_are_refused(refused):
     make_tree("tree", names=("train", "val", "valid"))
-    assert "val/ and valid/ are both the val part" in refused(lambda: load("folder:tree"))
+    assert "val/ and valid/ are both the val set" in refused(lambda: load("folder:tree"))
     make_tree("alone", names=("test",))
     assert "no train/" in refused(lambda: load("folder:alone"))
 
@@ -616,8 +616,8 @@ def test_one_class_and_one_image_are_said(capsys, refused):
 def test_too_few_examples_for_the_processes_are_found_before_training(refused):
     make_tree("tree", names=("train", "test"), count=3)
     line = refused(lambda: load("folder:tree", dev=device(world=8)))
-    assert "the train part of folder:tree has 6 examples, which 8 processes" in line
-    assert "val part" in refused(lambda: load("folder:tree", val=1, dev=device(world=2)))
+    assert "the train set of folder:tree has 6 examples, which 8 processes" in line
+    assert "val set" in refused(lambda: load("folder:tree", val=1, dev=device(world=2)))
 
 
 def test_a_class_whose_name_is_no_utf8(capsys):

@@ -374,7 +374,7 @@ def test_questions_of_the_users_own():
         ([dict(image="photos/0.png", caption=" ")], "its caption is empty"),
         ([dict(image="photos/0.png", question="a?", answer="b")], "of one image"),
         ([dict(image="photos/0.png", question="a?", answer="b", split="x")], "the split 'x'"),
-        ([dict(image="photos/0.png", question="a?", answer="b", split="test")], "the train part"),
+        ([dict(image="photos/0.png", question="a?", answer="b", split="test")], "the train set"),
     ],
 )
 def test_bad_question_files(content, words, refused):

@@ -807,7 +807,7 @@ def test_the_shortest_text_there_is(capsys):
     metrics = train.main(["--data", "text:books", "--limit", "50", "--val", "0", "--epochs", "1"])
     assert "50 train, 200 test" in capsys.readouterr().out
     assert math.isfinite(metrics["test_loss"])
-    assert "note: the val part has 2 characters that training has not: l v" in out
+    assert "note: the val set has 2 characters that training has not: l v" in out
 
 
 def test_flags_that_mean_nothing(refused):

@@ -373,7 +373,7 @@ def test_what_else_is_refused_of_sentences(refused):
     assert "none is train.tsv or train.csv" in refused(lambda: load(sentences, "sentences:two"))
     table("two/train.csv", some())
     table("two/training.tsv", some(), "\t")
-    assert "are both the train part" in refused(lambda: load(sentences, "sentences:two"))
+    assert "are both the train set" in refused(lambda: load(sentences, "sentences:two"))
 
 
 def test_the_vocabulary_is_of_training_alone():
@@ -988,7 +988,7 @@ def test_what_is_filled_is_no_right_answer(refused):
     late = [(time, "" if 70 <= i < 80 else value) for i, (time, value) in enumerate(rows)]
     table("late.csv", [("date", "load"), *late])
     line = refused(lambda: load(series, "series:late.csv"))
-    assert "late.csv: the val part has no number of load" in line
+    assert "late.csv: the val set has no number of load" in line
 
 
 HEAD = b"date,load\n"

@@ -422,7 +422,7 @@ def test_unknown_characters_of_a_text_are_said(capsys):
 def test_a_part_of_white_space_alone(refused):
     Path("white.txt").write_text(TEXT + " \n" * 4000)
     line = refused(loaded, "--data", "text:white.txt", "--vocab-size", "120", "--val", "0")
-    assert "the test part of text:white.txt is 0 tokens" in line
+    assert "the test set of text:white.txt is 0 tokens" in line
 
 
 def test_characters_keep_the_ends_of_lines_and_spaces(files):

@@ -164,7 +164,7 @@ def test_the_years_of_voc(monkeypatch, capsys):
     capsys.readouterr()
     train, val, test = load("voc2012")
     assert (len(train), len(test), test.points) == (1, 1, 0)
-    assert "val part is the test set" in capsys.readouterr().out
+    assert "val set is the test set" in capsys.readouterr().out
     assert len(data.VOC) == 20
 
 
@@ -560,7 +560,7 @@ def test_files_beside_that_of_training(capsys):
     train, val, test = load("coco:mine/Train/_annotations.coco.json", val=5)
     assert (len(train), len(val), len(test)) == (5, 5, 5)
     said = capsys.readouterr().out
-    assert "valid/_annotations.coco.json is the val part" in said
+    assert "valid/_annotations.coco.json is the val set" in said
     assert "test/_annotations.coco.json is the test set" in said
     for name in ("instances_Train2017", "instances_val2017", "instances_test2017"):
         coco(f"other/{name}.json")

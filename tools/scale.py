@@ -27,7 +27,10 @@ from common.folder import make_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURE = ["--val", "0", "--quiet"]
-TORCHRUN = re.compile(r"^[DIWE]\d{4} \S+ \d+ torch/distributed/.*$", re.M)  # what itself logs
+# What torchrun itself logs, in either of its forms.
+TORCHRUN = re.compile(
+    r"^([DIWE]\d{4} \S+ \d+ torch/distributed/|[A-Z]+ torch\.distributed\.).*$", re.M
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

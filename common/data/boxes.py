@@ -534,7 +534,7 @@ def voc_year(args: argparse.Namespace) -> Source:
                 download_voc(args.data_dir, year, name, root)
     folders = [VocFolder(root) for root in roots.values()]
     if args.data == "voc2012":  # its test annotations are not public
-        return from_lists(folders, VOC, False, "val", "its val part is the test set")
+        return from_lists(folders, VOC, False, "val", "its val set is the test set")
     source = from_lists(folders, VOC, bool(args.val), "test")
     source.facts["points"] = 11  # as the devkit did until 2009; since 2010 the whole area
     return source
@@ -605,7 +605,7 @@ def coco(args: argparse.Namespace) -> Source:
         source.facts["ids"] = list(ids.values())
         return source
     parts = {"train": entries} | {name: read_coco(file)[0] for name, file in others.items()}
-    notes = [f"{'/'.join(file.parts[-2:])} is the {name} part" for name, file in others.items()]
+    notes = [f"{'/'.join(file.parts[-2:])} is the {name} set" for name, file in others.items()]
     if "test" not in parts:
         parts["test"] = parts.pop("val")
         notes = [f"{others['val'].name} is the test set"]

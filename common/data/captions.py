@@ -302,7 +302,7 @@ def from_table(path: Path, data: str) -> Source:
         name: Captioned(ImageFiles(list(some)), list(some.values())) for name, some in found.items()
     }
     if "train" not in parts:
-        fail(f"{path}: no row is of the train part")
+        fail(f"{path}: no row is of the train set")
     if "test" not in parts and "val" in parts:
         notes.append("there is no test set, so val is it")
         parts["test"] = parts.pop("val")

@@ -372,7 +372,7 @@ def parts_of(args: argparse.Namespace, corpus: Corpus) -> dict[str, Text]:
         cut = len(text) - len(text) // 10
         parts = {"train": text.part(0, cut), "test": text.part(cut, len(text))}
     if short := next((part for part, text in parts.items() if len(text) < 2), None):
-        fail(f"the {short} part of {args.data} has {counted(len(parts[short]), 'character')}: a "
+        fail(f"the {short} set of {args.data} has {counted(len(parts[short]), 'character')}: a "
              "language model needs two at least in each, take more text")  # fmt: skip
     count = len(parts["train"])
     if "val" in parts:
@@ -580,7 +580,7 @@ class Tokens:
         space) waits for the next.
         """
         rest, after, count = "", "", len(text) // BLOCK + 1
-        for block in progress_bar(text.blocks(), self.dev, f"reading the {self.part} part", count):
+        for block in progress_bar(text.blocks(), self.dev, f"reading the {self.part} set", count):
             self.unknown |= set(vocabulary.unknown(block))
             sizes[0] += len(block)
             sizes[1] += len(block.encode())
@@ -728,7 +728,7 @@ def load_corpus(
     for part, text in corpus.parts.items():
         if any(isinstance(document, Path) for document in text.documents):
             dev.say(f"{args.data} is large: it is read in blocks, its tokens go to {CACHE}")
-            text.measure(dev, "the text" if part == "all" else f"the {part} part")
+            text.measure(dev, "the text" if part == "all" else f"the {part} set")
     texts, known = parts_of(args, corpus), args.stored.get("dataset", {})
     names = ("characters", "tokenizer", "vocab_size", "published", "spaced", "literal")
     facts = {name: known[name] for name in names if name in known} or vocabulary
@@ -748,9 +748,9 @@ def load_corpus(
     for part in sets.values():
         if part.unknown:
             strange = counted(len(part.unknown), "character")
-            dev.say(f"note: the {part.part} part has {strange} that training has not: "
+            dev.say(f"note: the {part.part} set has {strange} that training has not: "
                     f"{in_words(sorted(part.unknown))}")  # fmt: skip
         if len(part) < 2:
-            fail(f"the {part.part} part of {args.data} is {counted(len(part), 'token')}: a "
+            fail(f"the {part.part} set of {args.data} is {counted(len(part), 'token')}: a "
                  "language model needs two at least in each, take more text")  # fmt: skip
     return sets["train"], sets.get("val"), sets["test"]

@@ -87,7 +87,7 @@ def as_source(args: argparse.Namespace, found: dict[str, Pairs], notes: list[str
 def shared(keys: dict[str, Sequence[str]], what: str) -> list[str]:
     """What there is to say of examples that another part than the training set shares with it."""
     both = {name: len(set(keys["train"]).intersection(some)) for name, some in keys.items()}
-    return [f"{counted(count, what)} of the {name} part stand in training, too"
+    return [f"{counted(count, what)} of the {name} set stand in training, too"
             for name, count in both.items() if count and name != "train"]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def parts_in(args: argparse.Namespace, folder: Path, tables: Sequence[Path]) -> 
     for file in tables:
         part = PART_NAMES.get(file.name.split(".")[0].lower())
         if part in names and part:
-            fail(f"--data {args.data}: {names[part].name} and {file.name} are both the {part} part")
+            fail(f"--data {args.data}: {names[part].name} and {file.name} are both the {part} set")
         names[part] = file
     if len(tables) > 1 and "train" not in names:
         fail(f"--data {args.data}: of the tables in {folder} none is train.tsv or train.csv: name "

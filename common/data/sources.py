@@ -116,7 +116,7 @@ def open_source(
     for name, part in parts.items() if shared else ():
         pieces = dev.world * (dev.accumulate if name == "train" else 1)
         if len(part) < pieces:
-            fail(f"the {name} part of {args.data} has {counted(len(part), 'example')}, which "
+            fail(f"the {name} set of {args.data} has {counted(len(part), 'example')}, which "
                  f"{pieces} processes and micro-batches can't share: start fewer, or take "
                  f"{'another --val' if name == 'val' else 'more data'}")  # fmt: skip
     source.parts = {name: parts[name] for name in ("train", "val", "test") if name in parts}
@@ -302,7 +302,7 @@ def part_folders(root: Path, data: str) -> tuple[dict[str, Path], list[str]]:
         if not part or not folders_in(path):
             others.append(path)
         elif part in parts:
-            fail(f"--data {data}: {parts[part].name}/ and {path.name}/ are both the {part} part")
+            fail(f"--data {data}: {parts[part].name}/ and {path.name}/ are both the {part} set")
         else:
             parts[part] = path
     if parts and not others and "train" not in parts:
