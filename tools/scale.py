@@ -27,9 +27,9 @@ from common.folder import make_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURE = ["--val", "0", "--quiet"]
-# What torchrun itself logs, in either of its forms.
+# What torchrun itself logs, by its own formatter or by another that is set (pytest sets one).
 TORCHRUN = re.compile(
-    r"^([DIWE]\d{4} \S+ \d+ torch/distributed/|[A-Z]+ torch\.distributed\.).*$", re.M
+    r"^([DIWE]\d{4} \S+ \d+ torch/distributed/|[A-Z]+ +torch\.distributed\.).*$", re.M
 )
 
 
