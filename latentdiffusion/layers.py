@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SCORES = 1 << 26  # numbers of an attention's scores that may be held at a time: 256 MiB in float32
+KEPT = 1 << 24  # those that may be kept for the way back: 32 MiB in bfloat16
 
 
 class ResBlock(nn.Module):
@@ -79,6 +80,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if torch.compiler.is_exporting():  # slices are of one batch size
         return F.scaled_dot_product_attention(q, k, v)
+    count = q.shape[:3].numel() * k.shape[2]
+    if q.is_cpu and q.dtype == torch.bfloat16 and count <= KEPT:
+        with torch.autocast("cpu", enabled=False):  # takes half of the time of torch's kernel
+            return (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(-1) @ v
     rows = max(1, SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
     if rows >= q.shape[2]:
         return F.scaled_dot_product_attention(q, k, v)

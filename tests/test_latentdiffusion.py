@@ -361,6 +361,27 @@ def test_attention_in_slices(monkeypatch):
     torch.testing.assert_close(layers.attend(q, k, v), whole)
 
 
+def test_attention_of_bf16_on_a_cpu(monkeypatch):
+    """Plain products, where their scores are few, have the kernel's values and gradients."""
+    parts = [torch.randn(2, 3, n, 4) for n in (50, 7, 7)]
+    calls, plain = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x: calls.append(x) or plain(*x))
+
+    def found(kind: torch.dtype) -> list[torch.Tensor]:
+        own = [part.to(kind).requires_grad_() for part in parts]
+        answer = layers.attend(*own)
+        return [answer, *torch.autograd.grad(answer.square().sum(), own)]
+
+    wanted, fast = found(torch.float32), found(torch.bfloat16)
+    assert len(calls) == 1
+    for one, other in zip(fast, wanted, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.08)
+    monkeypatch.setattr(layers, "KEPT", 2 * 3 * 50 * 7 - 1)  # too many to be kept
+    found(torch.bfloat16)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_parity_of_clips_text_encoder(activation):
     config = transformers.CLIPTextConfig(
