@@ -26,7 +26,7 @@ from t5.recipes import SIZES, precision_of, recipe
 from t5.tasks import sets_in
 
 # fmt: off
-QUICK = dict(model="t5_tiny", data="tasks", tokens="chars", steps=3600, every=1200, val=300,
+QUICK = dict(model="t5_tiny", data="tasks", tokens="chars", steps=3000, every=1000, val=300,
              batch_size=32, length=64, target_length=32, lr=3e-3, clip=1.0)
 PAPER = dict(model="t5_base", data="text:data/c4", tokens="pieces", vocab_size=32_128,
              steps=524_288, every=5000, val=1_000_000, batch_size=65_536, accumulate=8, length=512,

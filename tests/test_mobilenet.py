@@ -283,7 +283,7 @@ def test_it_overfits_a_batch(make):
 def test_recipes():
     args = train.parse_args([])
     assert (args.model, args.data, args.size, args.width, args.optimizer, args.dropout) == (
-        "mobilenet_v2_cifar", "shapes", 28, 0.35, "sgd", 0.2,
+        "mobilenet_v2_cifar", "shapes", 32, 0.35, "sgd", 0.0,
     )  # fmt: skip
     args = train.parse_args(["--paper"])
     assert (args.model, args.data, args.size, args.batch_size, args.lr, args.val) == (
@@ -299,7 +299,8 @@ def test_recipes():
     assert train.parse_args(["--paper", "--model", "mobilenet_v2"]).batch_size == 96
     args = train.parse_args(["--paper", "--model", "mobilenet_v1_cifar"])
     assert (args.data, args.size, args.width) == ("cifar10", 32, 0.5)
-    assert train.parse_args(["--data", "cifar10"]).size == 32  # scenes alone are made smaller
+    assert train.parse_args(["--data", "shapes:20000"]).dropout == 0.0
+    assert train.parse_args(["--data", "cifar10"]).dropout == 0.2  # scenes alone do without
     assert train.parse_args(["--model", "mobilenet_v2_140"]).width == 1.4
     assert train.parse_args(["--model", "mobilenet_v2"]).size == 64
     model = train.build(train.parse_args(["--no-linear", "--width", "0.35"]), 4)
