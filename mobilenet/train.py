@@ -51,7 +51,7 @@ def recipe(model: str, data: str | None, paper: bool, **_) -> tuple[dict, dict]:
     photos = (data or ("folder:" if paper else "")).startswith("folder:")
     own |= dict(size=32 if cifar else 224 if photos else 64, dropout=DROPOUT[version])
     if cifar and (data or "shapes").startswith("shapes") and not paper:
-        own["dropout"] = 0.0  # in three passes nothing is overfitted, and dropout delays the start
+        own |= dict(dropout=0.0, augment=False)  # they delay the start; nothing is overfitted
     own["width"] = inspect.signature(MODELS[model]).parameters["width"].default
     nothing = {} if version == "v1" else {"separable": "it is for the first MobileNet"}
     nothing |= {} if version == "v2" else {"linear": "it is for MobileNetV2"}

@@ -299,8 +299,10 @@ def test_recipes():
     assert train.parse_args(["--paper", "--model", "mobilenet_v2"]).batch_size == 96
     args = train.parse_args(["--paper", "--model", "mobilenet_v1_cifar"])
     assert (args.data, args.size, args.width) == ("cifar10", 32, 0.5)
-    assert train.parse_args(["--data", "shapes:20000"]).dropout == 0.0
-    assert train.parse_args(["--data", "cifar10"]).dropout == 0.2  # scenes alone do without
+    args = train.parse_args(["--data", "shapes:20000"])
+    assert (args.dropout, args.augment) == (0.0, False)
+    args = train.parse_args(["--data", "cifar10"])
+    assert (args.dropout, args.augment) == (0.2, True)  # scenes alone do without
     assert train.parse_args(["--model", "mobilenet_v2_140"]).width == 1.4
     assert train.parse_args(["--model", "mobilenet_v2"]).size == 64
     model = train.build(train.parse_args(["--no-linear", "--width", "0.35"]), 4)
