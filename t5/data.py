@@ -271,11 +271,20 @@ class Mixture:
 
         Of a task's examples none comes again before all have come. A step isn't of examples of like
         length, which would save padding: a length tells tasks apart, and a step would be of one.
+        But where a step is computed in parts (--accumulate, processes), the parts are.
         """
         sizes = {task: len(places) for task, places in self.by_task.items()}
         rates = mixing_rates(sizes, temperature, most)
         order = Order(self.by_task, rates, rows, self.dev.seed)
-        return Drawn(lambda step: self.batch(order.step(step)), rows, steps, self.dev)
+        both = zip(self.sources.tokens, self.targets.tokens, strict=True)
+        lengths = torch.tensor([len(source) + len(target) for source, target in both])
+        parts = self.dev.world * self.dev.accumulate > 1
+
+        def draw(step: int) -> tuple[Tensor, Tensor, Tensor]:
+            places = order.step(step)
+            return self.batch(places[lengths[places].argsort(stable=True)] if parts else places)
+
+        return Drawn(draw, rows, steps, self.dev)
 
     def in_order(self, rows: int) -> Iterator[Batch]:
         """The part once, examples of like length together; every process gets as many batches."""
