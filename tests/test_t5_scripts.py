@@ -887,6 +887,20 @@ def test_accumulated_parts_are_the_whole_step(source, files):
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-5)
 
 
+def test_parts_have_examples_of_like_length(files):
+    """The same examples in a step as ever, less padding in its parts."""
+    (_, (whole, *_)), (_, (cut, *_)) = loaded(), loaded("--accumulate", "4")
+    one, four = list(whole.steps(32, 3)), list(cut.steps(32, 3))
+    assert len(four) == 4 * len(one)
+    for step, (source, target, count) in enumerate(one):
+        some = four[4 * step : 4 * step + 4]
+        assert sum(part[2] for part in some) == count
+        rows = Counter(tuple(row[row != PAD].tolist()) for row in source)
+        assert rows == Counter(tuple(row[row != PAD].tolist()) for part in some for row in part[0])
+        padded = sum(part[0].numel() + part[1].numel() for part in some)
+        assert padded < 0.8 * (source.numel() + target.numel())
+
+
 def test_a_batch_that_can_not_be_shared(refused):
     argv = [*SMALL, "--batch-size", "7", "--accumulate", "2", *QUIET]
     assert "can't share: choose a multiple" in refused(train.main, argv)
