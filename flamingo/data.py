@@ -36,8 +36,10 @@ DATA = ["shapes", "shapes:N", "flickr8k", "vqa:JSON"]
 QUESTION = "question"  # the kind of the user's own, unless they name kinds
 HELD = 2 << 30  # bytes of features that are kept; of more, images are looked at as they are needed
 CHUNK = 100  # images that are looked at together
-ORDER = ("colour", CAPTION, "yes-no", "shape", "size", "count", "position")  # the easy ones first
+ORDER = ("colour", "position", "size", "count", "shape", "yes-no", CAPTION)  # the easy ones first
 ALONE = 0.5  # share of training rows that are of one kind of entry
+RARE = 0.2  # how often a caption comes, for one question of each kind: it has ten times the tokens
+TOLD = 0.5  # share of the language model's entries that are of a scene whose caption came before
 
 
 # ---------------------------------------------------------------------- sources
@@ -332,8 +334,20 @@ class Part(Entries):
         return found.unflatten(0, places.shape)[:, :, None]
 
 
+def shares_of(kinds: Sequence[str], coming: bool) -> list[float]:
+    """How often entries of each kind are drawn; while kinds are still `coming` in one after
+    another, the newest as often as all others."""
+    found = [RARE if kind == CAPTION else 1.0 for kind in kinds]
+    return [*found[:-1], sum(found[:-1])] if coming and len(found) > 1 else found
+
+
 def draw_row(
-    part: Entries, kinds: Sequence[str], length: int, riddles: float, draw: random.Random
+    part: Entries,
+    kinds: Sequence[str],
+    length: int,
+    riddles: float,
+    draw: random.Random,
+    coming: bool = False,
 ) -> tuple[list[tuple[int, int]], str | None]:
     """The places of a training row's entries, and its riddle's word, or None.
 
@@ -341,8 +355,9 @@ def draw_row(
     of a kind of question, a share has a made-up word in place of all questions.
     """
     alone = draw.random() < ALONE
-    kind = draw.choice(kinds)
-    own = [kind if alone else draw.choice(kinds) for _ in range(length)]
+    own = draw.choices(kinds, shares_of(kinds, coming), k=length)
+    kind = own[0]
+    own = [kind] * length if alone else own
     places = [draw.choice(draw.choice(part.groups[kind])) for kind in own]
     riddle = alone and length > 1 and kind != CAPTION and draw.random() < riddles
     return places, draw.choice(WORDS) if riddle else None
@@ -418,7 +433,7 @@ class Interleaved:
             length = draw.choice(self.lengths)
             count = self.args.batch_size // length
             kinds = introduced(self.kinds, step, self.args.steps, self.args.introduce)
-            how = kinds, length, self.args.riddles, draw
+            how = kinds, length, self.args.riddles, draw, len(kinds) < len(self.kinds)
             rows = [draw_row(self.part, *how) for _ in range(count)]
             size = count // self.pieces
             for piece in range(self.dev.rank, self.pieces, self.dev.world):
@@ -433,14 +448,30 @@ class Interleaved:
 
 
 def text_for_language(part: CaptionSet, args: cli.Flags, chunks: int) -> str:
-    """What the language model is trained on: rows as Flamingo's, of the same kinds, without images;
-    one entry a document."""
+    """What the language model is trained on, one entry a document.
+
+    Half are rows as Flamingo's, of the same kinds, without images: nobody can know their answers.
+    The others are a caption and questions about the same image, which have no mark of an image:
+    their answers are in the text before, so that the model learns to read it for them, and to tell
+    the words of answers apart. What is left out of the training is left out here, too.
+    """
     known, lines = Entries(part), []
     kinds, draw = trained_kinds(known, args), random.Random(seed_of("text", args.seed))
+    told = [[e for e in some if e.kind in kinds] for some in part.captions]
+    told = [some for some in told if len({e.kind == CAPTION for e in some}) == 2]
     while len(lines) < chunks:
-        row = draw_row(known, kinds, draw.randint(1, args.shots + 1), args.riddles, draw)
-        entries = entries_of(known, *row)
-        lines += [f"{MARK}{prompt_of(entry)} {entry.answer}" for entry in entries]
+        if told and draw.random() < TOLD:
+            some = draw.choice(told)
+            captions = [e for e in some if e.kind == CAPTION]
+            asked = [e for e in some if e.kind != CAPTION]
+            entries = [draw.choice(captions), *draw.sample(asked, min(len(asked), 4))]
+            marks = [MARK, *[""] * (len(entries) - 1)]
+        else:
+            row = draw_row(known, kinds, draw.randint(1, args.shots + 1), args.riddles, draw)
+            entries = entries_of(known, *row)
+            marks = [MARK] * len(entries)
+        lines += [f"{mark}{prompt_of(entry)} {entry.answer}"
+                  for mark, entry in zip(marks, entries, strict=True)]  # fmt: skip
     return f"\n{END_TOKEN}\n".join(lines) + "\n"
 
 

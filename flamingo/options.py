@@ -11,8 +11,8 @@ from flamingo.questions import KINDS
 # fmt: off
 FIXED = ("size", "vision", "language", "vision_epochs", "language_steps", "num_latents",
          "cross_every", "gates", "tune_language", "leave_out", "every")  # by a checkpoint
-SHAPES = dict(size=24, vision_epochs=6, language_steps=800, shots=8, riddles=0.2,
-              introduce=0.4)
+SHAPES = dict(size=32, vision_epochs=6, language_steps=800, shots=1, riddles=0.2,
+              introduce=0.75, warmup=20)
 PHOTOS = dict(size=64, vision_epochs=60, language_steps=1200, shots=4, riddles=0.0, steps=600,
               every=200, batch_size=40)
 PLAIN = dict(size=224, shots=4, riddles=0.0, introduce=0.0, gate_rate=1.0)
