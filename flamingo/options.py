@@ -27,6 +27,8 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     scenes, small = data.startswith("shapes"), model == "flamingo_small"
     own = dict(num_latents=SIZES[model]["num_latents"], cross_every=SIZES[model]["every"])
     own |= SHAPES if scenes else PHOTOS
+    if scenes and given.get("leave_out"):
+        own["shots"] = 8  # what was left out is asked after examples: rows have to be as long
     if paper:
         own |= PLAIN | dict(steps=500_000, every=10_000, batch_size=2048)
     elif not small:
