@@ -375,7 +375,7 @@ def small_widths(factor: int, width: int) -> list[int]:
 
 
 def small_settings(
-    kind: str, factor: int = 4, latent_channels: int = 4, width: int = 32, num_codes: int = 512
+    kind: str, factor: int = 4, latent_channels: int = 8, width: int = 32, num_codes: int = 512
 ) -> dict:
     """Settings of our small ones, for `make_autoencoder`: squares of 2x2 pixels, a block at each
     resolution.
@@ -389,13 +389,13 @@ def small_settings(
     return settings | (dict(num_codes=num_codes) if kind == "vq" else {})
 
 
-def kl_small(factor: int = 4, latent_channels: int = 4, width: int = 32) -> KLAutoencoder:
-    """A narrow one for 32 pixels, a block at each resolution; ours; 663,568 parameters."""
+def kl_small(factor: int = 4, latent_channels: int = 8, width: int = 32) -> KLAutoencoder:
+    """A narrow one for 24 pixels, a block at each resolution; ours; 663,568 parameters."""
     return make_autoencoder(**small_settings("kl", factor, latent_channels, width))
 
 
 def vq_small(
-    factor: int = 4, latent_channels: int = 4, width: int = 32, num_codes: int = 512
+    factor: int = 4, latent_channels: int = 8, width: int = 32, num_codes: int = 512
 ) -> VQAutoencoder:
     """The same with a codebook; ours."""
     return make_autoencoder(**small_settings("vq", factor, latent_channels, width, num_codes))

@@ -6,8 +6,9 @@
     python latentdiffusion/claims.py compression    # pixels against factors 2, 4, 8 at equal time
 
 All on `shapes`. `guidance` and `steps` measure the same trainings. `compression` times a few steps
-of each arm first, and gives each --minutes, of which a third goes to the autoencoder where there is
-one; it also trains generative's DDPM on pixels for as long, which knows no texts.
+of each arm first, as they will be trained, and gives each --minutes, of which a third goes to the
+autoencoder where there is one; it also trains generative's DDPM on pixels for as long, which knows
+no texts.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from common.scenes import ready
 from latentdiffusion.autoencoder import kl_small
 from latentdiffusion.data import load
 from latentdiffusion.diffusion import ldm_small
-from latentdiffusion.evaluate import as_pixels, features, frechet, quality
+from latentdiffusion.evaluate import features, frechet, quality, real_features
 from latentdiffusion.sample import open_model
 from latentdiffusion.train import main as train
 
@@ -47,7 +48,8 @@ SHOWN = {
     "compression": ["test_right", "test_frechet"],
 }
 NAMES = {"test_right": "share right", "test_spread": "spread", "test_frechet": "Fréchet distance"}
-BATCH = 32  # of the steps that are timed: train.py's
+BATCH, AE_BATCH = 32, 16  # of the steps that are timed: train.py's
+SIZE = 32  # pixels, in `compression`: the networks halve them up to four times
 DDPM = "generative's DDPM"
 
 
@@ -59,8 +61,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--ae-steps", **count, help="of each first stage (default: train.py's)")
     text = "images of each kind that are measured (default: 200)"
     add("--samples", type=cli.integer(2), metavar="N", default=200, help=text)
-    text = "of each training of `compression` (default: 4)"
-    add("--minutes", type=cli.positive, metavar="M", default=4.0, help=text)
+    text = "of each training of `compression` (default: 3)"
+    add("--minutes", type=cli.positive, metavar="M", default=3.0, help=text)
     args = parser.parse_args(argv)
     if args.claim == "compression" and (args.steps or args.ae_steps):
         fail("compression gives each arm as many steps as fit into --minutes: leave --steps and "
@@ -86,6 +88,7 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         arms = ARMS[args.claim] if args.claim in ARMS else equal_time(args)
         shared += ["--samples", str(args.samples)]
+        shared += ["--frechet"] if args.claim == "compression" else []
         results, commands, _ = run_arms("latentdiffusion", train, arms, shared, args)
     if args.claim == "compression":
         results[DDPM], commands[DDPM] = pixels_without_texts(args)
@@ -111,7 +114,8 @@ def reopen(folder: Path, args: argparse.Namespace) -> tuple:
     model, words, flags, _, dev, _ = found
     dev.quiet = True
     few = dict(limit=1, val=0)  # of the training set, which isn't looked at
-    return model, words, flags.but(samples=args.samples, stored={}, **few), dev
+    judged = dict(samples=args.samples, judged="test", frechet=True)
+    return model, words, flags.but(**judged, stored={}, **few), dev
 
 
 def settings_of(claim: str) -> dict[str, dict]:
@@ -156,33 +160,41 @@ def seconds(step: Callable, rounds: int = 3) -> float:
     return (time.perf_counter() - start) / rounds
 
 
-def pace(loss: Callable, parameters: list) -> float:
+def machine(args: argparse.Namespace) -> Device:
+    """The device, and the precision that train.py takes by itself."""
+    alone = dict(accumulate=1, clip=None, fsdp=False, compile=False, precision="auto")
+    return Device(cli.Flags(device=args.device, quiet=True, seed=0, **alone))
+
+
+def pace(loss: Callable, parameters: list, dev: Device) -> float:
     """Seconds of a training step."""
     optimizer = torch.optim.AdamW(parameters, fused=True)
 
     def step() -> None:
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        with dev.autocast():
+            value = loss()
+        dev.step(value, optimizer)
 
     return seconds(step)
 
 
-def paces(factor: int, channels: int) -> dict[str, float]:
+def paces(factor: int, channels: int, dev: Device) -> dict[str, float]:
     """Seconds of a step of both stages of a model of train.py's, on this processor."""
     model = ldm_small(factor=factor, latent_channels=channels)
-    z = torch.randn(BATCH, model.autoencoder.latent_channels, 32 // factor, 32 // factor)
-    tokens = torch.randint(64, (BATCH, 20))
+    net, side = dev.wrap(model, channels_last=False), SIZE // factor
+    z = torch.randn(BATCH, model.autoencoder.latent_channels, side, side, device=dev.device)
+    tokens = torch.randint(64, (BATCH, 20), device=dev.device)
     learns = [*model.unet.parameters(), *model.text.parameters()]
-    found = {"steps": pace(lambda: model(z, tokens), learns)}
+    found = {"steps": pace(lambda: net(z, tokens), learns, dev)}
     if factor > 1:
-        first, x = kl_small(factor, channels), torch.rand(BATCH, 3, 32, 32)
+        first = kl_small(factor, channels)
+        net, x = dev.wrap(first), torch.rand(AE_BATCH, 3, SIZE, SIZE, device=dev.device)
 
         def loss() -> torch.Tensor:
-            rebuilt, kl = first(x)
-            return (rebuilt - x).abs().mean() + 1e-6 * kl
+            rebuilt, kl = net(x)
+            return (rebuilt.to(x.dtype) - x).square().mean() + 1e-6 * kl
 
-        found["ae_steps"] = pace(loss, list(first.parameters()))
+        found["ae_steps"] = pace(loss, list(first.parameters()), dev)
     return found
 
 
@@ -197,11 +209,12 @@ def kept(path: Path, make: Callable) -> dict:
 def equal_time(args: argparse.Namespace) -> dict[str, list[str]]:
     """By factor the flags of as many steps as fit into --minutes."""
     path = Path("runs", "latentdiffusion-claims", "paces.json")
-    found = kept(path, lambda: {str(f): paces(f, c) for f, c in FACTORS.items()})
+    found = kept(path, lambda: {str(f): paces(f, c, machine(args)) for f, c in FACTORS.items()})
     arms = {}
     for factor, channels in FACTORS.items():
         pace, budget = found[str(factor)], 60 * args.minutes
-        flags = ["--factor", str(factor), "--objects", "3"]  # all scenes, which the DDPM has, too
+        flags = ["--size", str(SIZE), "--factor", str(factor)]
+        flags += ["--objects", "3"]  # all scenes, which the DDPM has, too
         if factor > 1:
             count = max(1, int(budget / 3 / pace["ae_steps"]))
             flags += ["--latent-channels", str(channels), "--ae-steps", str(count)]
@@ -216,12 +229,14 @@ def pixels_without_texts(args: argparse.Namespace) -> tuple[list[dict], str]:
     from generative.model import ddpm_small
 
     def timed() -> dict:
-        model, x = ddpm_small(channels=3, size=32), torch.rand(64, 3, 32, 32)
-        return {"steps": pace(lambda: model(x), list(model.parameters()))}
+        dev, model = machine(args), ddpm_small(channels=3, size=SIZE)
+        net, x = dev.wrap(model), torch.rand(64, 3, SIZE, SIZE, device=dev.device)
+        return {"steps": pace(lambda: net(x), list(model.parameters()), dev)}
 
     found = kept(Path("runs", "latentdiffusion-claims", "pace-ddpm.json"), timed)
     epochs = max(1, round(60 * args.minutes / found["steps"] * 64 / 10_000))
-    flags = ["--model", "ddpm_small", "--data", "shapes", "--size", "32", "--epochs", str(epochs)]
+    flags = ["--model", "ddpm_small", "--data", "shapes", "--size", str(SIZE)]
+    flags += ["--epochs", str(epochs)]
     results = []
     for seed in args.seeds:
         folder = Path("runs", "latentdiffusion-claims", f"ddpm-{epochs}-{seed}")
@@ -243,20 +258,16 @@ def measure_ddpm(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     settings = {k: flags[k] for k in ("width", "dropout", "sample_steps")}
     model = ddpm_small(channels=3, size=flags["size"], **settings)
     model.load_state_dict(content["model"] | content["ema"])
-    here = dict(data="shapes", data_dir="data", size=32, val=0, limit=1, stored={}, typed=[])
-    here |= dict(chosen=[], stream=None, workers=0, quiet=True, device=args.device, seed=0)
-    here |= dict(accumulate=1, clip=None, fsdp=False, compile=False, precision="auto")
-    flags = cli.Flags(**here)
-    dev = Device(flags)
+    here = dict(data="shapes", data_dir="data", size=SIZE, val=0, limit=1, stored={}, typed=[])
+    flags = cli.Flags(**here, chosen=[], stream=None, workers=0, quiet=True, seed=0)
+    dev = machine(args)
     model.to(dev.device).eval()
     with torch.inference_mode(False):
         judge = ready(dev)
     with forked("ddpm", dev), dev.autocast():
         made = torch.cat([model.sample(min(100, args.samples - begin))
                           for begin in range(0, args.samples, 100)])  # fmt: skip
-    test = load(flags, dev)[2]
-    parts = torch.arange(len(test)).split(500)
-    real = torch.cat([features(judge, as_pixels(test, part), dev) for part in parts])
+    real = real_features(judge, load(flags, dev)[2], dev)
     return {"test_frechet": frechet(real, features(judge, made.float(), dev))}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import cli, fail
+from common import cli, counted, fail
 from common.data import shapes as world
 from common.data import sources
 from common.data.batches import Batches, Draw
@@ -37,13 +37,22 @@ def captioned_folder(args: argparse.Namespace) -> Source:
     return source
 
 
+def plain_scenes(args: argparse.Namespace) -> Source:
+    """Scenes of shapes, each with its one caption that doesn't begin with "a photo of": those
+    words are in as many captions as not, and tell nothing."""
+    source = READERS["shapes"](args)
+    for part in source.parts.values():
+        part.captions, part.kinds = [some[:1] for some in part.captions], False
+    return source
+
+
 def load(args: cli.Flags, dev: Device) -> tuple[CaptionSet, CaptionSet | None, CaptionSet]:
     """The training, validation (None without --val) and test set of `--data`, from -1 to 1.
 
     `shapes` are the same scenes in each epoch, as images are encoded but once.
     """
     fixed = f"shapes:{world.NUM_SCENES['train']}" if args.data == "shapes" else args.data
-    readers = READERS | {"folder": captioned_folder}
+    readers = READERS | {"shapes": plain_scenes, "folder": captioned_folder}
     args = args.but(data=fixed)
     return load_captions(args, dev, args.size, INPUTS, readers=readers)
 
@@ -67,6 +76,12 @@ class Words:
             ends = (found == self.tokens.end).cumsum(1)
             rows[:, : found.shape[1]][ends > 1] = self.pad
         return rows
+
+    def say_cut(self, parts: Sequence[CaptionSet | None], dev: Device) -> None:
+        """Says how many captions are too long."""
+        texts = {text for part in parts if part for some in part.captions for text in some}
+        if cut := self.tokens.encode(sorted(texts), self.context)[1]:
+            dev.say(f"note: {counted(cut, 'caption')} cut at {self.context} tokens")
 
 
 def learn_words(train: CaptionSet, vocab_size: int, dev: Device) -> dict:
@@ -124,7 +139,7 @@ class Latents:
 def usual_size(model: str, data: str) -> int:
     """How many pixels wide images are, unless --size says otherwise."""
     if data.startswith("shapes"):
-        return 32 if model != "stable_diffusion" else 64
+        return 24 if model != "stable_diffusion" else 64
     return 64 if model.endswith("_small") else 256
 
 

@@ -176,29 +176,31 @@ def small_settings(
     d_text: int = 64,
     dropout: float = 0.0,
     pooled: bool = False,
+    prediction: str = "epsilon",
 ) -> dict:
     """Settings of our small models, for `assemble`, around those of an autoencoder: a U-Net of two
-    resolutions, of which the lower one and the middle have Transformers.
+    resolutions, as wide and with Transformers at both.
 
     Raises ValueError for widths that can't be shared out to heads and groups.
     """
     if width % 32 or d_text % 32:
         raise ValueError(f"widths of {width} and {d_text}: they have to be multiples of 32")
-    unet = dict(channels=latent_channels, widths=[width, 2 * width], attention=[1], depth=depth)
+    unet = dict(channels=latent_channels, widths=[width] * 2, attention=[0, 1], depth=depth)
     unet |= dict(heads=width // 32, context=d_text, groups=8, dropout=dropout, pooled=pooled)
     text = dict(vocab_size=vocab_size, context=context, d_model=d_text, num_layers=2)
     text |= dict(num_heads=d_text // 32, d_ff=4 * d_text)
-    return dict(autoencoder=autoencoder, unet=unet, text=text)
+    schedule = dict(prediction=prediction)
+    return dict(autoencoder=autoencoder, unet=unet, text=text, schedule=schedule)
 
 
 def ldm_small(
     factor: int = 4,
-    latent_channels: int = 4,
+    latent_channels: int = 8,
     regulariser: str = "kl",
     ae_width: int = 32,
     **settings,
 ) -> LatentDiffusion:
-    """One for 32 pixels, ours: a U-Net of two resolutions, a text encoder of two layers.
+    """One for 24 pixels, ours: a U-Net of two resolutions, a text encoder of two layers.
 
     `factor` 1 has no autoencoder: it denoises pixels. `settings` are those of `small_settings`.
     """

@@ -1,7 +1,9 @@
 """How good a text-to-image model is: its loss on held-out images; in the world of shapes also
 whether a judge (common/scenes.py) sees what captions ask for, and how far from real images are:
 
-- right: the share of unseen captions of one object whose image shows its shape and colour;
+- right: the share of unseen captions of one object whose image shows its shape and colour; and of
+  their real images after the first stage has rebuilt them (rebuilt), which bounds it from above
+  where nothing is guided;
 - Fréchet distance (Heusel et al. 2017, arXiv:1706.08500, Eq. 6) of normal distributions fitted to
   the judge's features of images for test captions, and of the test images;
 - spread: how different images for one caption are: the mean distance of their features, over that
@@ -17,12 +19,13 @@ from torch import Tensor
 from common import cli
 from common.data.captions import CaptionSet
 from common.device import Device, forked
-from common.scenes import Judge, one_object, ready, wanted
-from latentdiffusion.data import Latents, Words
+from common.scenes import TEST_SEED, Judge, one_object, ready, wanted
+from latentdiffusion.data import CHUNK, Latents, Words
 from latentdiffusion.diffusion import LatentDiffusion
 from latentdiffusion.draw import how_of, images_for, numbered, teller
 
 SHOWN = 16  # images of samples.png
+JUDGED = {"test": TEST_SEED, "val": 2}  # seeds of the scenes whose captions are drawn and judged
 AGAIN = 8, 8  # captions whose images are compared with one another, and how many of each
 
 
@@ -59,6 +62,24 @@ def as_pixels(part: CaptionSet, rows: Tensor) -> Tensor:
     return (part.images.examples(rows)[0] + 1) / 2
 
 
+@torch.inference_mode()
+def rebuilt(model: LatentDiffusion, pixels: Tensor, dev: Device) -> Tensor:
+    """Images (N, 3, S, S), uint8, as the first stage rebuilds them: from 0 to 1, on the CPU."""
+    made = []
+    for part in pixels.split(CHUNK):
+        x = part.to(dev.device).float() / 127.5 - 1
+        with dev.autocast():
+            z = model.to_latents(model.autoencoder.encode(x), drawn=False)
+            made.append(model.to_pixels(z).float().cpu())
+    return torch.cat(made)
+
+
+def real_features(judge: Judge, part: CaptionSet, dev: Device) -> Tensor:
+    """The features of a part's images, (N, D)."""
+    rows = torch.arange(len(part)).split(500)
+    return torch.cat([features(judge, as_pixels(part, some), dev) for some in rows])
+
+
 @torch.no_grad()
 def features(judge: Judge, images: Tensor, dev: Device) -> Tensor:
     """The judge's features (N, D), float64, on the CPU."""
@@ -89,25 +110,29 @@ def quality(
     dev: Device,
     spread: bool = False,
 ) -> dict[str, float]:
-    """The measures of the world of shapes, of --samples images each; `spread` with the third."""
+    """The measures of the world of shapes, of --samples images each: what is right, with --frechet
+    the Fréchet distance, with `spread` that, too."""
     with torch.inference_mode(False):
         judge = ready(dev)
     dev.say(str(judge))
-    asked = one_object(args.samples, args.size)
+    asked, part = one_object(args.samples, args.size, JUDGED[args.judged]), args.judged
     made = shared(model, words, asked.captions, "right", args, dev)
     shapes, colours = wanted(asked.captions)
     seen = judge.read(made)
+    again = rebuilt(model, asked.pixels, dev)
     metrics = {
-        "test_right": float(judge.right(made, shapes, colours).double().mean()),
-        "test_shape": float((seen[0] == shapes).double().mean()),
-        "test_colour": float((seen[1] == colours).double().mean()),
+        f"{part}_right": float(judge.right(made, shapes, colours).double().mean()),
+        f"{part}_shape": float((seen[0] == shapes).double().mean()),
+        f"{part}_colour": float((seen[1] == colours).double().mean()),
+        f"{part}_rebuilt": float(judge.right(again, shapes, colours).double().mean()),
         "judge_right": judge.accuracy["both"],
     }
-    parts = torch.arange(len(test)).split(500)
-    real = torch.cat([features(judge, as_pixels(test, part), dev) for part in parts])
-    texts = [some[0] for some in test.captions[: args.samples]]
-    made = features(judge, shared(model, words, texts, "frechet", args, dev), dev)
-    metrics["test_frechet"] = frechet(real, made)
+    if args.frechet or spread:
+        real = real_features(judge, test, dev)
+    if args.frechet:
+        texts = [some[0] for some in test.captions[: args.samples]]
+        made = features(judge, shared(model, words, texts, "frechet", args, dev), dev)
+        metrics["test_frechet"] = frechet(real, made)
     if spread:
         count, times = AGAIN
         texts = [text for text in asked.captions[:count] for _ in range(times)]

@@ -18,15 +18,16 @@ from latentdiffusion.autoencoder import KINDS, SIZES, make_autoencoder, small_se
 from latentdiffusion.data import DATA, learn_words, name_of, usual_size
 from latentdiffusion.diffusion import SD1, LatentDiffusion, assemble
 from latentdiffusion.diffusion import small_settings as small_model
+from latentdiffusion.evaluate import JUDGED
 from latentdiffusion.model import MODELS
 from latentdiffusion.published import Found, is_published, read_autoencoder, read_published
-from latentdiffusion.schedulers import SAMPLERS
+from latentdiffusion.schedulers import PREDICTIONS, SAMPLERS
 
 AUTOENCODERS = ("kl_f4", "kl_f8", "vq_f4", "vq_f8", "kl_small", "vq_small")
 FACTORS = (1, 2, 4, 8)
 FIXED = (  # by a checkpoint
     *("size", "factor", "latent_channels", "width", "ae_width", "regulariser", "num_codes"),
-    *("conditioning", "vocab_size", "weights", "autoencoder", "dropout"),
+    *("conditioning", "vocab_size", "weights", "autoencoder", "dropout", "prediction", "objects"),
 )
 
 # Flags of one stage only, with what they are by default; the others say why they mean nothing.
@@ -34,10 +35,12 @@ FIRST = dict(kl_weight=1e-6, adversarial=0.5, adversarial_from=50_001, error="ab
 SECOND = dict(
     autoencoder=None,
     weights=None,
-    ae_steps=400,
+    ae_steps=900,
+    ae_batch_size=16,
     ae_width=32,
     regulariser="kl",
     conditioning="attention",
+    prediction="epsilon",
     vocab_size=1024,
     drop=0.1,
     guidance=3.0,
@@ -46,8 +49,11 @@ SECOND = dict(
     ema=0.999,
     dropout=0.0,
     samples=200,
+    judged="test",
+    frechet=False,
 )
-SMALL = dict(steps=400, batch_size=32, lr=2e-3, warmup=50, decay=True)
+FIRST_STAGE = ("ae_steps", "ae_batch_size", "ae_width", "regulariser", "factor", "latent_channels")
+SMALL = dict(steps=900, batch_size=16, lr=2e-3, warmup=50, decay=True)
 LARGE = dict(steps=200_000, batch_size=4, lr=2e-5, warmup=0, decay=False)  # 4.5e-6 an example
 
 
@@ -69,6 +75,7 @@ def recipe(
     if model in AUTOENCODERS:
         own |= FIRST | (SMALL if small else LARGE)
         own |= dict(val=0 if paper else 500, width=32, factor=int(model[-1]) if not small else 4)
+        own |= dict(latent_channels=8) if small else {}
         if small:
             own |= dict(kl_weight=1e-3, adversarial=0.0, adversarial_from=0, error="squared")
         nothing |= dict.fromkeys(SECOND, "it is of the second stage, and this model is a first one")
@@ -80,47 +87,54 @@ def recipe(
     else:
         nothing |= dict.fromkeys(FIRST, "it is of the first stage: see --model kl_small")
         own |= {k: v for k, v in SECOND.items() if k not in ("autoencoder", "weights")}
+        own |= dict(latent_channels=8) if small else {}
         nothing["num_codes"] = "it is of the first stage: see --model vq_small"
     if model == "stable_diffusion":
         own |= dict(steps=1000, batch_size=4, lr=1e-5 if weights else 1e-4, warmup=0, decay=False)
         own |= dict(vocab_size=49_408, ema=0.9999, guidance=7.5, sample_steps=50, sampler="ddim")
-        own |= dict(size=512 if weights else own["size"], ae_steps=20_000, val=100)
+        own |= dict(size=512 if weights else own["size"], ae_steps=20_000, ae_batch_size=4, val=100)
         if paper:  # of the card of version 1-1, but for its data
             own |= dict(steps=237_000, batch_size=2048, lr=1e-4, warmup=10_000, size=256, val=0)
     if not small:
         reason = f"{model} has its own"
         sizes = ("factor", "latent_channels", "width", "ae_width", "regulariser", "conditioning")
-        nothing |= dict.fromkeys((*sizes, "dropout", "num_codes"), reason)
+        nothing |= dict.fromkeys((*sizes, "prediction", "dropout", "num_codes"), reason)
     if weights:
         reason = "the weights have theirs"
-        nothing |= dict.fromkeys(
-            (*("autoencoder", "ae_steps", "ae_width", "regulariser", "factor", "latent_channels"),
-             *("width", "conditioning", "dropout", "vocab_size")), reason)  # fmt: skip
+        own_too = ("autoencoder", "width", "conditioning", "prediction", "dropout", "vocab_size")
+        nothing |= dict.fromkeys((*FIRST_STAGE, *own_too), reason)
     elif autoencoder:
-        reason = "--autoencoder names one that is trained"
-        nothing |= dict.fromkeys(
-            ("ae_steps", "ae_width", "regulariser", "factor", "latent_channels"), reason
-        )
+        nothing |= dict.fromkeys(FIRST_STAGE, "--autoencoder names one that is trained")
     elif given.get("factor") == 1 and model == "ldm_small":
         reason = "with --factor 1 there is no autoencoder: pixels are denoised"
-        nothing |= dict.fromkeys(("ae_steps", "ae_width", "regulariser", "latent_channels"), reason)
+        nothing |= {flag: reason for flag in FIRST_STAGE if flag != "factor"}
     own["objects"] = 1 if name_of(data) == "shapes" and small else 3
     if name_of(data) != "shapes":
         nothing["objects"] = "only scenes of shapes have a number of objects that is known"
+    if known := flags_of(weights or autoencoder):  # images as those have seen them
+        own |= {k: known[k] for k in ("size", "objects") if k in known and k not in nothing}
     if name_of(data) != "shapes" and model not in AUTOENCODERS:
         own["samples"] = 0
+        reason = "what images show is measured in the world of shapes alone"
+        nothing |= dict.fromkeys(("judged", "frechet"), reason)
         if given.get("samples"):
-            nothing["samples"] = "what images show is measured in the world of shapes alone"
+            nothing["samples"] = reason
+    elif given.get("samples") == 0:
+        nothing |= dict.fromkeys(("judged", "frechet"), "with --samples 0 no images are measured")
     if not data.startswith("shapes") and small:
         own |= dict(steps=3000, lr=1e-3)
     return own, nothing
 
 
+def flags_of(name: str | None) -> dict:
+    """The flags of a run that --weights or --autoencoder names; none of a published folder."""
+    path = Path(name or "").expanduser()
+    return as_spelt_now(read_flags(path.parent if path.is_file() else path)) if name else {}
+
+
 def model_of(weights: str) -> str:
     """The name of our model that weights are for: that of a run, or Stable Diffusion."""
-    path = Path(weights).expanduser()
-    flags = as_spelt_now(read_flags(path.parent if path.is_file() else path))
-    name = flags.get("model", "stable_diffusion")
+    name = flags_of(weights).get("model", "stable_diffusion")
     return name if name in MODELS and name not in AUTOENCODERS else "stable_diffusion"
 
 
@@ -150,7 +164,9 @@ def add_flags(parser: cli.Parser) -> None:
     add("--ema", type=cli.share, metavar="DECAY", default=0.0, group="training", help=text)
     text = "take this one in place of training one: a run, or a published folder or name"
     add("--autoencoder", metavar="NAME|PATH", none="train one first", help=text)
-    add("--ae-steps", type=count, metavar="N", default=400, help="of the first stage's training")
+    add("--ae-steps", type=count, metavar="N", default=900, help="of the first stage's training")
+    text = "images of a step of the first stage's training"
+    add("--ae-batch-size", type=count, metavar="N", default=16, help=text)
     add("--ae-width", type=count, metavar="C", default=32, help="channels of the autoencoder")
     text = "how many times shorter a side of the latents is (1: no autoencoder)"
     add("--factor", type=a_factor, metavar="F", default=4, help=text)
@@ -168,12 +184,17 @@ def add_flags(parser: cli.Parser) -> None:
     add("--width", type=count, metavar="C", default=64, help="channels, see the model's file")
     text = "by cross-attention, or by a pooled vector added to the time"
     add("--conditioning", choices=["attention", "pooled"], default="attention", help=text)
+    text = "what the U-Net answers with: the noise, or the velocity of Salimans and Ho (2022)"
+    add("--prediction", choices=list(PREDICTIONS), default="epsilon", help=text)
     add("--dropout", type=cli.share, metavar="P", default=0.0, help="in the U-Net")
     text = "share of captions that are left out in training"
     add("--drop", type=cli.share, metavar="P", default=0.1, help=text)
     add_drawing(parser)
     text = "images for captions of one object that are measured (0: none)"
     add("--samples", type=whole, metavar="N", default=0, help=text)
+    text = "whose captions those are: of the test set, or of scenes to choose flags by"
+    add("--judged", choices=list(JUDGED), default="test", help=text)
+    switch("--frechet", help="measure the Fréchet distance, too, of --samples images more")
 
 
 def add_drawing(parser, **more) -> None:
@@ -183,7 +204,7 @@ def add_drawing(parser, **more) -> None:
     parser.add_argument("--guidance", type=kind, metavar="S", help=text, **more)
     text = "how noise becomes images"
     parser.add_argument("--sampler", choices=list(SAMPLERS), help=text, **more)
-    text = "of the 1000 of the chain"
+    text = "of those that the chain has"
     parser.add_argument("--sample-steps", type=cli.integer(1), metavar="N", help=text, **more)
 
 
@@ -205,7 +226,6 @@ def check(args: cli.Flags) -> None:
         if args.adversarial and args.size < 24:
             fail(f"--adversarial needs images of at least 24 pixels, not --size {args.size}")
         return
-    check_steps(args.sample_steps, 1000)
     if args.weights or args.autoencoder:
         return  # what it has decides
     try:
@@ -214,6 +234,7 @@ def check(args: cli.Flags) -> None:
     except ValueError as error:
         fail(f"--model {args.model}: {error}")
     check_size(args.size, model.factor)
+    check_steps(args.sample_steps, model.schedule.num_times)
 
 
 def check_size(size: int, factor: int) -> None:
@@ -247,7 +268,7 @@ def settings_of(args: cli.Flags, autoencoder: dict, words: dict | None = None) -
     more = dict(vocab_size=words["size"], context=words["context"]) if words else {}
     pooled = args.conditioning == "pooled"
     channels = autoencoder.get("latent_channels", 3)
-    sizes = dict(width=args.width, dropout=args.dropout, pooled=pooled)
+    sizes = dict(width=args.width, dropout=args.dropout, pooled=pooled, prediction=args.prediction)
     return small_model(autoencoder, channels, **sizes, **more)
 
 
@@ -267,8 +288,6 @@ def start(args: cli.Flags, dev: Device) -> Found | None:
         found = read_published(args.weights, dev.say)
     else:
         found = from_run(args.weights)
-    with torch.device("meta"):
-        check_size(args.size, assemble(found.settings).factor)
     return found
 
 
@@ -346,6 +365,7 @@ def make(
         model = assemble(facts["network"])
         model.autoencoder = autoencoder
     check_size(args.size, model.factor)
+    check_steps(args.sample_steps, model.schedule.num_times)
     model.autoencoder.requires_grad_(False)
     if args.model == "stable_diffusion" and args.weights:
         model.text.requires_grad_(False)  # CLIP's stays as it is
@@ -362,7 +382,7 @@ def check_stable(settings: dict, name: str) -> None:
 def as_argv(args: cli.Flags, **changed) -> list[str]:
     """Flags of train.py that say what `args` says of data and machine, and `changed` ones."""
     same = ("data", "data_dir", "limit", "val", "seed", "device", "precision", "max_steps", "size")
-    same += ("accumulate", "save_minutes")
+    same += ("accumulate", "compile", "save_minutes")
     same += ("objects",) if name_of(args.data) == "shapes" else ()
     values = {name: getattr(args, name) for name in same} | changed
     if "val" not in args.chosen:

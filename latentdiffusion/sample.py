@@ -71,6 +71,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_drawing(parser)
     args = parser.parse_args(argv)
     args.texts = as_typed(args.texts)
+    for name in ("to", "without"):
+        if (text := getattr(args, name)) is not None:
+            setattr(args, name, as_typed([text])[0])
     if args.weights and args.checkpoint:
         fail("give --weights or --checkpoint, one of them")
     if args.weights and not args.texts:
@@ -136,10 +139,9 @@ def read_image(path: Path, shape: tuple[int, int]) -> tuple[Tensor, tuple[int, i
 
 def fit(images: Tensor, shape: tuple[int, int]) -> Tensor:
     """The middle of images (B, C, H, W) of the proportions of `shape`, scaled to it."""
-    scale = max(side / own for side, own in zip(shape, images.shape[2:], strict=True))
-    height, width = (
-        min(own, round(side / scale)) for side, own in zip(shape, images.shape[2:], strict=True)
-    )
+    sides = list(zip(shape, images.shape[2:], strict=True))
+    scale = max(side / own for side, own in sides)
+    height, width = (max(1, min(own, round(side / scale))) for side, own in sides)
     top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
     middle = images[:, :, top : top + height, left : left + width]
     if middle.shape[2:] == torch.Size(shape):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 KINDS = ("scaled_linear", "linear")
+PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("trailing", "leading", "linspace")
 
 
@@ -51,8 +52,8 @@ class Schedule:
     ):
         if kind not in KINDS:
             raise ValueError(f"a schedule {kind!r}: there are {', '.join(KINDS)}")
-        if prediction not in ("epsilon", "v_prediction"):
-            raise ValueError(f"a prediction {prediction!r}: there are epsilon, v_prediction")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"a prediction {prediction!r}: there are {', '.join(PREDICTIONS)}")
         if spacing not in SPACINGS:
             raise ValueError(f"a spacing {spacing!r}: there are {', '.join(SPACINGS)}")
         self.settings = dict(

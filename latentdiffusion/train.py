@@ -28,7 +28,7 @@ from latentdiffusion.options import AUTOENCODERS, make, parse, start
 from latentdiffusion.train_autoencoder import first_stage, step_size, train_autoencoder
 
 # fmt: off
-QUICK = dict(model="ldm_small",        data="shapes", steps=700, batch_size=32, lr=1e-3, val=500, warmup=50, decay=True)   # noqa: E501
+QUICK = dict(model="ldm_small",        data="shapes", steps=2000, batch_size=32, lr=1e-3, val=500, warmup=50, decay=True)   # noqa: E501
 PAPER = dict(model="stable_diffusion", data="captions:data/laion.csv", steps=237_000, batch_size=2048, lr=1e-4, val=0, warmup=10_000, decay=False)  # noqa: E501
 # fmt: on
 
@@ -64,8 +64,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     first = None
     if not (found or args.stored):
         args, first = first_stage(args, parse_args, dev, (train, val, test))
+        torch.manual_seed(args.seed)  # whether it was trained now or before a stop
     model = make(args, train, found, first, dev).to(dev.device)
     words = Words(train.facts["words"])
+    words.say_cut((train, val, test), dev)
     wanted = [part for part in (train, val, test) if part and not (args.evaluate and part != test)]
     parts = [Latents(part, words, model.autoencoder, dev) for part in wanted]
     latents, test_latents = {p.part.part: p for p in parts}, parts[-1]

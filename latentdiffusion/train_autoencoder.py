@@ -144,7 +144,8 @@ def first_stage(
     args = begin_run(args, dev)
     where = args.run_dir / "autoencoder"
     if not finished(where):
-        same = dict(steps=args.ae_steps, run_dir=where, resume=True, quiet=args.quiet)
+        same = dict(steps=args.ae_steps, batch_size=args.ae_batch_size)
+        same |= dict(run_dir=where, resume=True, quiet=args.quiet)
         same |= dict(model="kl_f8") if args.model == "stable_diffusion" else dict(
             model=f"{args.regulariser}_small", factor=args.factor, width=args.ae_width,
             latent_channels=args.latent_channels)  # fmt: skip

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 import signal
 from functools import partial
@@ -78,8 +79,9 @@ def assert_same(one, other):
 
 
 def test_both_stages_in_one_command(capsys):
-    found = train.main([*TINY, "--steps", "3", "--samples", "3", "--run-dir", "run"])
-    keys = ("loss", "right", "shape", "colour", "frechet")
+    argv = [*TINY, "--steps", "3", "--samples", "3", "--frechet"]
+    found = train.main([*argv, "--run-dir", "run"])
+    keys = ("loss", "right", "shape", "colour", "rebuilt", "frechet")
     assert {*(f"test_{key}" for key in keys), "judge_right"} <= found.keys()
     assert all(map(math.isfinite, found.values()))
     assert found["test_right"] <= min(found["test_shape"], found["test_colour"])
@@ -93,6 +95,16 @@ def test_both_stages_in_one_command(capsys):
     again = train.main(["--evaluate", "run/last.pt", "--quiet", "--run-dir", "again"])
     for key in ("test_loss", "test_right", "test_frechet", "judge_right"):
         assert again[key] == pytest.approx(found[key], rel=1e-5), key
+
+
+def test_captions_are_without_idle_words():
+    train_set, val, test = data.load(args := train.parse_args(SHORT), Device(args))
+    for part in (train_set, val, test):
+        assert all(len(some) == 1 for some in part.captions)
+        assert all(
+            re.match(r"an? (large |small )?[a-z]+ [a-z]+$", some[0]) for some in part.captions
+        )
+    assert "photo" not in " ".join(train_set.chosen(0))
 
 
 def test_latents_are_scaled_by_their_measured_deviation():
@@ -196,6 +208,46 @@ def test_resumed_is_uninterrupted():
     assert Path("half/autoencoder/last.pt").stat().st_mtime_ns == before
 
 
+def test_a_stop_between_the_stages():
+    """What goes on with the first stage done is what trained both without a stop."""
+    run(folder="whole")
+    Path("cut").mkdir()
+    shutil.copytree("whole/autoencoder", "cut/autoencoder")
+    shutil.copy("whole/config.json", "cut")
+    train.main(["--resume", "--run-dir", "cut", "--quiet"])
+    assert_same("whole", "cut")
+
+
+def test_patience_measures_the_best_weights(monkeypatch):
+    losses, seen = iter([1.0, 2.0, 3.0]), []
+
+    def measured(model, latents, dev):
+        seen.append(model.unet.conv_in.weight.clone())
+        return {f"{latents.part.part}_loss": next(losses)}
+
+    monkeypatch.setattr(train, "mean_loss", measured)
+    run("--patience", "1", "--steps", "50")
+    first, second, last = seen
+    assert torch.equal(last, first)
+    assert not torch.equal(last, second)
+
+
+def test_the_first_stage_is_told(monkeypatch):
+    """Its own batch size, and what both stages have alike."""
+    seen, plain = [], train_autoencoder.train_autoencoder
+
+    def noted(args, sets):
+        seen.append(args)
+        return plain(args, sets)
+
+    monkeypatch.setattr(train_autoencoder, "train_autoencoder", noted)
+    run("--ae-batch-size", "4", "--accumulate", "2")
+    (args,) = seen
+    assert (args.batch_size, args.accumulate, args.steps, args.size) == (4, 2, 2, 16)
+    both = train.parse_args(["--compile"])
+    assert train.parse_args(options.as_argv(both, model="kl_small")).compile
+
+
 def test_a_stop_in_the_first_stage(monkeypatch, capsys):
     """Ctrl-C there says how both go on; and they end as if nothing had been."""
     run("--ae-steps", "4", folder="whole")
@@ -268,6 +320,7 @@ def test_processes_share_the_encoding(monkeypatch):
         ["--factor", "2", "--latent-channels", "2"],
         ["--factor", "8", "--regulariser", "vq"],
         ["--conditioning", "pooled"],
+        ["--prediction", "v_prediction"],
     ],
     ids=lambda more: more[1],
 )
@@ -275,6 +328,8 @@ def test_kinds_of_models(more):
     found = run(*more)
     assert math.isfinite(found["test_loss"])
     network = torch.load("run/last.pt")["dataset"]["network"]
+    if more[0] == "--prediction":
+        assert network["schedule"]["prediction"] == "v_prediction"
     if more == ["--factor", "1"]:
         assert network["autoencoder"] == {"kind": "none"}
         assert not Path("run/autoencoder").exists()
@@ -349,6 +404,7 @@ def test_a_first_stage_of_ones_own():
     """Of a run, of a whole model, of a published folder; each keeps its weights."""
     first_run("--latent-channels", "3")
     run("--autoencoder", "first", folder="one")
+    assert train.parse_args(["--autoencoder", "first"]).size == 16  # as that has learnt
     state, first = weights("one"), weights("first")
     assert state["unet.conv_in.weight"].shape[1] == 3
     assert all(torch.equal(state[f"autoencoder.{name}"], value) for name, value in first.items())
@@ -368,11 +424,13 @@ def test_a_first_stage_of_ones_own():
 def test_codes_of_another_autoencoder(refused):
     first_run("--latent-channels", "3")
     argv = [*ALONE, "--autoencoder", "first"]
-    for flag in ("--factor", "--latent-channels", "--ae-steps"):
+    for flag in ("--factor", "--latent-channels", "--ae-steps", "--ae-batch-size"):
         assert "names one that is trained" in refused(train.main, [*argv, flag, "2"])
     run(folder="run")
     line = refused(train.main, ["--resume", "--run-dir", "run", "--autoencoder", "first"])
     assert "start a new run" in line
+    line = refused(train.main, ["--resume", "--run-dir", "run", "--objects", "2"])
+    assert "holds objects 1" in line
     torch.save({"config": {"flags": {"milestone": "dalle", "model": "dvae_small"}}}, "dvae.pt")
     line = refused(train.main, [*ALONE, "--autoencoder", "dvae.pt"])
     assert "dalle" in line
@@ -433,6 +491,14 @@ def test_words():
     rows = words.encode(["a red circle", "a " * 200])
     assert rows.shape == (2, facts["context"])
     assert words.cut == 1
+    said = []
+    dev.say = said.append
+    words.say_cut((part, None), dev)
+    assert not said
+    words.context = 4
+    words.say_cut((part, None), dev)
+    (line,) = said
+    assert re.match(r"note: \d+ captions cut at 4 tokens", line)
     assert rows[0, 0] == words.tokens.start
     assert (rows[:, -1] == words.tokens.end).all()
     other = data.Words(facts | {"pad": 7}).encode(["a red circle"])[0]
@@ -447,7 +513,7 @@ def test_words():
 def test_the_measure_by_hand(monkeypatch):
     """What the judge says of which images, and the Fréchet distance of whose features."""
     run()
-    args = train.parse_args([*TINY, "--samples", "5"])
+    args = train.parse_args([*TINY, "--samples", "5", "--frechet"])
     dev = Device(args)
     test = data.load(args, dev)[2]
     model, words, *_ = sample.open_model(
@@ -473,10 +539,29 @@ def test_the_measure_by_hand(monkeypatch):
     assert found["test_colour"] == pytest.approx(3 / 5)
     assert found["judge_right"] == 0.9
     assert found["test_spread"] > 0
+    assert found["test_rebuilt"] == pytest.approx(3 / 5)
     real = test.images.examples(torch.arange(12))[0].flatten(1)[:, :3].double() / 2 + 0.5
     texts = [some[0] for some in test.captions[:5]]
     made = evaluate.shared(model, words, texts, "frechet", args, dev).flatten(1)[:, :3].double()
     assert found["test_frechet"] == pytest.approx(evaluate.frechet(real, made), rel=1e-4)
+    seeds, plain = [], evaluate.one_object
+    monkeypatch.setattr(evaluate, "one_object", lambda *how: seeds.append(how) or plain(*how))
+    other = args.but(judged="val", frechet=False)
+    found = evaluate.quality(model, words, test, other, dev)
+    assert seeds == [(5, 16, 2)]
+    assert "val_right" in found
+    assert not {"test_right", "test_frechet"} & found.keys()
+
+
+def test_rebuilt_images_are_those_of_the_first_stage():
+    run()
+    argv = ["--checkpoint", "run/last.pt", "a red circle"]
+    model, _, _, _, dev, _ = sample.open_model(sample.parse_args(argv))
+    pixels = scenes.one_object(3, 16).pixels
+    with torch.no_grad():
+        known = model.autoencoder.encode(pixels.float() / 127.5 - 1)
+        want = model.autoencoder.decode(model.autoencoder.mode(known)).clamp(-1, 1) / 2 + 0.5
+    torch.testing.assert_close(evaluate.rebuilt(model, pixels, dev), want, atol=0.02, rtol=0)
 
 
 def test_the_frechet_distance():
@@ -597,7 +682,7 @@ def test_sample_with_published_weights(capsys):
         assert image.size == (16, 24)
 
 
-def test_training_goes_on_from_published_weights():
+def test_training_goes_on_from_published_weights(refused):
     """The U-Net learns; CLIP's text encoder and the autoencoder stay."""
     folder_of()
     argv = ["--weights", "theirs", "--data", table(), "--size", "16", "--val", "2", "--quiet"]
@@ -613,6 +698,10 @@ def test_training_goes_on_from_published_weights():
     for name, value in load_file("theirs/vae/diffusion_pytorch_model.safetensors").items():
         assert torch.equal(state[f"autoencoder.{name}"], value)
     assert state["scale"].item() == pytest.approx(0.3)  # the published one, not measured anew
+    path = Path("theirs/scheduler/scheduler_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 10}))
+    argv[argv.index("--sample-steps") + 1] = "11"
+    assert "the chain has 10" in refused(train.main, [*argv[:-1], "short"])
     again = train.main(["--evaluate", "run/last.pt", "--quiet", "--run-dir", "again"])
     assert again["test_loss"] == pytest.approx(found["test_loss"], rel=1e-6)
 
@@ -885,6 +974,7 @@ def test_images_are_cut_to_the_middle_and_scaled():
     assert sample.fit(ramp, (4, 8)) is not None
     assert torch.equal(sample.fit(ramp, (4, 8)), ramp)
     assert sample.fit(torch.rand(1, 3, 5, 9), (16, 32)).shape == (1, 3, 16, 32)
+    assert sample.fit(torch.rand(1, 3, 10, 10), (512, 8)).shape == (1, 3, 512, 8)
 
 
 def test_between_two_texts(trained, monkeypatch):
@@ -933,6 +1023,8 @@ def test_between_two_texts(trained, monkeypatch):
         (["--image", "in.png"], "give one"),
         (["a", "b", "--to", "c"], "give one"),
         (["a", "--to", "c", "--count", "2"], "leave --count out"),
+        (["a", "--to", "\udcff"], "is not UTF-8"),
+        (["a", "--without", "\udcff"], "is not UTF-8"),
         (["a", "--sampler", "euler"], "unknown sampler"),
         (["a", "--weights", "theirs"], "one of them"),
         (["a", "--out", "full"], "is there already"),
@@ -962,8 +1054,9 @@ def test_a_first_stage_draws_nothing(refused):
 
 def test_recipes():
     args = train.parse_args([])
-    assert (args.model, args.data, args.size, args.drop) == ("ldm_small", "shapes", 32, 0.1)
+    assert (args.model, args.data, args.size, args.drop) == ("ldm_small", "shapes", 24, 0.1)
     assert (args.factor, args.samples, args.autoencoder) == (4, 200, None)
+    assert (args.latent_channels, args.ae_batch_size, args.frechet) == (8, 16, False)
     args = train.parse_args(["--paper"])
     assert (args.model, args.batch_size, args.lr, args.warmup) == (
         "stable_diffusion", 2048, 1e-4, 10_000)  # fmt: skip
@@ -1010,6 +1103,9 @@ def test_settings_are_those_of_the_models():
         (["--factor", "1", "--regulariser", "vq"], "pixels are denoised"),
         (["--drop", "1"], "--drop"),
         (["--samples", "1"], "no distribution"),
+        (["--samples", "0", "--frechet"], "no images are measured"),
+        (["--data", "folder:x", "--judged", "val"], "world of shapes"),
+        (["--model", "kl_small", "--prediction", "epsilon"], "second stage"),
         (["--data", "folder:x", "--samples", "10"], "world of shapes"),
         (["--model", "kl_small", "--guidance", "2"], "second stage"),
         (["--model", "kl_small", "--factor", "1"], "ldm_small --factor 1"),
@@ -1070,6 +1166,7 @@ def test_an_evaluation_takes_its_arms_settings(quick_claims, monkeypatch):
     claim("guidance", "--steps", "2", "--ae-steps", "2")
     assert [args[3].guidance for args in seen] == [1, 1, 3, 3]
     assert [args[5] for args in seen] == [True] * 4
+    assert all(args[3].frechet for args in seen)
     assert {args[3].samples for args in seen} == {3}
 
 
@@ -1083,7 +1180,7 @@ def test_equal_time(monkeypatch, refused):
     """As many steps as fit; a third of the minutes is the autoencoder's."""
     asked = []
 
-    def paces(factor, channels):
+    def paces(factor, channels, dev):
         asked.append((factor, channels))
         return {"steps": 0.5, "ae_steps": 0.25} if factor > 1 else {"steps": 2.0}
 
@@ -1091,20 +1188,31 @@ def test_equal_time(monkeypatch, refused):
     args = claims.parse_args(["compression", "--minutes", "1"])
     arms = claims.equal_time(args)
     assert asked == [(1, 3), (2, 3), (4, 4), (8, 16)]
-    scenes = ["--objects", "3"]  # those that generative's DDPM learns
-    assert arms["pixels"] == ["--factor", "1", *scenes, "--steps", "30"]
-    assert arms["factor 8"] == ["--factor", "8", *scenes, "--latent-channels", "16", "--ae-steps",
-                                "80", "--steps", "80"]  # fmt: skip
+    size, scenes = ["--size", "32"], ["--objects", "3"]  # those that generative's DDPM learns
+    assert arms["pixels"] == [*size, "--factor", "1", *scenes, "--steps", "30"]
+    more = ["--latent-channels", "16", "--ae-steps", "80", "--steps", "80"]
+    assert arms["factor 8"] == [*size, "--factor", "8", *scenes, *more]
+    for flags in arms.values():
+        train.parse_args(flags)  # sizes that divide
     monkeypatch.setattr(claims, "paces", None)  # they are kept
     assert claims.equal_time(args) == arms
     assert "leave --steps" in refused(claims.parse_args, ["compression", "--steps", "3"])
 
 
 def test_paces_are_of_both_stages(monkeypatch):
-    monkeypatch.setattr(claims, "pace", lambda loss, parameters: float(loss()) and len(parameters))
-    found = claims.paces(4, 4)
+    seen = []
+
+    def pace(loss, parameters, dev):
+        with dev.autocast():
+            seen.append(loss())
+        return len(parameters)
+
+    monkeypatch.setattr(claims, "pace", pace)
+    dev = claims.machine(claims.parse_args(["compression"]))
+    found = claims.paces(4, 4, dev)
+    assert all(map(torch.isfinite, seen))
     assert found["steps"] > found["ae_steps"] > 0
-    assert claims.paces(1, 3).keys() == {"steps"}
+    assert claims.paces(1, 3, dev).keys() == {"steps"}
 
 
 def test_generatives_pixels_beside(monkeypatch):
@@ -1126,9 +1234,20 @@ def test_generatives_pixels_beside(monkeypatch):
     args = claims.parse_args(["compression", "--seeds", "0", "1", "--samples", "3"])
     results, command = claims.pixels_without_texts(args)
     assert command.startswith("python generative/train.py --model ddpm_small --data shapes")
-    assert "--epochs 3" in command  # of 156 steps in 240 seconds
+    assert "--epochs 2" in command  # of 156 steps in 180 seconds
     assert len(argvs) == 2
     assert all(math.isfinite(found["test_frechet"]) for found in results)
     monkeypatch.setattr(claims, "run_script", None)
     monkeypatch.setattr(claims, "finished", lambda folder: True)
     assert claims.pixels_without_texts(args)[0] == results
+
+
+@pytest.mark.slow
+def test_quick_reaches_its_number(monkeypatch):
+    """In about four minutes of two cores, and the judge, once, in one."""
+    monkeypatch.setattr("common.data.shapes.NUM_SCENES", {"train": 10_000, "test": 1_000})
+    for name, value in dict(TRAINED=10_000, EPOCHS=5, MEASURED=1000).items():
+        monkeypatch.setattr(scenes, name, value)
+    found = train.main(["--quiet"])
+    assert found["judge_right"] > 0.9
+    assert found["test_right"] >= 0.6
