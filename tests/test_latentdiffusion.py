@@ -237,13 +237,13 @@ def test_small_autoencoders(make, factor):
 
 def test_kl_latents_are_drawn():
     model = kl_small(width=8)
-    known = torch.cat([torch.full((4000, 4, 1, 1), 0.5), torch.full((4000, 4, 1, 1), -1.0)], 1)
+    known = torch.cat([torch.full((4000, 8, 1, 1), 0.5), torch.full((4000, 8, 1, 1), -1.0)], 1)
     drawn = model.draw(known)
     assert drawn.mean().item() == pytest.approx(0.5, abs=0.02)
     assert drawn.std().item() == pytest.approx(math.exp(-0.5), rel=0.03)
-    assert torch.equal(model.mode(known), known[:, :4])
+    assert torch.equal(model.mode(known), known[:, :8])
     nn.init.constant_(model.quant_conv.bias, 100.0)
-    assert model.encode(torch.zeros(1, 3, 8, 8))[:, 4:].max() <= 20  # else exp overflows
+    assert model.encode(torch.zeros(1, 3, 8, 8))[:, 8:].max() <= 20  # else exp overflows
 
 
 def test_pixels_are_their_own_latents():
@@ -662,9 +662,9 @@ def test_latents_are_scaled_and_images_decoded_one_by_one():
 
 
 def test_small_models():
-    assert (count(kl_small()), count(vq_small())) == (663_568, 663_256)
+    assert (count(kl_small()), count(vq_small())) == (670_740, 670_020)
     parts = ldm_small()
-    assert (count(parts.unet), count(parts.text)) == (3_918_532, 105_472)
+    assert (count(parts.unet), count(parts.text)) == (1_711_368, 105_472)
     for settings in (
         dict(),
         dict(pooled=True),

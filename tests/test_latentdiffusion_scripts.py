@@ -918,7 +918,7 @@ def test_what_denoising_of_an_image_begins_at(trained):
     flags = flags.but(sample_steps=10)
     more, prepare = sample.from_image(model, args, flags, shape, dev)
     assert more == {"begin": 5}
-    noise = torch.randn(1, 4, 4, 4)
+    noise = torch.randn(1, 8, 4, 4)
     x, _ = prepare(noise, torch.arange(1))
     pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
@@ -951,7 +951,7 @@ def test_painting_keeps_latents_at_every_step(trained):
     args = sample.parse_args(argv)
     model, _, flags, shape, dev, _ = sample.open_model(args)
     more, prepare = sample.from_image(model, args, flags, shape, dev)
-    noise, x = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
+    noise, x = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
     begun, further = prepare(noise, torch.arange(1))
     assert more == {"begin": 0}
     assert torch.equal(begun, noise)
