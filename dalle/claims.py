@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("dalle", __doc__, RUN, epochs=QUICK["epochs"])
     add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
-    add("--codes-epochs", **count, default=3, help="of each dVAE (default: 3)")
+    add("--codes-epochs", **count, default=2, help="of each dVAE (default: 2)")
     text = "unseen captions to draw for, with each transformer (default: 200)"
     add("--prompts", **count, default=200, help=text)
     add("--clip-epochs", **count, default=4, help="of CLIP, for rerank (default: 4)")

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import count, perturb
 
+from common.claims import finished
 from common.decode import generate, keep
 from dalle import dvae, layers, stream, train
 from dalle.layers import Layout, blockwise, stream_mask
@@ -621,7 +623,12 @@ def test_a_transformer_learns_a_batch_by_heart():
 
 @pytest.mark.slow
 def test_quick_draws_what_it_is_asked_for():
-    """At least three times chance, which is one in 80."""
-    found = train.main(["--quiet"])
+    """Codes that show shapes, and draws that are right at least three times as often as by chance,
+    which is one in 80."""
+    found = train.main(["--quiet", "--run-dir", "run"])
+    codes = finished(Path("run/codes"))
+    assert codes["test_psnr"] > 20
+    assert codes["test_used"] > 0.7
     assert found["test_judge"] > 0.9
+    assert found["test_rebuilt"] > 0.7
     assert found["test_right"] > 3 / 80
