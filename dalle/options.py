@@ -31,8 +31,7 @@ OWN = {
         beta_rise=0.2, temperature=0.25, cooling=0.8, ema=0.99, weight_decay=1e-4, warmup=0.05,
         clip=1.0, spread=15.0, encoder_rate=0.5, encoder_waits=0.1),
     "dalle_small": dict(
-        vocab_size=256, d_model=128, num_layers=4, num_heads=4, kernel=5, prompts=200,
-        draw_temperature=0.7),
+        vocab_size=256, d_model=128, num_layers=4, num_heads=4, kernel=5, prompts=200),
     "dvae": dict(num_codes=8192, factor=8, width=256, weight_decay=1e-4, warmup=0.0),
     "dalle": dict(text_length=256, d_model=3968, num_layers=64, num_heads=62, kernel=11),
 }

@@ -730,7 +730,7 @@ def test_samples(trained, capsys):
     assert found == {"a red star": [], "a large blue ring": []}
     assert Path("a/samples.png").exists()
     said = capsys.readouterr().out
-    assert "temperature 0.7, seed 0" in said
+    assert "temperature 1, seed 0" in said
     Path("captions.txt").write_text("a red star\na moon\n")
     found = sample.main(
         ["--file", "captions.txt", *trained, "--out", "b", "--top-k", "3", "--count", "1"]
