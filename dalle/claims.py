@@ -37,11 +37,11 @@ from dalle.train import QUICK
 from dalle.train import main as train
 
 CLIP = Path(__file__).parents[1] / "clip" / "train.py"
-NUMBERS = (16, 64, 256, 1024)  # of `codes`
+NUMBERS = (8, 32, 128, 512)  # of `codes`
 BEST_OF = (1, 8, 64)  # of `rerank`
-CODES, SPARSE = "256 codes", "sparse"  # the arms that others build on
+CODES, SPARSE = "128 codes", "sparse"  # the arms that others build on
 SHOWN = {
-    "codes": ("used", "perplexity", "error"),
+    "codes": ("used", "perplexity", "psnr"),
     "sparse": ("image_loss", "right"),
     "rerank": ("right",),
     "captions": ("right", "plain_right", "image_loss"),
@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
     parser = cli.claims_parser("dalle", __doc__, RUN, epochs=QUICK["epochs"])
     add, count = parser.add_argument, dict(type=cli.integer(1), metavar="N")
-    add("--codes-epochs", **count, default=3, help="of each dVAE (default: 3)")
+    add("--codes-epochs", **count, default=2, help="of each dVAE (default: 2)")
     text = "unseen captions to draw for, with each transformer (default: 200)"
     add("--prompts", **count, default=200, help=text)
     add("--clip-epochs", **count, default=4, help="of CLIP, for rerank (default: 4)")
@@ -69,7 +69,7 @@ def shared_flags(args: argparse.Namespace, epochs: int) -> list[str]:
     return ["--epochs", str(epochs), "--quiet", *more]
 
 
-def run_codes(args: argparse.Namespace, numbers: tuple[int, ...] = (256,)) -> Found:
+def run_codes(args: argparse.Namespace, numbers: tuple[int, ...] = (128,)) -> Found:
     """dVAEs of so many codes."""
     arms = {f"{k} codes": ["--num-codes", str(k)] for k in numbers}
     shared = ["--model", "dvae_small", *shared_flags(args, args.codes_epochs)]
@@ -96,14 +96,14 @@ def run_streams(args: argparse.Namespace, arms: dict[str, list[str]]) -> Found:
 
 
 def compare_codes(args: argparse.Namespace) -> tuple[Results, dict[str, str]]:
-    """Codebooks of several sizes: how many codes are in use, and the error of what is rebuilt."""
+    """Codebooks of several sizes: how many codes are in use, and how near what is rebuilt comes."""
     results, commands, _ = run_codes(args, NUMBERS)
     from common.plot import bars
 
     panels = {
         "codes in use (%)": ("test_used", 100),
         "perplexity of the codes": ("test_perplexity", 1),
-        "mean squared error, rebuilt (%)": ("test_error", 100),
+        "rebuilt images: PSNR (dB)": ("test_psnr", 1),
     }
     bars({title: {arm: [scale * run[key] for run in runs] for arm, runs in results.items()}
           for title, (key, scale) in panels.items()}, args.out / "claim_codes.png")  # fmt: skip
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> dict:
         for key in SHOWN[args.claim]:
             values = [run[f"test_{key}"] for run in runs if f"test_{key}" in run]
             percent = key in ("used", "right", "plain_right")
-            how = {} if percent else dict(scale=1, digits=4 if key == "error" else 2, unit="")
+            how = {} if percent else dict(scale=1, digits=2, unit="")
             words += [f"{key} {plus_minus(values, **how)}"] if values else []
         print(f"{arm:>{width}}: {', '.join(words)}")
     print(f"wrote {path} and {path.with_suffix('.png')} in {time.monotonic() - begun:.0f} s")

@@ -1,7 +1,7 @@
 """Images and captions as the two networks take them: pixels from 0 to 1, and words as tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,17 +9,20 @@ from torch import Tensor
 from common import cli, fail, seed_of
 from common.data import text as texts
 from common.data.augment import scaled_window
+from common.data.batches import Batches, Draw
 from common.data.captions import CAPTION_SETS, CaptionSet, load_captions
 from common.data.drawing import CLASSES
 from common.data.images import IMAGE_SETS, ImageSet, load_images
 from common.data.shapes import COLOURS
 from common.data.text import UNKNOWN, read_tokenizer, train_bpe
 from common.device import Device
+from common.run import progress_bar
+from dalle.dvae import DVAE
 
 DATA = [*CAPTION_SETS, *(name for name in IMAGE_SETS if not name.startswith("shapes"))]
 RANGE = dict(mean=[0.0] * 3, std=[1.0] * 3)  # pixels stay from 0 to 1
 PLAIN = {"full": 0.0, "plain": 1.0, "mixed": 0.05}  # shares of captions; of Betker et al., Sec. 3.3
-PHOTO = "a photo of "
+PHOTO = "a photo of "  # how every second caption of a scene begins: it tells nothing
 NAMED = re.compile(rf"\ban? (?:(?:small|large) )?(?:{'|'.join(COLOURS)}) ({'|'.join(CLASSES)})\b")
 
 
@@ -75,31 +78,75 @@ class Words:
         return any(name.strip("▁") for name in names)
 
 
+class Coded:
+    """The training set as the transformer takes it: codes (B, h, w) and B captions.
+
+    Images that are alike in each epoch become codes once, here; scenes without end, and crops, in
+    each step.
+    """
+
+    def __init__(self, part: CaptionSet, dvae: DVAE, dev: Device):
+        self.part, self.dvae, self.dev, self.codes = part, dvae, dev, None
+        if not part.endless and not part.images.window:
+            places = torch.arange(len(part)).split(250)
+            shown = progress_bar(places, dev, "encoding", len(places))
+            self.codes = torch.cat([self.encode(part.images.examples(some)[0]) for some in shown])
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Of each place the likeliest code: no noise (Sec. 2.2)."""
+        with self.dev.autocast():
+            return self.dvae.encode(images)
+
+    def batches(self, batch_size: int) -> Batches:
+        """Batches of training, in the order, with the captions and the crops of the part's own."""
+
+        def fetch(parts: list[Tensor], draws: Iterable[Draw], epoch: int) -> Iterator:
+            if self.codes is None:
+                made = self.part.batches(batch_size).fetch(parts, draws, epoch)
+                yield from ((self.encode(images), captions) for images, captions, _ in made)
+                return
+            captions = self.part.chosen(epoch)
+            for places in parts:
+                texts = [captions[i] for i in places.tolist()]
+                yield self.codes[places.to(self.codes.device)], texts
+
+        return Batches(len(self.part), batch_size, self.dev, True, fetch)
+
+
+def read_texts(part: CaptionSet, args: cli.Flags) -> list[str]:
+    """The different captions of a part, as they are read: those of scenes in full and plain."""
+    found = part.texts()[0]
+    if args.captions:
+        full = [caption.removeprefix(PHOTO) for caption in found]
+        found = list(dict.fromkeys([*full, *map(plainly, full)]))
+    return found
+
+
 def make_words(train: CaptionSet, args: cli.Flags, dev: Device) -> None:
     """Puts a vocabulary, trained on the captions of the training set by byte-pair encoding, into
     the facts of the data (Sec. 2.2: of lower-cased captions)."""
-    captions = train.texts()[0]
-    if args.captions:
-        captions += [plainly(caption) for caption in captions]
-    captions = [caption.lower() for caption in captions]
+    captions = [caption.lower() for caption in read_texts(train, args)]
     tokenizer = train_bpe(captions, args.vocab_size).to_str()
     train.facts |= dict(tokenizer=dev.gather(tokenizer)[0], text_length=args.text_length)
 
 
-def say_losses(words: Words, parts: Sequence[CaptionSet | None], dev: Device) -> None:
+def say_losses(
+    words: Words, parts: Sequence[CaptionSet | None], args: cli.Flags, dev: Device
+) -> None:
     """Says what of the captions isn't read."""
-    found = [words.tokens(part.texts()[0]) for part in parts if part]
+    found = [words.tokens(read_texts(part, args)) for part in parts if part]
     if note := texts.losses(found, words.length):
         dev.say(f"note: {note}")
 
 
 def plainly(caption: str) -> str:
-    """A caption of a scene as alt texts are: "a large red star" becomes "a photo of a star"."""
+    """A caption of a scene as alt texts are: "a large red star" becomes "a star"."""
 
     def bare(found: re.Match) -> str:
         return f"{'an' if found[1][0] in 'aeiou' else 'a'} {found[1]}"
 
-    return PHOTO + NAMED.sub(bare, caption.removeprefix(PHOTO))
+    return NAMED.sub(bare, caption.removeprefix(PHOTO))
 
 
 def reworded(captions: Sequence[str], kind: str | None, *key: int) -> list[str]:

@@ -193,17 +193,26 @@ class DVAE(nn.Module):
 
     @torch.no_grad()
     def spread(self, x: Tensor, deviation: float) -> None:
-        """Scales the encoder's last layer so that over images x (B, C, H, W) each code's logit has
-        mean 0 and this std, and the decoder's first so that a code alone is of size 1.
+        """Lets each code stand for a place of images x (B, C, H, W), drawn at random: the nearer
+        the encoder's features of another place, the larger its logit; `deviation` is the std of a
+        place's logits. The decoder begins with like inputs for like codes, of std 1.
 
         As it begins otherwise, all codes are alike for all images, and training picks a few.
         """
-        last, first = self.encoder.blocks.output.conv, self.decoder.blocks.input
-        logits = self.logits(x).to(last.w.dtype)
-        mean, scale = logits.mean((0, 2, 3)), deviation / logits.std((0, 2, 3)).clamp(min=1e-6)
-        last.w.mul_(scale[:, None, None, None])
-        last.b.sub_(mean).mul_(scale)
-        first.w.mul_(self.num_codes**0.5)
+        last, first = self.encoder.blocks.output, self.decoder.blocks.input
+        features = last.relu(self.encoder.blocks[:-1](mapped(x)))
+        features = features.movedim(1, 3).flatten(0, 2)  # (N, D)
+        middle = features.mean(0)
+        drawn = torch.randperm(len(features), device=x.device)
+        chosen = drawn.repeat(-(-self.num_codes // len(drawn)))[: self.num_codes]
+        apart = features[chosen] - middle  # (K, D)
+        bias = -apart.square().sum(1) / 2
+        logits = (features - middle) @ apart.T + bias  # (N, K), of -distance² / 2
+        scale = deviation / logits.std(1).mean().clamp(min=1e-6)
+        last.conv.w.copy_(scale * apart[..., None, None])
+        last.conv.b.copy_(scale * (bias - apart @ middle))
+        inputs = torch.randn(len(first.w), apart.shape[1]).to(apart) @ apart.T
+        first.w.copy_((inputs / inputs.std().clamp(min=1e-6))[..., None, None])
 
     def encode(self, x: Tensor) -> Tensor:
         """The likeliest codes (B, h, w) of images (B, C, H, W): what the transformer learns."""
@@ -271,7 +280,13 @@ def dvae(num_codes: int = 8192, **settings) -> DVAE:
     return DVAE(num_codes, **settings)
 
 
-def dvae_small(num_codes: int = 256, **settings) -> DVAE:
-    """Ours, factor 4, for minutes of one machine: 8 x 8 codes for 32 x 32 pixels."""
-    small = dict(width=32, num_groups=3, num_blocks=1, first_width=32, gain=1.0)
+def dvae_small(num_codes: int = 256, factor: int = 4, **settings) -> DVAE:
+    """Ours, for minutes of one machine: with factor 4 there are 8 x 8 codes for 32 x 32 pixels.
+
+    Raises ValueError for a factor that is no power of two.
+    """
+    if factor < 1 or factor & (factor - 1):
+        raise ValueError(f"pixels are halved from group to group, so no code stands for {factor}")
+    groups = factor.bit_length()
+    small = dict(width=32, num_groups=groups, num_blocks=1, first_width=32, gain=1.0)
     return DVAE(num_codes, **small | settings)

@@ -5,6 +5,7 @@ shape and the colour that the prompt names.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def code_metrics(
     """The bound, its terms, and how the likeliest codes do.
 
     `loss` is the negative bound in nats a value (with a KL term of weight 1), `error` the mean
-    squared error of images rebuilt from their likeliest codes, `used` the share of the codes that
-    any place has, `perplexity` as many as would be used equally often for the same entropy.
+    squared error of images rebuilt from their likeliest codes, `psnr` the same in dB, `used` the
+    share of the codes that any place has, `perplexity` as many as would be used equally often for
+    the same entropy.
     """
     model.eval()
     images = images_of(part)
@@ -68,7 +70,7 @@ def code_metrics(
     entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
     used = float((shares > 0).float().mean())
     found = dict(loss=nats + kl, nats=nats, kl=kl, error=error, used=used)
-    found["perplexity"] = float(entropy.exp())
+    found |= dict(perplexity=float(entropy.exp()), psnr=-10 * math.log10(max(error, 1e-10)))
     return {f"{images.part}_{key}": value for key, value in found.items()}
 
 
@@ -145,7 +147,8 @@ def prompt_metrics(
     dev.say(judge)
     asked = one_object(args.prompts, args.size, seed)
     shapes, colours = wanted(asked.captions)
-    mine = torch.arange(args.prompts).tensor_split(dev.world)[dev.rank]
+    count = -(-args.prompts // dev.world)  # of each process: shards are drawn with in step
+    mine = (torch.arange(count) + dev.rank * count) % args.prompts
     real = asked.pixels[mine].to(dev.device).float() / 255
     captions = [asked.captions[i] for i in mine.tolist()]
 
@@ -159,7 +162,7 @@ def prompt_metrics(
     with torch.no_grad(), dev.autocast():
         rebuilt = torch.cat([dvae.reconstruct(part).float() for part in real.split(100)])
     rows = [seen(images) for images in (made, plain, rebuilt, real)]
-    rows = torch.cat(dev.gather(torch.stack(rows, 1)))  # (N, 4, 2)
+    rows = torch.cat(dev.gather(torch.stack(rows, 1)))[: args.prompts]  # (N, 4, 2)
     if picture and dev.main:
         show(made, captions, rows[: len(made), 0].all(1).tolist(), picture)
     drawn, _, rebuilt, real = rows.all(2).double().mean(0).tolist()

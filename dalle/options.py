@@ -6,13 +6,15 @@ from common import cli, fail
 from common.data.captions import add_scene_flags
 from common.data.images import add_image_flags
 from common.folder import read_flags
+from common.weights import check_evaluated
 from dalle.data import DATA, PLAIN
 from dalle.layers import KINDS
 from dalle.model import MODELS
 from dalle.stream import SPARSE
 
 CODES = {"dalle": "dvae", "dalle_small": "dvae_small"}  # which dVAE a transformer trains first
-FACTORS = {"dvae": 8, "dvae_small": 4}  # pixels, down and across, that a code stands for
+TOLD = ("num_codes", "factor")  # of the dVAE, which a transformer's flags choose, too
+PLACES = {1: 6, 2: 11, 3: 17}  # for the tokens of what is said of so many objects
 # fmt: off
 SIZES = ("text_length", "d_model", "num_layers", "num_heads", "attention", "kernel")
 STREAM = dict(  # flags of the transformer alone
@@ -20,22 +22,21 @@ STREAM = dict(  # flags of the transformer alone
     text_length=None, d_model=None, num_layers=None, num_heads=None, kernel=None, prompts=0,
     draw_temperature=1.0)
 DVAE = dict(  # of the dVAE alone; App. A.2
-    num_codes=None, width=None, beta=6.6, beta_rise=0.0017, temperature=1 / 16, cooling=0.05,
-    straight_through=False, ema=0.999, spread=0.0, encoder_rate=1.0, encoder_waits=0.0,
-    weights=None)
+    num_codes=None, factor=None, width=None, beta=6.6, beta_rise=0.0017, temperature=1 / 16,
+    cooling=0.05, straight_through=False, ema=0.999, spread=0.0, encoder_rate=1.0,
+    encoder_waits=0.0, weights=None)
 OWN = {
     "dvae_small": dict(
-        num_codes=256, width=24, epochs=2, batch_size=32, lr=3e-3, beta=0.3, beta_rise=0.2,
-        temperature=0.25, cooling=0.8, ema=0.99, weight_decay=1e-4, warmup=0.05, clip=1.0,
-        spread=4.0, encoder_rate=0.2, encoder_waits=0.3),
+        num_codes=128, factor=2, width=24, epochs=2, batch_size=16, lr=3e-3, beta=0.02,
+        beta_rise=0.2, temperature=0.25, cooling=0.8, ema=0.99, weight_decay=1e-4, warmup=0.05,
+        clip=1.0, spread=15.0, encoder_rate=0.5, encoder_waits=0.1),
     "dalle_small": dict(
-        vocab_size=256, text_length=17, d_model=128, num_layers=4, num_heads=4, kernel=5,
-        prompts=200, draw_temperature=0.7),
-    "dvae": dict(num_codes=8192, width=256, weight_decay=1e-4, warmup=0.0),
+        vocab_size=256, d_model=128, num_layers=4, num_heads=4, kernel=5, prompts=200),
+    "dvae": dict(num_codes=8192, factor=8, width=256, weight_decay=1e-4, warmup=0.0),
     "dalle": dict(text_length=256, d_model=3968, num_layers=64, num_heads=62, kernel=11),
 }
 PHOTOS = {  # of image files, which are fewer and larger than scenes
-    "dvae_small": dict(size=64, epochs=60, num_codes=512),
+    "dvae_small": dict(size=64, factor=4, epochs=60, num_codes=512),
     "dalle_small": dict(
         size=64, epochs=60, vocab_size=2048, text_length=32, d_model=192, num_layers=4,
         num_heads=6, dropout=0.1),
@@ -44,7 +45,7 @@ DVAE_PAPER = dict(  # App. A.2: 3 million steps, and a cosine over 1.2 of them
     epochs=6, batch_size=512, lr=1e-4, clip=None, weight_decay=1e-4, warmup=0.0, fall=0.4,
     floor=0.0125)
 # fmt: on
-FIXED = ("size", "codes", "num_codes", "width", "weights", "vocab_size", "captions", *SIZES)
+FIXED = ("size", "objects", "codes", *TOLD, "width", "weights", "vocab_size", "captions", *SIZES)
 
 
 def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, dict]:
@@ -58,6 +59,8 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     elif not scenes:
         own |= PHOTOS.get(model, {})
     own["objects"] = 1 if scenes and small else 3
+    if scenes and model == "dalle_small":
+        own["text_length"] = PLACES[given.get("objects", own["objects"])]
     if not small and not paper:
         own |= dict(batch_size=8, lr=1e-4)
     other = STREAM if kind == "dvae" else DVAE
@@ -66,13 +69,15 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     if kind == "dvae":
         nothing["fsdp"] = "a dVAE is small enough for one device: torchrun alone shares its steps"
     else:
-        nothing.pop("num_codes")
-        own["num_codes"] = OWN[CODES[model]]["num_codes"]
+        first = OWN[CODES[model]] | ({} if scenes or paper else PHOTOS.get(CODES[model], {}))
+        for flag in TOLD:
+            nothing.pop(flag)
+            own[flag] = first[flag]
         if codes := given.get("codes"):
             place = Path(codes).expanduser()
             known = read_flags(place if place.is_dir() else place.parent)
-            own |= {key: known[key] for key in ("size", "num_codes") if known.get(key)}
-            nothing["num_codes"] = "the codes of --codes have their own number"
+            own |= {key: known[key] for key in ("size", *TOLD) if known.get(key)}
+            nothing |= dict.fromkeys(TOLD, "the codes of --codes are made already")
         if not scenes:
             own |= dict(prompts=0, captions=None)
             reason = "only captions of shapes can be judged, and are plain or in full"
@@ -80,7 +85,7 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
     if not scenes:
         nothing["objects"] = "only scenes of shapes have a number of objects that is known"
     if not small:
-        sizes = ("width", "d_model", "num_layers", "num_heads")
+        sizes = ("factor", "width", "d_model", "num_layers", "num_heads")
         nothing |= dict.fromkeys(sizes, f"{model} has the paper's")
     return own, nothing
 
@@ -125,6 +130,8 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     text = "of these draws: below 1 likelier codes, 0 the likeliest"
     add("--draw-temperature", type=cli.not_negative, metavar="T", default=1.0, help=text)
     add("--num-codes", type=cli.integer(2), metavar="K", help="codes of the dVAE")
+    text = "pixels, down and across, that a code of dvae_small stands for"
+    add("--factor", type=a_factor, metavar="F", help=text)
     add("--width", type=cli.integer(4), metavar="C", help="channels of dvae_small's first group")
     add("--beta", type=cli.not_negative, metavar="B", default=6.6, help="weight of the KL term")
     text = "share of the steps in which that weight rises"
@@ -158,6 +165,13 @@ def odd(text: str) -> int:
     return number
 
 
+def a_factor(text: str) -> int:
+    """A parser of the factors that there are."""
+    if text not in ("2", "4", "8"):
+        fail(f"--factor {text}: a code stands for 2x2, 4x4 or 8x8 pixels")
+    return int(text)
+
+
 def check_size(size: int, factor: int) -> None:
     """Ends in one line where images can't be cut into the squares that codes stand for."""
     if size % factor:
@@ -168,8 +182,7 @@ def check_size(size: int, factor: int) -> None:
 def check(args: cli.Flags) -> None:
     """Ends in one line if flags don't fit together."""
     if not args.codes and not args.weights and not args.stored:
-        check_size(args.size, FACTORS[CODES.get(args.model, args.model)])
-    if "weights" in args.typed and args.evaluate:
-        fail("--weights starts a training, and --evaluate trains nothing: leave one of them away")
+        check_size(args.size, args.factor)
+    check_evaluated(args)
     if "weights" in args.typed and args.paper:
         fail("--paper trains from the beginning: leave --weights out")

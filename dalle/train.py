@@ -23,7 +23,7 @@ from common import cli, fail
 from common.data.captions import CaptionSet
 from common.device import Device
 from common.run import Run
-from dalle.data import Words, check_captions, load, make_words, reworded, say_losses
+from dalle.data import Coded, Words, check_captions, load, make_words, reworded, say_losses
 from dalle.evaluate import prompt_metrics, stream_metrics
 from dalle.model import DALLE, DVAE, MODELS, losses
 from dalle.options import CODES, SIZES, check_size, parse
@@ -31,7 +31,7 @@ from dalle.published import network_of, read_codes
 from dalle.train_dvae import step_size, train_dvae, train_first
 
 # fmt: off
-QUICK = dict(model="dalle_small", data="shapes",                epochs=3, val=500, batch_size=32,   lr=2e-3,  # noqa: E501
+QUICK = dict(model="dalle_small", data="shapes",                epochs=3, val=500, batch_size=16,   lr=2e-3,  # noqa: E501
              clip=1.0, warmup=0.05)
 PAPER = dict(model="dalle",       data="captions:data/web.csv", epochs=2, val=0,   batch_size=1024, lr=4.5e-4,  # noqa: E501
              clip=4.0, warmup=5000)  # App. B.2
@@ -95,16 +95,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     else:
         make_words(train, args, dev)
     words = Words(train.facts)
-    say_losses(words, (train, val, test), dev)
+    say_losses(words, (train, val, test), args, dev)
     dvae = dvae.to(dev.device).requires_grad_(False).eval()
     model = build(args, words, dvae)
     net = dev.wrap(model)
     if args.fsdp:
         register_fsdp_forward_method(model, "step")
     optimizer = make_optimizer(args, model)
-    batches = train.batches(args.batch_size)
-    share = partial(step_size, args.epochs * len(batches), args)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    steps = args.epochs * len(train.batches(args.batch_size))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(step_size, steps, args))
     parts = dict(model=model, optimizer=optimizer, schedule=schedule, dataset=train.facts)
     run = Run(args, dev, ("val_loss", min), **parts, dvae=dvae.state_dict())
 
@@ -117,13 +116,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     if args.evaluate:
         return run.finish(**measure(test))
+    batches = Coded(train, dvae, dev).batches(args.batch_size)
     for epoch in run.epochs():
         model.train()
-        for images, captions, _ in run.progress(batches):
+        for codes, captions in run.progress(batches):
             captions = reworded(captions, args.captions, args.seed, run.step)
             text = words.encode(captions).to(dev.device)
             with dev.autocast():
-                codes = dvae.encode(images)  # of all the likeliest: no noise (Sec. 2.2)
                 loss, of_text, of_image = losses(*net(text, codes), text, codes)
             run.add(train_loss=loss, train_text_loss=of_text, train_image_loss=of_image)
             if dev.step(loss, optimizer):

@@ -20,13 +20,14 @@ from common.schedule import cosine
 from dalle.data import images_of, load
 from dalle.evaluate import averaged, code_metrics
 from dalle.model import DVAE, MODELS
-from dalle.options import CODES, check_size
+from dalle.options import CODES, TOLD, check_size
 from dalle.published import network_of, read_codes
 
-HANDED = ("objects", "size", "limit", "val", "seed", "precision", "num_codes", "max_steps",
-          "save_minutes", "stream", "workers")  # what a dVAE trained first gets, too  # fmt: skip
+HANDED = ("objects", "size", "limit", "val", "seed", "precision", *TOLD, "max_steps",
+          "save_minutes", "stream", "workers", "accumulate", "patience", "compile", "tensorboard",
+          "quiet", "paper")  # what a dVAE trained first gets, too  # fmt: skip
 
-SPREAD_OVER = 64  # images
+SPREAD_OVER = 128  # images
 
 
 def step_size(steps: int, args: cli.Flags, step: int) -> float:
@@ -63,7 +64,7 @@ def make(args: cli.Flags) -> DVAE:
         return network_of(args.stored["model"], args.evaluate or args.run_dir)
     if args.weights:
         return read_codes(args.weights).requires_grad_()
-    settings = {} if args.model == "dvae" else dict(width=args.width)
+    settings = {} if args.model == "dvae" else dict(factor=args.factor, width=args.width)
     try:
         return MODELS[args.model](args.num_codes, **settings)
     except ValueError as error:
@@ -146,7 +147,6 @@ def train_first(args: cli.Flags, dev: Device, parse: Callable) -> tuple[cli.Flag
             argv.append(f"--{spelt}" if value else f"--no-{spelt}")
         elif value is not None and flag in (*args.chosen, *args.typed):
             argv += [f"--{spelt}", str(value)]
-    argv += [f"--{flag}" for flag in ("quiet", "paper", "compile") if getattr(args, flag)]
     try:
         train_dvae(parse(argv), place)
     except SystemExit as end:

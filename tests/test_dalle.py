@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import count, perturb
 
+from common.claims import finished
 from common.decode import generate, keep
 from dalle import dvae, layers, stream, train
 from dalle.layers import Layout, blockwise, stream_mask
@@ -244,19 +246,46 @@ def test_codes_and_back():
 
 
 def test_codes_are_spread_over_images():
-    """Each code's logit has mean 0 and the std over images; a code decodes at full size."""
+    """Each code stands for a place of the images: the softmax of distances between features, by
+    brute force; the decoder's inputs are alike for codes that are."""
     torch.manual_seed(0)
-    model = dvae.DVAE(**TINY | dict(num_codes=50))
-    x = torch.rand(8, 3, 16, 16)
+    model = dvae.DVAE(**TINY | dict(num_codes=50)).double()
+    x = torch.rand(8, 3, 16, 16).double()
     before = len(model.encode(x).unique())
-    first = model.decoder.blocks.input.w.detach().std()
+    features = model.encoder.blocks[:-1](dvae.mapped(x)).relu().detach()
+    features = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])  # 128 places
+    torch.manual_seed(1)
     model.spread(x, 3.0)
-    logits = model.logits(x).detach()
-    torch.testing.assert_close(logits.mean((0, 2, 3)), torch.zeros(50), atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits.std((0, 2, 3)), torch.full((50,), 3.0), atol=1e-3, rtol=0)
-    assert len(model.encode(x).unique()) > max(15, 2 * before)
-    torch.testing.assert_close(model.decoder.blocks.input.w.detach().std(), first * 50**0.5)
+    torch.manual_seed(1)
+    stands_for = features[torch.randperm(len(features))[:50]]
+    want = -torch.cdist(features, stands_for).square() / 2
+    want = want * 3.0 / want.std(1).mean()
+    logits = model.logits(x).detach().permute(0, 2, 3, 1).reshape(-1, 50)
+    torch.testing.assert_close(logits.softmax(1), want.softmax(1))
+    assert logits.std(1).mean() == pytest.approx(3.0)
+    assert len(model.encode(x).unique()) > max(40, 2 * before)
+    inputs = model.decoder.blocks.input.w.detach()[:, :, 0, 0].T  # (50, 6)
+    assert inputs.std().item() == pytest.approx(1)
+    apart = torch.cdist(stands_for, stands_for).flatten()
+    found = torch.corrcoef(torch.stack([apart, torch.cdist(inputs, inputs).flatten()]))
+    assert found[0, 1] > 0.5
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_more_codes_than_places_to_stand_for():
+    model = dvae.DVAE(**TINY | dict(num_codes=50))
+    model.spread(torch.rand(2, 3, 16, 16), 3.0)
+    assert len(model.encoder.blocks.output.conv.w.unique(dim=0)) == 32  # all of them
+    assert model.logits(torch.rand(2, 3, 16, 16)).isfinite().all()
+
+
+def test_pixels_of_a_code():
+    for factor, side in ((2, 8), (4, 4), (8, 2)):
+        model = dvae.dvae_small(16, factor, width=8)
+        assert model.factor == factor
+        assert model.encode(torch.rand(1, 3, 16, 16)).shape == (1, side, side)
+    with pytest.raises(ValueError, match="no code stands for 6"):
+        dvae.dvae_small(16, 6)
 
 
 def test_a_gain_of_ones_own():
@@ -594,7 +623,12 @@ def test_a_transformer_learns_a_batch_by_heart():
 
 @pytest.mark.slow
 def test_quick_draws_what_it_is_asked_for():
-    """At least three times chance, which is one in 80."""
-    found = train.main(["--quiet"])
+    """Codes that show shapes, and draws that are right at least three times as often as by chance,
+    which is one in 80."""
+    found = train.main(["--quiet", "--run-dir", "run"])
+    codes = finished(Path("run/codes"))
+    assert codes["test_psnr"] > 20
+    assert codes["test_used"] > 0.7
     assert found["test_judge"] > 0.9
+    assert found["test_rebuilt"] > 0.7
     assert found["test_right"] > 3 / 80
