@@ -43,9 +43,9 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     return lowered[near[0]] if near else None
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not among `known`, with the nearest that is."""
-    known = list(known)
+def unknown(what: str, name: object, known: Iterable[object]) -> str:
+    """The message for a name (or number) that is not among `known`, with the nearest that is."""
+    name, known = str(name), [str(one) for one in known]
     near = nearest(name, known)
     hint = f"did you mean {near}? " if near else ""
     return f"unknown {what} {name!r}: {hint}There are {', '.join(known)}"

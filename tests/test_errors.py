@@ -74,6 +74,12 @@ def test_a_near_name_is_suggested(refused):
     assert "did you mean conv?" in refused(toy.main, ["--model", "CONV"])
 
 
+@pytest.mark.parametrize(("milestone", "flag"), [("unet", "--views"), ("maskrcnn", "--trainable")])
+def test_a_number_that_is_no_choice(milestone, flag, refused):
+    main = importlib.import_module(f"{milestone}.train").main
+    assert f"unknown {flag[2:]} '7': There are" in refused(main, [flag, "7"])
+
+
 def test_a_run_folder_that_cannot_be_written(main, refused):
     Path("file").write_text("mine")
     line = refused(main, ["--run-dir", "file/run", "--limit", "64", "--epochs", "1"])
