@@ -87,7 +87,7 @@ def recipe(
     else:
         nothing |= dict.fromkeys(FIRST, "it is of the first stage: see --model kl_small")
         own |= {k: v for k, v in SECOND.items() if k not in ("autoencoder", "weights")}
-        own |= dict(latent_channels=8) if small else {}
+        own |= dict(latent_channels=8, prediction="v_prediction") if small else {}
         nothing["num_codes"] = "it is of the first stage: see --model vq_small"
     if model == "stable_diffusion":
         own |= dict(steps=1000, batch_size=4, lr=1e-5 if weights else 1e-4, warmup=0, decay=False)

@@ -320,7 +320,7 @@ def test_processes_share_the_encoding(monkeypatch):
         ["--factor", "2", "--latent-channels", "2"],
         ["--factor", "8", "--regulariser", "vq"],
         ["--conditioning", "pooled"],
-        ["--prediction", "v_prediction"],
+        ["--prediction", "epsilon"],
     ],
     ids=lambda more: more[1],
 )
@@ -329,7 +329,7 @@ def test_kinds_of_models(more):
     assert math.isfinite(found["test_loss"])
     network = torch.load("run/last.pt")["dataset"]["network"]
     if more[0] == "--prediction":
-        assert network["schedule"]["prediction"] == "v_prediction"
+        assert network["schedule"]["prediction"] == "epsilon"
     if more == ["--factor", "1"]:
         assert network["autoencoder"] == {"kind": "none"}
         assert not Path("run/autoencoder").exists()
