@@ -11,8 +11,8 @@ from flamingo.questions import KINDS
 # fmt: off
 FIXED = ("size", "vision", "language", "vision_epochs", "language_steps", "num_latents",
          "cross_every", "gates", "tune_language", "leave_out", "every")  # by a checkpoint
-SHAPES = dict(size=32, vision_epochs=6, language_steps=800, shots=1, riddles=0.2,
-              introduce=0.75, warmup=20)
+SHAPES = dict(size=32, vision_epochs=8, language_steps=800, shots=1, riddles=0.2,
+              introduce=0.6)
 PHOTOS = dict(size=64, vision_epochs=60, language_steps=1200, shots=4, riddles=0.0, steps=600,
               every=200, batch_size=40)
 PLAIN = dict(size=224, shots=4, riddles=0.0, introduce=0.0, gate_rate=1.0)
@@ -33,6 +33,8 @@ def recipe(model: str, data: str | None, paper: bool, **given) -> tuple[dict, di
         own |= PLAIN | dict(steps=500_000, every=10_000, batch_size=2048)
     elif not small:
         own |= LARGE
+    elif scenes:
+        own["warmup"] = 20  # steps: kinds are to come in at the full rate
     nothing = {}
     if given.get("vision"):
         own["size"] = None  # asked of the run

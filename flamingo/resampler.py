@@ -26,9 +26,12 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-# First stds of latents and of embeddings, which the paper doesn't give. Latents begin so
-# small that what they gather is soon the most of them: with 1, an image hardly changes them.
-SMALL, PLACED = 0.02, 0.2
+# Initial stds of latents and of embeddings, which the paper doesn't give. Latents begin so small
+# that what they gather is soon the most of them: with 1, an image hardly changes them. Queries begin
+# large, so that scores have a std of about 2 and each latent looks somewhere of its own: with
+# PyTorch's, all gather the mean of an image, and neither places nor shapes were learnt.
+SMALL, PLACED = 0.02, 1.0
+SHARP = 4.0  # of queries, times the root of the width
 ACTIVATIONS = {  # the paper's; Idefics' resampler has a ReLU, OpenFlamingo GELUs
     "squared_relu": SquaredReLU,
     "relu": nn.ReLU,
@@ -88,6 +91,7 @@ class PerceiverAttention(nn.Module):
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_kv = nn.Linear(width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
+        nn.init.normal_(self.to_q.weight, std=SHARP * width**-0.5)
         self.recording, self.weights = False, None
 
     # fmt: off

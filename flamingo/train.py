@@ -31,7 +31,7 @@ from flamingo.options import parse, settings_of
 from flamingo.parts import around, build, find_parts, named_parts
 
 # fmt: off
-QUICK = dict(model="flamingo_small", data="shapes",            steps=900,     every=300,    batch_size=72,   lr=2e-3,  # noqa: E501
+QUICK = dict(model="flamingo_small", data="shapes",            steps=2000,    every=500,    batch_size=36,   lr=2e-3,  # noqa: E501
              val=500, clip=1.0, gate_rate=10.0)
 PAPER = dict(model="flamingo_80b",   data="vqa:data/m3w.json", steps=500_000, every=10_000, batch_size=2048, lr=1e-4,  # noqa: E501
              val=0, clip=1.0, gate_rate=1.0, warmup=5000, decay=False, loss="text", accumulate=256)

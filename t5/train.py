@@ -144,12 +144,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         optimizer = torch.optim.Adafactor(model.parameters(), args.lr)
     else:
         # Adam's steps are of one size, the initial weights are not: see README.md, Departures.
-        rates = {"": 1.0, "attention_bias": args.bias_rate, ".q.": model.sizes.d_kv**-0.5}
+        rates = {"": 1, "shared.": 10, "_bias": args.bias_rate, ".q.": model.sizes.d_kv**-0.5}
         kinds: dict[str, list] = {part: [] for part in rates}  # the first one's rate is printed
         for name, p in model.named_parameters():
             kinds[max((part for part in rates if part in name), key=len)].append(p)
         groups = [dict(params=some, lr=args.lr * rates[part]) for part, some in kinds.items()]
-        how = dict(betas=(0.9, 0.98), weight_decay=0.0, fused=not args.fsdp)
+        how = dict(betas=(0.9, 0.98), weight_decay=0, fused=not args.fsdp)
         optimizer = torch.optim.AdamW(groups, args.lr, **how)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step_size(args, step))
     parts = dict(model=model, optimizer=optimizer, schedule=schedule)
