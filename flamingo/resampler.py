@@ -27,8 +27,8 @@ class SquaredReLU(nn.Module):
 
 
 # Initial stds of latents and of embeddings, which the paper doesn't give. Latents begin so small
-# that what they gather is soon the most of them: with 1, an image hardly changes them. Queries begin
-# large, so that scores have a std of about 2 and each latent looks somewhere of its own: with
+# that what they gather is soon the most of them: with 1, an image hardly changes them. Queries
+# begin large, so that scores have a std of about 2 and each latent looks somewhere of its own: with
 # PyTorch's, all gather the mean of an image, and neither places nor shapes were learnt.
 SMALL, PLACED = 0.02, 1.0
 SHARP = 4.0  # of queries, times the root of the width
