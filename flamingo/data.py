@@ -36,7 +36,8 @@ DATA = ["shapes", "shapes:N", "flickr8k", "vqa:JSON"]
 QUESTION = "question"  # the kind of the user's own, unless they name kinds
 HELD = 2 << 30  # bytes of features that are kept; of more, images are looked at as they are needed
 CHUNK = 100  # images that are looked at together
-ORDER = ("colour", "position", "size", "count", "shape", "yes-no", CAPTION)  # the easy ones first
+# Position first: who has learnt to look everywhere alike, for colours, doesn't learn it any more.
+ORDER = ("position", "colour", "size", "count", "shape", "yes-no", CAPTION)
 ALONE = 0.5  # share of training rows that are of one kind of entry
 RARE = 0.2  # how often a caption comes, for one question of each kind: it has ten times the tokens
 TOLD = 0.5  # share of the language model's entries that are of a scene whose caption came before

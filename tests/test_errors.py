@@ -76,6 +76,8 @@ def test_a_near_name_is_suggested(refused):
 
 @pytest.mark.parametrize(("milestone", "flag"), [("unet", "--views"), ("maskrcnn", "--trainable")])
 def test_a_number_that_is_no_choice(milestone, flag, refused):
+    if milestone not in MILESTONES:
+        pytest.skip(f"{milestone} is not on this branch")
     main = importlib.import_module(f"{milestone}.train").main
     assert f"unknown {flag[2:]} '7': There are" in refused(main, [flag, "7"])
 

@@ -235,14 +235,15 @@ SIDES = ("left", "right", "top", "bottom")
 def test_kinds_come_in_one_after_another(few_scenes):
     (part, _), words, args, dev = parts("--introduce", "0.5", "--steps", "28", "--shots", "0")
     kinds = data.trained_kinds(part, args)
-    assert kinds == ["colour", "position", "size", "count", "shape", "yes-no", CAPTION]
+    assert kinds == ["position", "colour", "size", "count", "shape", "yes-no", CAPTION]
     for step, count in ((0, 1), (1, 1), (2, 2), (12, 7), (13, 7), (14, 7), (27, 7)):
         assert data.introduced(kinds, step, 28, 0.5) == kinds[:count]
     assert data.introduced(kinds, 0, 28, 0.0) == kinds
     rows = list(Interleaved(part, words, args, dev, 28))
     for step, row in enumerate(rows[:4]):
         text = words.text(row.tokens.flatten().tolist())
-        assert any(f"Answer: {side}" in text for side in SIDES) == (step > 1), step
+        assert any(f"Answer: {side}" in text for side in SIDES), step
+        assert any(f"Answer: {colour}" in text for colour in COLOURS) == (step > 1), step
         assert "how many" not in text and "Output" not in text
     assert any("how many" in words.text(row.tokens.flatten().tolist()) for row in rows[14:])
 
