@@ -539,6 +539,10 @@ def test_claims_on_pydocs(claim, monkeypatch):
         assert counts == sorted(set(counts))
     monkeypatch.setattr(claims, "train", None)
     assert claims.main(argv) == summary
+    Path(f"out/claim_{claim}.json").unlink()
+    for arm in claims.CLAIMS[claim]:
+        both = claims.main([*argv, "--arms", arm])
+    assert both == summary
 
 
 if __name__ == "__main__":
