@@ -7,6 +7,7 @@
     python bert/claims.py sharing
     python bert/claims.py all_tokens --data-dir PATH
     python bert/claims.py permutation --data-dir PATH
+    python bert/claims.py table --arms bert_mini electra_mini --data-dir PATH    # the rest later
 
 table: the five at the same size (4 to 5 million parameters) and the same computation (processor
 time) on English text, then fine-tuned on SST-2; and the same networks from scratch. Beside them
@@ -19,7 +20,8 @@ all_tokens (ELECTRA, Table 5 and Fig. 2): the discriminator learns from all toke
 hidden ones alone; and BERT at the same computation.
 permutation (XLNet, Table 6): permutations against hidden words, at the same computation.
 
-What is pre-trained for a claim lies below runs/bert-claims, and is trained once.
+What is pre-trained for a claim lies below runs/bert-claims, and is trained once. With --arms the
+JSON keeps what it has of the others, so that a table can be filled on several days and machines.
 """
 
 import argparse
@@ -31,13 +33,14 @@ from bert.train import main as train
 from common import cli
 from common.checkpoint import read_checkpoint
 from common.claims import (
+    add_arms,
     arm_folder,
     best_arms,
     finished,
     plus_minus,
     run_arms,
     run_script,
-    write_summary,
+    stored_arms,
 )
 from common.folder import make_folder
 
@@ -84,10 +87,12 @@ Results = dict[str, list[dict[str, float]]]
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("bert", __doc__, CLAIMS)
-    text = "of each run, and no longer (default: the claim's)"
-    parser.add_argument("--max-steps", type=cli.integer(1), metavar="N", help=text)
-    return parser.parse_args(argv)
+    return cli.claims_parser("bert", __doc__, CLAIMS, by_arm=True).parse_args(argv)
+
+
+def chosen(args: argparse.Namespace) -> list[str]:
+    """The claim's arms that are to be run."""
+    return [arm for arm in CLAIMS[args.claim] if not args.arms or arm in args.arms]
 
 
 def pretrain(flags: Sequence[str], seed: int, args: argparse.Namespace, more: list[str]) -> Path:
@@ -132,7 +137,7 @@ def spelt(command: str, folder: Path, flags: Sequence[str], more: list[str]) -> 
 def table(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict]:
     """The five: pre-trained once, fine-tuned with each seed, and from scratch."""
     results, commands = {}, {}
-    for model in TABLE:
+    for model in (arm for arm in chosen(args) if arm in TABLE):
         folder = pretrain(of_model(model), 0, args, more)
         before = measured_before(folder)
         stored = read_checkpoint(folder / "last.pt")
@@ -151,7 +156,8 @@ def table(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict]:
             name = f"{model}, from scratch" if scratch else model
             results[name] = [({} if scratch else before) | run for run in runs]
             commands[name] = spelt(own[arm], folder, of_model(model), more)
-    found, own, folders = run_arms("rnn", train_lstm, LSTM, more, args)
+    beside = {arm: flags for arm, flags in LSTM.items() if arm in chosen(args)}
+    found, own, folders = run_arms("rnn", train_lstm, beside, more, args)
     for arm, runs in found.items():
         state = read_checkpoint(folders[arm][0] / "last.pt")["model"]
         count = sum(value.numel() for value in state.values())
@@ -165,7 +171,7 @@ def pretraining(args: argparse.Namespace, more: list[str]) -> tuple[Results, dic
     folder = pretrain(of_model("bert_mini"), 0, args, more)
     weights = ["--weights", str(folder / "last.pt")]
     results, commands = {}, {}
-    for arm in CLAIMS["pretraining"]:
+    for arm in chosen(args):
         own = [] if arm == "pre-trained" else ["--from-scratch"]
         for count, epochs in EXAMPLES.items():
             limit = ["--limit", str(count), "--epochs", epochs]
@@ -184,10 +190,10 @@ def pretraining(args: argparse.Namespace, more: list[str]) -> tuple[Results, dic
 # ---------------------------------------------------------------------- small networks
 
 
-def tiny(claim: str, args: argparse.Namespace, more: list[str]) -> tuple[Results, dict]:
+def tiny(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict]:
     """Small networks, of each seed pre-trained and then fine-tuned on SST-2 and MRPC."""
     results, commands = {}, {}
-    for arm in CLAIMS[claim]:
+    for arm in chosen(args):
         results[arm] = []
         for seed in args.seeds:
             folder = pretrain([*TINY[arm], "--lr", "2e-3"], seed, args, more)
@@ -208,14 +214,16 @@ def tiny(claim: str, args: argparse.Namespace, more: list[str]) -> tuple[Results
 
 def masking(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict]:
     """Masks that come again, and masks that don't."""
-    found = run_arms("bert", train, CLAIMS["masking"], [*SHARED["masking"], *more], args)
+    arms = {arm: CLAIMS["masking"][arm] for arm in chosen(args)}
+    found = run_arms("bert", train, arms, [*SHARED["masking"], *more], args)
     return found[0], found[1]
 
 
 def sharing(args: argparse.Namespace, more: list[str]) -> tuple[Results, dict]:
     """Layers that share weights; with the number of parameters."""
     shared = [*SHARED["sharing"], *more]
-    results, commands, folders = run_arms("bert", train, CLAIMS["sharing"], shared, args)
+    arms = {arm: CLAIMS["sharing"][arm] for arm in chosen(args)}
+    results, commands, folders = run_arms("bert", train, arms, shared, args)
     for arm, runs in results.items():
         state = read_checkpoint(folders[arm][0] / "last.pt")["model"]
         for run in runs:
@@ -248,7 +256,8 @@ def draw(claim: str, results: Results, path: Path) -> None:
             model, _, scratch = arm.partition(", ")
             side = "from scratch" if arm in LSTM else scratch or "pre-trained"
             sides[side][model.partition("_")[0]] = numbers
-        bars({f"SST-2, test accuracy (%), {side}": arms for side, arms in sides.items()}, path)
+        bars({f"SST-2, test accuracy (%), {side}": arms for side, arms in sides.items() if arms},
+             path)  # fmt: skip
     elif claim in ("masking", "sharing"):
         losses = {arm: [run["test_masked_loss"] for run in runs] for arm, runs in results.items()}
         bars({"hidden tokens told (%)": percent("test_masked_accuracy"),
@@ -281,11 +290,12 @@ def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
     args = parse_args(argv)
     make_folder(args.out)
-    more = ["--max-steps", str(args.max_steps)] if args.max_steps else []
-    run = RUN.get(args.claim)
-    results, commands = run(args, more) if run else tiny(args.claim, args, more)
     path, key = args.out / f"claim_{args.claim}.json", key_of(args.claim)
-    summary = write_summary(path, results, commands)
+    arms = list(CLAIMS[args.claim])
+    kept = stored_arms(path, arms, args)
+    more = ["--max-steps", str(args.max_steps)] if args.max_steps else []
+    results, commands = RUN.get(args.claim, tiny)(args, more)
+    summary, results = add_arms(path, arms, args, results, commands, kept)
     draw(args.claim, results, path.with_suffix(".png"))
     for arm, runs in results.items():
         print(f"{arm:>32}: {key} {plus_minus([run[key] for run in runs])}{cost(runs)}")

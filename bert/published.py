@@ -32,6 +32,7 @@ FILES = (
     "merges.txt",
     "tokenizer_config.json",
 )  # beside them
+LEAST = 8  # tokens that an example has, for a pair of texts and the special tokens
 
 
 @dataclasses.dataclass
@@ -92,6 +93,9 @@ def read_weights(name: str, say: Callable = print) -> Found:
         network = names.describe(names.build(network))  # with the settings that are as usual
     except ValueError as error:
         fail(f"--weights {name}: {error}")
+    if (context := network.get("context") or LEAST) < LEAST:
+        fail(f"--weights {name} is of a network that sees {context} tokens at once: take one that "
+             f"sees {LEAST} or more")  # fmt: skip
     found = Found(name, network, state, model=model)
     if text := read_tokenizer_files(files, family, name):
         size = network["vocab_size"]

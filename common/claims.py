@@ -2,21 +2,30 @@
 
 results, commands, folders = run_arms("lenet", train, ARMS, ["--paper"], args)
 write_summary(args.out / "claim_data.json", results, commands)
+
+A claim whose trainings take longer than one sitting is run arm by arm (`--arms`, where claims.py
+offers it), on whatever machine there is; the JSON, which git keeps, collects them:
+
+kept = stored_arms(path, CLAIMS[args.claim], args)        # before the training
+summary, results = add_arms(path, CLAIMS[args.claim], args, results, commands, kept)
 """
 
 import argparse
+import datetime
 import json
+import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common import fail, seed_of
-from common.folder import read_rows
+from common import fail, seed_of, unknown
+from common.device import choose_device
+from common.folder import git_commit, read_rows, write_text
 
 
 def run_arms(
@@ -129,6 +138,14 @@ def run_script(script: Path, argv: list[str]) -> dict[str, float]:
 
 def write_summary(path: Path, results: dict[str, list[dict]], commands: dict[str, str]) -> dict:
     """Writes for each arm its command, and mean, standard deviation and values of each metric."""
+    summary = summarise(results, commands)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def summarise(results: dict[str, list[dict]], commands: dict[str, str]) -> dict:
+    """What `write_summary` writes."""
     summary = {}
     for arm, runs in results.items():
         metrics = {}
@@ -137,9 +154,81 @@ def write_summary(path: Path, results: dict[str, list[dict]], commands: dict[str
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             metrics[key] = {"mean": statistics.mean(values), "std": deviation, "values": values}
         summary[arm] = {"command": commands[arm], **metrics}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+# ---------------------------------------------------------------------- arms of several sittings
+
+
+def arm_of(name: str, arms: Iterable[str]) -> str | None:
+    """The arm that a result is of: "a" and "a, from scratch" are of "a"."""
+    return next((arm for arm in arms if name == arm or name.startswith(f"{arm}, ")), None)
+
+
+def stored_arms(path: Path, arms: Iterable[str], args: argparse.Namespace) -> dict[str, dict]:
+    """What the JSON at `path` has of the arms that `--arms` leaves out; nothing without `--arms`.
+
+    Ends in one line, before anything is trained, where it isn't of the same seeds and steps.
+    """
+    if not args.arms:
+        return {}
+    for arm in args.arms:
+        if arm not in arms:
+            fail(unknown(f"arm of {args.claim}", arm, arms))
+    try:
+        stored = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        others = {name: arm_of(name, arms) for name in stored}
+        kept = {name: dict(stored[name]) for name, arm in others.items()
+                if arm and arm not in args.arms}  # fmt: skip
+    except (AttributeError, OSError, TypeError, ValueError):
+        fail(f"{path} has no arms that can be read: fetch it again from git, or move it away")
+    for name, entry in kept.items():
+        for what, mine in settings(args).items():
+            if entry.get(what) != mine:
+                fail(f"{path} has {name!r} with {what} {entry.get(what)} and this would be with "
+                     f"{mine}: take the same, or another --out")  # fmt: skip
+    return kept
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """What all arms of a claim have to have in common."""
+    return {"seeds": list(args.seeds), "max_steps": args.max_steps}
+
+
+def add_arms(
+    path: Path,
+    arms: Iterable[str],
+    args: argparse.Namespace,
+    results: dict[str, list[dict]],
+    commands: dict[str, str],
+    kept: dict[str, dict],
+) -> tuple[dict, dict[str, list[dict]]]:
+    """`write_summary` with what `stored_arms` kept, in the order of `arms`; the results of all.
+
+    Beside each arm's command stand its seeds, and when, where and with which commit it was run.
+    """
+    now = {"date": f"{datetime.date.today()}", "machine": machine(args.device),
+           "commit": git_commit()}  # fmt: skip
+    new = summarise(results, commands)
+    both = kept | {name: settings(args) | now | entry for name, entry in new.items()}
+    order = list(arms)
+    summary = {n: both[n] for n in sorted(both, key=lambda n: order.index(arm_of(n, order)))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(summary, indent=1) + "\n")
+    return summary, {name: runs_of(entry) for name, entry in summary.items()}
+
+
+def runs_of(entry: dict) -> list[dict]:
+    """An arm's metrics, seed by seed, from what a summary has of it."""
+    values = {key: m["values"] for key, m in entry.items() if isinstance(m, dict)}
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def machine(device: str) -> str:
+    """The processor or GPU that `--device` names, in words."""
+    if choose_device(device) == "cuda":
+        return torch.cuda.get_device_name()
+    return torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
 
 
 def plus_minus(

@@ -366,9 +366,10 @@ def claims_parser(
     data: str | None = None,
     epochs: int | None = None,
     size: int | None = None,
+    by_arm: bool = False,
 ) -> OneLineParser:
     """The flags that every claims.py has; where a default is given for them, also `--data`,
-    `--epochs` and `--size`."""
+    `--epochs` and `--size`; `by_arm` adds `--arms` and `--max-steps`, for claims.stored_arms."""
     parser = OneLineParser(f"python {milestone}/claims.py CLAIM", doc)
     add, text = parser.add_argument, "one run each (default: 0 1 2)"
     add("claim", choices=list(claims), help="which claim to put to the test")
@@ -386,6 +387,11 @@ def claims_parser(
     if size:
         text = f"pixels the networks see (default: {size})"
         add("--size", type=integer(8), default=size, metavar="S", help=text)
+    if by_arm:
+        text = "of the claim, and no others; what the JSON has of those stays (default: all)"
+        add("--arms", nargs="+", metavar="ARM", help=text)
+        text = "of each training, and no longer (default: the claim's)"
+        add("--max-steps", type=integer(1), metavar="N", help=text)
     return parser
 
 

@@ -13,14 +13,14 @@ spans (Tables 6 and 7): gaps of 2, 3, 5, 10 tokens on average; 10, 15, 25, 50% o
 multitask (Sec. 3.5.2): SST-2 and Multi30k together, beside each alone with as many of its examples.
 
 All are fine-tuned alike after the same steps of pre-training, which the claims share: an arm that
-one of them has trained, another finds done.
+one of them has trained, another finds done. With --arms the JSON keeps what it has of the others.
 """
 
 import argparse
 from pathlib import Path
 
 from common import cli
-from common.claims import arm_folder, finished, plus_minus, write_summary
+from common.claims import add_arms, arm_folder, finished, plus_minus, stored_arms
 from common.folder import make_folder
 from t5.train import main as train
 
@@ -63,10 +63,7 @@ METRICS = {  # the panel's name; of two tasks the metrics bear their names
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; see --help."""
-    parser = cli.claims_parser("t5", __doc__, CLAIMS)
-    text = "of each training, and no longer (default: the claim's)"
-    parser.add_argument("--max-steps", type=cli.integer(1), metavar="N", help=text)
-    return parser.parse_args(argv)
+    return cli.claims_parser("t5", __doc__, CLAIMS, by_arm=True).parse_args(argv)
 
 
 def trained(name: str, argv: list[str], args: argparse.Namespace) -> tuple[Path, dict]:
@@ -100,11 +97,13 @@ def main(argv: list[str] | None = None) -> dict:
     """Runs what isn't done yet; writes claim_NAME.json and .png; returns the summary."""
     args = parse_args(argv)
     make_folder(args.out)
+    path, arms = args.out / f"claim_{args.claim}.json", CLAIMS[args.claim]
+    kept = stored_arms(path, arms, args)
     results, commands = {}, {}
-    for arm, (before, tuning) in CLAIMS[args.claim].items():
-        results[arm], commands[arm] = run_arm(arm, before, tuning, args)
-    path = args.out / f"claim_{args.claim}.json"
-    summary = write_summary(path, results, commands)
+    for arm, (before, tuning) in arms.items():
+        if not args.arms or arm in args.arms:
+            results[arm], commands[arm] = run_arm(arm, before, tuning, args)
+    summary, results = add_arms(path, arms, args, results, commands, kept)
 
     from common.plot import bars
 

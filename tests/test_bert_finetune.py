@@ -349,6 +349,7 @@ def test_claims_on_files(claim, monkeypatch, capsys):
     monkeypatch.setattr(
         claims, "TABLE", {"bert_mini": ("3", "1e-3")} if claim != "table" else table
     )
+    monkeypatch.setitem(claims.CLAIMS, "table", [*table, *claims.LSTM])
     of_model = claims.of_model
     monkeypatch.setattr(claims, "of_model", lambda model: [*of_model(model), *small])
     monkeypatch.setattr(claims, "EXAMPLES", {4: "2", 6: "1"})
@@ -396,6 +397,12 @@ def test_claims_on_files(claim, monkeypatch, capsys):
     monkeypatch.setattr(claims, "finetune", None)
     monkeypatch.setattr(claims, "train_lstm", None)
     assert claims.main(argv) == summary
+    path = Path(f"out/claim_{claim}.json")
+    path.unlink()
+    for arm in reversed(claims.CLAIMS[claim]):  # one after another
+        claims.main([*argv, "--arms", arm])
+    assert json.loads(path.read_text()) == summary
+    assert list(json.loads(path.read_text())) == list(summary)
 
 
 if __name__ == "__main__":

@@ -409,6 +409,20 @@ def test_weights_that_do_not_fit(refused):
     assert "the folder holds no model.safetensors" in refused(read, "empty")
 
 
+def test_weights_of_a_context_without_room_for_a_pair(refused):
+    import transformers as theirs
+
+    few = dict(vocab_size=60, num_hidden_layers=1, num_attention_heads=2, hidden_size=32)
+    for context, fits in ((7, False), (8, True)):
+        config = theirs.BertConfig(**few, intermediate_size=32, max_position_embeddings=context)
+        theirs.BertForPreTraining(config).save_pretrained(f"of-{context}")
+        if fits:
+            assert published.read_weights(f"of-{context}").network["context"] == 8
+        else:
+            line = refused(train.main, ["--weights", f"of-{context}", "--quiet"])
+            assert "sees 7 tokens at once: take one that sees 8 or more" in line
+
+
 def test_training_goes_on_from_a_run(refused):
     run_small("own", "--max-steps", "1")
     how = ["--weights", "own", "--quiet", "--max-steps", "1", "--lr", "1e-12", "--val", "0"]
@@ -539,6 +553,10 @@ def test_claims_on_pydocs(claim, monkeypatch):
         assert counts == sorted(set(counts))
     monkeypatch.setattr(claims, "train", None)
     assert claims.main(argv) == summary
+    Path(f"out/claim_{claim}.json").unlink()
+    for arm in claims.CLAIMS[claim]:
+        both = claims.main([*argv, "--arms", arm])
+    assert both == summary
 
 
 if __name__ == "__main__":

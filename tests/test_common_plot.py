@@ -1,5 +1,6 @@
 """Plots are written as PNG, off-screen, whatever the labels hold."""
 
+import argparse
 import json
 import sys
 
@@ -9,7 +10,15 @@ import torch
 from PIL import Image
 
 from common import plot
-from common.claims import arm_folder, error_curve, error_of, finished, write_summary
+from common.claims import (
+    add_arms,
+    arm_folder,
+    error_curve,
+    error_of,
+    finished,
+    stored_arms,
+    write_summary,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -80,6 +89,58 @@ def test_spread_and_summary(tmp_path):
     assert summary["a"]["test_accuracy"]["mean"] == pytest.approx(0.6)
     assert summary["a"]["test_accuracy"]["std"] == pytest.approx(0.1414, abs=1e-4)
     assert error_of(summary["a"], "test") == "40.00% ± 14.14"
+
+
+def arguments(*arms, seeds=(0, 1), steps=None):
+    return argparse.Namespace(
+        claim="it", arms=[*arms], seeds=[*seeds], max_steps=steps, device="cpu"
+    )
+
+
+def run_arm(path, name, args, value=0.5):
+    """What a claims.py does with --arms, for one arm of two results."""
+    kept = stored_arms(path, ["a", "a b", "15%, 3"], args)
+    runs = [{"test_accuracy": value + seed / 10, "test_loss": 1.0} for seed in args.seeds]
+    results = {name: runs, f"{name}, from scratch": runs}
+    commands = dict.fromkeys(results, f"python x {name}")
+    return add_arms(path, ["a", "a b", "15%, 3"], args, results, commands, kept)
+
+
+def test_arms_of_several_sittings(tmp_path):
+    """Each is in the JSON with where it comes from, whatever was run after it; and in order."""
+    path = tmp_path / "out" / "claim_it.json"
+    run_arm(path, "15%, 3", arguments("15%, 3"))
+    first = json.loads(path.read_text())["15%, 3"]
+    assert first["seeds"] == [0, 1]
+    assert first["machine"]
+    assert len(first["date"].split("-")) == 3
+    path.write_text(path.read_text().replace(first["machine"], "another machine"))
+    run_arm(path, "a b", arguments("a b"))
+    summary, results = run_arm(path, "a", arguments("a"), 0.25)
+    assert json.loads(path.read_text()) == summary
+    names = ["a", "a b", "15%, 3"]
+    assert list(summary) == [name + more for name in names for more in ("", ", from scratch")]
+    assert summary["15%, 3"]["machine"] == "another machine"
+    assert summary["a b"]["machine"] == first["machine"]
+    assert summary["a b"]["command"] == "python x a b"
+    assert results["15%, 3"] == [{"test_accuracy": v, "test_loss": 1.0} for v in (0.5, 0.6)]
+    again, _ = run_arm(path, "a", arguments("a"), 0.75)  # a new result takes the place of the old
+    assert again["a"]["test_accuracy"]["values"] == [0.75, 0.85]
+    assert again["a b"] == summary["a b"]
+    assert list(run_arm(path, "a", arguments())[0]) == ["a", "a, from scratch"]  # all: none stays
+
+
+def test_arms_that_do_not_fit(tmp_path, refused):
+    path = tmp_path / "claim_it.json"
+    assert "did you mean a b?" in refused(run_arm, path, "a", arguments("a c"))
+    run_arm(path, "a", arguments("a"))
+    line = refused(run_arm, path, "a b", arguments("a b", seeds=(0, 1, 2)))
+    assert "'a' with seeds [0, 1] and this would be with [0, 1, 2]" in line
+    assert "max_steps None" in refused(run_arm, path, "a b", arguments("a b", steps=1))
+    run_arm(path, "a", arguments("a", seeds=(3,)))  # nothing is left beside it
+    for damaged in ("{", "[1]", '{"a": 1}'):
+        path.write_text(damaged)
+        assert "fetch it again" in refused(run_arm, path, "a b", arguments("a b"))
 
 
 def test_error_curve(tmp_path):

@@ -1122,6 +1122,10 @@ def test_claims_run(claim, files, monkeypatch):
     runs = {p for p in Path("runs").rglob("last.pt")}
     claims.main(argv)  # all are done
     assert {p for p in Path("runs").rglob("last.pt")} == runs
+    Path(f"out/claim_{claim}.json").unlink()
+    for arm in claims.CLAIMS[claim]:
+        both = claims.main([*argv, "--arms", arm])
+    assert both == found
 
 
 @pytest.mark.parametrize("claim", claims.CLAIMS)
