@@ -391,7 +391,7 @@ def test_it_learns_a_batch_by_heart(kind):
     source, answer = tokens(8, 6, vocab_size=30), tokens(8, 5, vocab_size=30, seed=1)
     target = torch.cat([torch.full((8, 1), START), answer[:, :-1]], 1)
     optimizer = torch.optim.Adam(model.parameters(), 4e-3)
-    for _ in range(90):
+    for _ in range(150):
         loss = F.cross_entropy(model(source, target).flatten(0, 1), answer.flatten())
         optimizer.zero_grad()
         loss.backward()
