@@ -40,7 +40,7 @@ CHUNK = 100  # images that are looked at together
 ORDER = ("position", "colour", "size", "count", "shape", "yes-no", CAPTION)
 ALONE = 0.5  # share of training rows that are of one kind of entry
 RARE = 0.2  # how often a caption comes, for one question of each kind: it has ten times the tokens
-TOLD = 0.5  # share of the language model's entries that are of a scene whose caption came before
+TOLD = 0.5  # how often the language model reads a caption and questions on it, not a row
 
 
 # ---------------------------------------------------------------------- sources
@@ -451,10 +451,10 @@ class Interleaved:
 def text_for_language(part: CaptionSet, args: cli.Flags, chunks: int) -> str:
     """What the language model is trained on, one entry a document.
 
-    Half are rows as Flamingo's, of the same kinds, without images: nobody can know their answers.
-    The others are a caption and questions about the same image, which have no mark of an image:
-    their answers are in the text before, so that the model learns to read it for them, and to tell
-    the words of answers apart. What is left out of the training is left out here, too.
+    By turns of chance it is a row as Flamingo's, of the same kinds, without images, whose answers
+    nobody can know; or a caption and up to four questions about the same image, which have no mark
+    of an image: their answers are in the text before, so that the model learns to read it for them,
+    and to tell the words of answers apart. What is left out of the training is left out here, too.
     """
     known, lines = Entries(part), []
     kinds, draw = trained_kinds(known, args), random.Random(seed_of("text", args.seed))

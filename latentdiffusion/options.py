@@ -75,7 +75,6 @@ def recipe(
     if model in AUTOENCODERS:
         own |= FIRST | (SMALL if small else LARGE)
         own |= dict(val=0 if paper else 500, width=32, factor=int(model[-1]) if not small else 4)
-        own |= dict(latent_channels=8) if small else {}
         if small:
             own |= dict(kl_weight=1e-3, adversarial=0.0, adversarial_from=0, error="squared")
         nothing |= dict.fromkeys(SECOND, "it is of the second stage, and this model is a first one")
@@ -87,7 +86,7 @@ def recipe(
     else:
         nothing |= dict.fromkeys(FIRST, "it is of the first stage: see --model kl_small")
         own |= {k: v for k, v in SECOND.items() if k not in ("autoencoder", "weights")}
-        own |= dict(latent_channels=8, prediction="v_prediction") if small else {}
+        own |= dict(prediction="v_prediction") if small else {}
         nothing["num_codes"] = "it is of the first stage: see --model vq_small"
     if model == "stable_diffusion":
         own |= dict(steps=1000, batch_size=4, lr=1e-5 if weights else 1e-4, warmup=0, decay=False)
@@ -170,7 +169,7 @@ def add_flags(parser: cli.Parser) -> None:
     add("--ae-width", type=count, metavar="C", default=32, help="channels of the autoencoder")
     text = "how many times shorter a side of the latents is (1: no autoencoder)"
     add("--factor", type=a_factor, metavar="F", default=4, help=text)
-    add("--latent-channels", type=count, metavar="C", default=4, help="of the latents")
+    add("--latent-channels", type=count, metavar="C", default=8, help="of the latents")
     add("--regulariser", choices=list(KINDS), default="kl", help="of the latents")
     add("--num-codes", type=cli.integer(2), metavar="N", default=512, help="of the codebook")
     text = "of the KL, where pixels' errors are summed too"

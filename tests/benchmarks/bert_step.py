@@ -22,7 +22,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, ratio
+from timing import beside, interleave, ratio
 
 from bert.data import load_text
 from bert.model import MODELS
@@ -159,10 +159,7 @@ def main() -> None:
     real = (batch[0]["tokens"] != train.special.pad).float().mean()
     print(f"{args.model}, {args.rows} examples of {batch[0]['tokens'].shape[1]} tokens, of which "
           f"{real:.0%} are real, {torch.get_num_threads()} threads, {dev.precision}")  # fmt: skip
-    for name, default in (("equal", False), ("default", True)):
-        sides = [stepper(True, default), stepper(False, False)]
-        ours, theirs = interleave(sides, args.rounds, clock=clock)
-        print(f"{name:>8}: {ratio(ours, theirs)}", flush=True)
+    beside(stepper, args.rounds, clock)
     sides = [stepper(True, True), stepper(True, True, iter(steps))]
     print(f"    data: {ratio(*interleave(sides, args.rounds, clock=clock))}", flush=True)
 

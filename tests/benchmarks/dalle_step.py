@@ -18,7 +18,7 @@ import os
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import torch
-from timing import interleave, ratio
+from timing import beside, interleave, ratio
 from torch import Tensor, nn
 
 from common.decode import generate
@@ -98,9 +98,7 @@ def main() -> None:
 
         return step
 
-    for name, default in (("equal", False), ("default", True)):
-        ours, theirs = interleave([stepper(True, default), stepper(False, False)], args.rounds)
-        print(f"{name:>8}: {ratio(ours, theirs)}", flush=True)
+    beside(stepper, args.rounds)
     sides = [stepper(True, True), stepper(True, True, encodes=True)]
     print(f"   codes: {ratio(*interleave(sides, args.rounds))}", flush=True)
 

@@ -16,7 +16,7 @@ import os
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import torch
-from timing import interleave, ratio
+from timing import beside, interleave, ratio
 
 from common.data.corpora import Text, Tokens, Vocabulary, make_vocabulary
 from common.device import Device
@@ -73,9 +73,7 @@ def main() -> None:
 
         return step
 
-    for name, default in (("equal", False), ("default", True)):
-        ours, theirs = interleave([stepper(True, default), stepper(False, False)], args.rounds)
-        print(f"{name:>8}: {ratio(ours, theirs)}", flush=True)
+    beside(stepper, args.rounds)
 
     text = "abcdefghij klmnopqrst uvwxyz\n" * 20_000
     part = Tokens("train", Text([text]), make_vocabulary(text, "chars", 0), dev)

@@ -17,7 +17,7 @@ import time
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import torch
-from timing import interleave, ratio
+from timing import beside, interleave, ratio
 
 from common.data.corpora import Text, Tokens
 from common.device import Device
@@ -94,10 +94,7 @@ def main() -> None:
 
         return step
 
-    for name, default in (("equal", False), ("default", True)):
-        sides = [stepper(True, default), stepper(False, False)]
-        ours, theirs = interleave(sides, args.rounds, clock=clock)
-        print(f"{name:>8}: {ratio(ours, theirs)}  ({dev.precision})", flush=True)
+    beside(stepper, args.rounds, clock, f"  ({dev.precision})")
 
     text = "abcdefghij klmnopqrst uvwxyz\n" * 20_000
     facts = make_vocabulary([text[:10_000]], "chars", 0, 100)

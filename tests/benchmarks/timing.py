@@ -25,3 +25,15 @@ def ratio(ours: list[float], theirs: list[float]) -> str:
     pairs = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     low, high = pairs[len(pairs) // 4], pairs[-1 - len(pairs) // 4]
     return f"{statistics.median(theirs) / statistics.median(ours):.2f} ({low:.2f} to {high:.2f})"
+
+
+def beside(
+    stepper: Callable, rounds: int, clock: Callable = time.perf_counter, note: str = ""
+) -> None:
+    """Prints the ratio at equal settings, and with ours as the script runs by default.
+
+    `stepper(ours, default)` makes a side; theirs never has our defaults.
+    """
+    for name, default in (("equal", False), ("default", True)):
+        sides = [stepper(True, default), stepper(False, False)]
+        print(f"{name:>8}: {ratio(*interleave(sides, rounds, clock=clock))}{note}", flush=True)

@@ -15,7 +15,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, ratio
+from timing import beside
 from torch import Tensor, nn
 
 from common.device import Device
@@ -98,9 +98,7 @@ def main() -> None:
 
         return step
 
-    for name, default in (("equal", False), ("default", True)):
-        ours, theirs = interleave([stepper(True, default), stepper(False, False)], args.rounds)
-        print(f"{name:>8}: {ratio(ours, theirs)}", flush=True)
+    beside(stepper, args.rounds)
 
 
 if __name__ == "__main__":
