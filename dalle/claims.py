@@ -39,7 +39,7 @@ from dalle.train import main as train
 CLIP = Path(__file__).parents[1] / "clip" / "train.py"
 NUMBERS = (8, 32, 128, 512)  # of `codes`
 BEST_OF = (1, 8, 64)  # of `rerank`
-CODES, SPARSE = "128 codes", "sparse"  # the arms that others build on
+CODES, SPARSE = "512 codes", "sparse"  # the arms that others build on
 SHOWN = {
     "codes": ("used", "perplexity", "psnr"),
     "sparse": ("image_loss", "right"),
@@ -69,7 +69,7 @@ def shared_flags(args: argparse.Namespace, epochs: int) -> list[str]:
     return ["--epochs", str(epochs), "--quiet", *more]
 
 
-def run_codes(args: argparse.Namespace, numbers: tuple[int, ...] = (128,)) -> Found:
+def run_codes(args: argparse.Namespace, numbers: tuple[int, ...] = (512,)) -> Found:
     """dVAEs of so many codes."""
     arms = {f"{k} codes": ["--num-codes", str(k)] for k in numbers}
     shared = ["--model", "dvae_small", *shared_flags(args, args.codes_epochs)]

@@ -27,7 +27,7 @@ DVAE = dict(  # of the dVAE alone; App. A.2
     encoder_waits=0.0, weights=None)
 OWN = {
     "dvae_small": dict(
-        num_codes=128, factor=2, width=24, epochs=2, batch_size=16, lr=3e-3, beta=0.02,
+        num_codes=512, factor=4, width=24, epochs=2, batch_size=16, lr=3e-3, beta=0.02,
         beta_rise=0.2, temperature=0.25, cooling=0.8, ema=0.99, weight_decay=1e-4, warmup=0.05,
         clip=1.0, spread=15.0, encoder_rate=0.5, encoder_waits=0.1),
     "dalle_small": dict(
@@ -36,10 +36,10 @@ OWN = {
     "dalle": dict(text_length=256, d_model=3968, num_layers=64, num_heads=62, kernel=11),
 }
 PHOTOS = {  # of image files, which are fewer and larger than scenes
-    "dvae_small": dict(size=64, factor=4, epochs=60, num_codes=512),
+    "dvae_small": dict(size=64, epochs=60),
     "dalle_small": dict(
-        size=64, epochs=60, vocab_size=2048, text_length=32, d_model=192, num_layers=4,
-        num_heads=6, dropout=0.1),
+        size=64, epochs=60, batch_size=16, vocab_size=2048, text_length=32, d_model=192,
+        num_layers=4, num_heads=6, dropout=0.1),
 }
 DVAE_PAPER = dict(  # App. A.2: 3 million steps, and a cosine over 1.2 of them
     epochs=6, batch_size=512, lr=1e-4, clip=None, weight_decay=1e-4, warmup=0.0, fall=0.4,

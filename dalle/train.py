@@ -31,7 +31,7 @@ from dalle.published import network_of, read_codes
 from dalle.train_dvae import step_size, train_dvae, train_first
 
 # fmt: off
-QUICK = dict(model="dalle_small", data="shapes",                epochs=3, val=500, batch_size=16,   lr=2e-3,  # noqa: E501
+QUICK = dict(model="dalle_small", data="shapes",                epochs=8, val=500, batch_size=32,   lr=2e-3,  # noqa: E501
              clip=1.0, warmup=0.05)
 PAPER = dict(model="dalle",       data="captions:data/web.csv", epochs=2, val=0,   batch_size=1024, lr=4.5e-4,  # noqa: E501
              clip=4.0, warmup=5000)  # App. B.2

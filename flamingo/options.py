@@ -12,10 +12,10 @@ from flamingo.questions import KINDS
 FIXED = ("size", "vision", "language", "vision_epochs", "language_steps", "num_latents",
          "cross_every", "gates", "tune_language", "leave_out", "every")  # by a checkpoint
 SHAPES = dict(size=32, vision_epochs=8, language_steps=800, shots=1, riddles=0.2,
-              introduce=0.6)
+              introduce=0.3)
 PHOTOS = dict(size=64, vision_epochs=60, language_steps=1200, shots=4, riddles=0.0, steps=600,
               every=200, batch_size=40)
-PLAIN = dict(size=224, shots=4, riddles=0.0, introduce=0.0, gate_rate=1.0)
+PLAIN = dict(size=224, shots=4, riddles=0.0, introduce=0.0, gate_rate=1.0, resampler_rate=1.0)
 LARGE = PLAIN | dict(batch_size=8, lr=1e-4, steps=1000, every=250)
 # fmt: on
 OWN_SIZE = "the run of --vision has its own"
@@ -82,6 +82,8 @@ def parse(doc: str, quick: dict, paper: dict, argv: list[str] | None) -> cli.Fla
     text = "of the gates, times the rate of the rest"
     kind = cli.number(lambda x: 0 < x <= 1000, "a number above zero, at most 1000")
     add("--gate-rate", type=kind, metavar="S", group="training", default=1.0, help=text)
+    text = "of the resampler, times the rate of the rest"
+    add("--resampler-rate", type=kind, metavar="S", group="training", default=1.0, help=text)
     text = "the image encoder: a run of clip/train.py"
     add("--vision", metavar="RUN", none="one that is trained first", help=text)
     text = "the language model: a run of gpt/train.py"

@@ -8,7 +8,8 @@ L latents, H heads, d dimensions of a head.
 
 Parameters bear the names of OpenFlamingo's checkpoints. Places have no embedding, as in the paper
 (its convolutions know where they are), unless they are asked for. Of more frames than there are
-embeddings these are interpolated, as the paper does from 8 to 30.
+embeddings these are interpolated, as the paper does from 8 to 30. Where places have embeddings,
+each latent begins by looking at places of its own: that is ours, and learns sooner what is where.
 """
 
 import math
@@ -30,8 +31,9 @@ class SquaredReLU(nn.Module):
 # that what they gather is soon the most of them: with 1, an image hardly changes them. Queries
 # begin large, so that scores have a std of about 2 and each latent looks somewhere of its own: with
 # PyTorch's, all gather the mean of an image, and neither places nor shapes were learnt.
-SMALL, PLACED = 0.02, 1.0
+SMALL, PLACED = 0.1, 1.0
 SHARP = 4.0  # of queries, times the root of the width
+ALIGNED = 2.0  # and of queries that begin as the keys of places, to which their scores are larger
 ACTIVATIONS = {  # the paper's; Idefics' resampler has a ReLU, OpenFlamingo GELUs
     "squared_relu": SquaredReLU,
     "relu": nn.ReLU,
@@ -161,6 +163,23 @@ class PerceiverResampler(nn.Module):
             for _ in range(num_layers if num_latents else 0)
         )
         self.norm = nn.LayerNorm(width)
+        if num_latents and places:
+            self.share_out_places()
+
+    @torch.no_grad()
+    def share_out_places(self) -> None:
+        """Has each latent begin with places of its own to look at, one or a few in a row.
+
+        Latents are what the embeddings of these places are, turned, and queries of turned ones what
+        keys are of the places: unturned a latent would find itself.
+        """
+        own = F.adaptive_avg_pool1d(self.place_embs.T, len(self.latents)).T  # (L, D)
+        turn = torch.linalg.qr(torch.randn(own.shape[1], own.shape[1]))[0]
+        self.latents.copy_(SMALL * own @ turn)
+        for attention, _ in self.layers:
+            keys = attention.to_kv.weight.chunk(2)[0]
+            nn.init.normal_(keys, std=own.shape[1] ** -0.5)
+            attention.to_q.weight.copy_(ALIGNED * keys @ turn)
 
     # fmt: off
     def forward(self, features: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from common.device import Device
 from common.folder import begin_run
 from common.run import Run
 from common.schedule import cosine
-from common.weights import trained
 from flamingo.data import Interleaved, Part, Words, describe, load, room_for, say_left
 from flamingo.evaluate import evaluate
 from flamingo.model import Flamingo
@@ -32,9 +31,10 @@ from flamingo.parts import around, build, find_parts, named_parts
 
 # fmt: off
 QUICK = dict(model="flamingo_small", data="shapes",            steps=2000,    every=500,    batch_size=36,   lr=2e-3,  # noqa: E501
-             val=500, clip=1.0, gate_rate=10.0)
+             val=500, clip=1.0, gate_rate=10.0, resampler_rate=0.1)
 PAPER = dict(model="flamingo_80b",   data="vqa:data/m3w.json", steps=500_000, every=10_000, batch_size=2048, lr=1e-4,  # noqa: E501
-             val=0, clip=1.0, gate_rate=1.0, warmup=5000, decay=False, loss="text", accumulate=256)
+             val=0, clip=1.0, gate_rate=1.0, resampler_rate=1.0, warmup=5000, decay=False,
+             loss="text", accumulate=256)
 # fmt: on
 
 
@@ -45,19 +45,18 @@ def parse_args(argv: list[str] | None = None) -> cli.Flags:
 
 def make_optimizer(args: cli.Flags, model: Flamingo) -> torch.optim.Optimizer:
     """AdamW; of the gated layers' matrices all decay, and nothing of the resampler (Appendix).
-    The gates learn at a rate of their own: in a short training they have far to go."""
-    gates = {p for name, p in model.named_parameters() if name.endswith("_gate")}
-    decayed = {p for name, p in model.named_parameters()
-               if p.dim() > 1 and not name.startswith("perceiver")}  # fmt: skip
-    kinds = {p: (p in gates, p in decayed) for p in trained(model)}
-    groups = [
-        dict(params=[p for p, kind in kinds.items() if kind == one], weight_decay=weight_decay,
-             lr=rate)
-        for one, weight_decay, rate in (((False, True), args.weight_decay, args.lr),
-                                        ((False, False), 0.0, args.lr),
-                                        ((True, False), 0.0, args.lr * args.gate_rate))
-    ]  # fmt: skip
-    return torch.optim.AdamW([g for g in groups if g["params"]], args.lr, fused=not args.fsdp)
+    The gates learn at a rate of their own, as in a short training they have far to go, and so does
+    the resampler, which hears nothing but noise as long as they are closed."""
+    groups: dict[tuple[float, float], list] = {(1.0, args.weight_decay): []}  # its rate is printed
+    for name, p in model.named_parameters():
+        resampler, gate = name.startswith("perceiver."), name.endswith("_gate")
+        rate = args.resampler_rate if resampler else args.gate_rate if gate else 1.0
+        decay = args.weight_decay if p.dim() > 1 and not resampler else 0.0
+        if p.requires_grad:
+            groups.setdefault((rate, decay), []).append(p)
+    kinds = [dict(params=some, lr=args.lr * rate, weight_decay=decay)
+             for (rate, decay), some in groups.items()]  # fmt: skip
+    return torch.optim.AdamW(kinds, args.lr, fused=not args.fsdp)
 
 
 def step_size(args: cli.Flags, step: int) -> float:

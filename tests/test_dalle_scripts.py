@@ -809,14 +809,14 @@ def test_bad_flags_of_samples(argv, words, trained, refused, capsys):
 def tiny_claims(monkeypatch):
     """Runs of a step, on few scenes, which are validated on a few."""
     monkeypatch.setitem(train.QUICK, "val", 4)
-    monkeypatch.setattr(claims, "NUMBERS", (16, 128))
+    monkeypatch.setattr(claims, "NUMBERS", (16, 512))
     monkeypatch.setattr(claims, "BEST_OF", (1, 2))
     return ["--seeds", "0", "1", "--max-steps", "1", "--prompts", "3", "--out", "out"]
 
 
 def test_claims_of_codes_and_attention(tiny_claims, capsys, monkeypatch):
     found = claims.main(["codes", *tiny_claims])
-    assert list(found) == ["16 codes", "128 codes"]
+    assert list(found) == ["16 codes", "512 codes"]
     assert len(found["16 codes"]["test_error"]["values"]) == 2
     found = claims.main(["sparse", *tiny_claims])
     assert list(found) == ["sparse", "rows alone", "dense"]
@@ -828,7 +828,7 @@ def test_claims_of_codes_and_attention(tiny_claims, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "perplexity" in said and "image_loss" in said
     runs = sorted(path.name[:-7] for path in Path("runs/dalle-claims").iterdir())
-    assert runs == sorted([f"{k} codes" for k in (16, 16, 128, 128)]
+    assert runs == sorted([f"{k} codes" for k in (16, 16, 512, 512)]
                           + ["sparse", "rows alone", "dense"] * 2)  # fmt: skip
     streams = {}
     for path in Path("runs/dalle-claims").glob("*/last.pt"):

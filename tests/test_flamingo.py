@@ -219,6 +219,26 @@ def test_places_have_embeddings_where_they_are_asked_for():
     assert MODELS["flamingo_small"]().perceiver.place_embs.shape == (9, 128)
 
 
+@pytest.mark.parametrize(("latents", "own"), [(8, 1), (4, 2), (16, 1)])
+def test_latents_begin_by_looking_at_places_of_their_own(latents, own):
+    """In every layer the scores of its own places are the highest for each latent, whatever is in
+    the image; and what latents gather is soon the most of them."""
+    torch.manual_seed(0)
+    model = PerceiverResampler(64, 64, 2, 4, 16, latents, 1, places=8)
+    attention = model.layers[0][0]
+    attention.recording = True
+    model(0.5 * torch.randn(20, 1, 8, 64))
+    places = attention.weights[..., :8].mean((0, 1))  # (L, P), of images and heads
+    mine = torch.arange(latents)[:, None] * 8 // latents + torch.arange(own)
+    assert places.gather(1, mine).sum(1).min() > 0.5
+    expected = mine.sort(1).values
+    assert torch.equal(places.topk(own, 1).indices.sort(1).values, expected)
+    assert model.latents.std() < 0.2
+    size = F.normalize(model.layers[1][0].to_q.weight, dim=1)
+    turned = F.normalize(model.layers[1][0].to_kv.weight.chunk(2)[0], dim=1)
+    assert not torch.allclose(size, turned, atol=0.1)  # else a latent would find itself
+
+
 def test_without_resampling_features_are_passed_on():
     model = perturb(PerceiverResampler(6, 4, 2, 2, 3, num_latents=0, num_frames=1)).double()
     x = torch.randn(2, 1, 5, 6).double()

@@ -249,12 +249,15 @@ def test_kinds_come_in_one_after_another(few_scenes):
 
 
 def test_shares_of_kinds():
-    """A caption is rare, having many tokens; what is new has half while others are to come."""
-    kinds = ["colour", "size", CAPTION]
-    assert data.shares_of(kinds, False) == [1, 1, data.RARE]
-    assert data.shares_of(kinds, True) == [1, 1, 2]
+    """What is learned late comes more often; while kinds come in, the newest as often as all
+    others."""
+    kinds = ["position", "colour", "shape", CAPTION]
+    assert data.shares_of(kinds, False) == [1, 1, data.SHARES["shape"], data.SHARES[CAPTION]]
+    assert data.shares_of(kinds[:3], True) == [1, 1, 2]
+    assert data.shares_of(kinds, True)[3] == 2 + data.SHARES["shape"]
     assert data.shares_of(kinds[:1], True) == [1]
-    assert data.shares_of([CAPTION], False) == [data.RARE]
+    assert data.shares_of([CAPTION], False) == [data.SHARES[CAPTION]]
+    assert data.SHARES["shape"] > 1 > data.SHARES["count"] > data.SHARES[CAPTION]
 
 
 def test_rows_of_one_kind_and_riddles(few_scenes):

@@ -20,7 +20,7 @@ from common.data.corpora import END, make_vocabulary
 from common.data.shapes import draw
 from flamingo import answering, claims, data, evaluate, parts, sample, train
 from flamingo.data import Part, Words
-from flamingo.model import SIZES, Flamingo
+from flamingo.model import SIZES, Flamingo, flamingo_small
 from flamingo.questions import CAPTION, KINDS, MARK, ask, prompt_of
 from gpt.model import GPT2
 
@@ -498,6 +498,27 @@ def test_bad_flags_of_samples(argv, words, made, refused):
     Path("text.png").write_text("no image")
     assert words in refused(sample.main, [*argv, *made])
     assert not list(Path("run").glob("samples*"))
+
+
+def test_resampler_and_gates_learn_at_rates_of_their_own():
+    """In our own recipe; in the paper's all learn alike, and of the gated layers' matrices alone
+    decay."""
+    write_parts()
+    found, model = {}, flamingo_small()
+    for name, flags in (("ours", []), ("paper", ["--paper", "--model", "flamingo_small", *PARTS])):
+        args = train.parse_args([*flags, "--quiet"])
+        groups = train.make_optimizer(args, model).param_groups
+        names = {id(p): name for name, p in model.named_parameters()}
+        found[name] = {names[id(p)]: (g["lr"] / args.lr, g["weight_decay"])
+                       for g in groups for p in g["params"]}  # fmt: skip
+        assert groups[0]["lr"] == args.lr  # which is what is printed
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert found["ours"].keys() == found["paper"].keys() == learned
+    assert found["ours"]["perceiver.layers.0.0.to_q.weight"] == (pytest.approx(0.1), 0.0)
+    assert found["ours"]["gated.0.attn_gate"] == (pytest.approx(10.0), 0.0)
+    assert found["ours"]["gated.0.attn.to_q.weight"] == (1.0, 0.1)
+    assert found["ours"]["gated.0.attn.norm.weight"] == (1.0, 0.0)
+    assert {rate for rate, _ in found["paper"].values()} == {1.0}
 
 
 # ---------------------------------------------------------------------- bad input
