@@ -35,7 +35,7 @@ FIRST = dict(kl_weight=1e-6, adversarial=0.5, adversarial_from=50_001, error="ab
 SECOND = dict(
     autoencoder=None,
     weights=None,
-    ae_steps=900,
+    ae_steps=1200,
     ae_batch_size=16,
     ae_width=32,
     regulariser="kl",
@@ -53,7 +53,7 @@ SECOND = dict(
     frechet=False,
 )
 FIRST_STAGE = ("ae_steps", "ae_batch_size", "ae_width", "regulariser", "factor", "latent_channels")
-SMALL = dict(steps=900, batch_size=16, lr=2e-3, warmup=50, decay=True)
+SMALL = dict(steps=1200, batch_size=16, lr=2e-3, warmup=50, decay=True)
 LARGE = dict(steps=200_000, batch_size=4, lr=2e-5, warmup=0, decay=False)  # 4.5e-6 an example
 
 
@@ -163,7 +163,7 @@ def add_flags(parser: cli.Parser) -> None:
     add("--ema", type=cli.share, metavar="DECAY", default=0.0, group="training", help=text)
     text = "take this one in place of training one: a run, or a published folder or name"
     add("--autoencoder", metavar="NAME|PATH", none="train one first", help=text)
-    add("--ae-steps", type=count, metavar="N", default=900, help="of the first stage's training")
+    add("--ae-steps", type=count, metavar="N", default=1200, help="of the first stage's training")
     text = "images of a step of the first stage's training"
     add("--ae-batch-size", type=count, metavar="N", default=16, help=text)
     add("--ae-width", type=count, metavar="C", default=32, help="channels of the autoencoder")

@@ -28,7 +28,7 @@ from latentdiffusion.options import AUTOENCODERS, make, parse, start
 from latentdiffusion.train_autoencoder import first_stage, step_size, train_autoencoder
 
 # fmt: off
-QUICK = dict(model="ldm_small",        data="shapes", steps=2000, batch_size=32, lr=1e-3, val=500, warmup=50, decay=True)   # noqa: E501
+QUICK = dict(model="ldm_small",        data="shapes", steps=2000, batch_size=32, lr=2e-3, val=500, warmup=50, decay=True)   # noqa: E501
 PAPER = dict(model="stable_diffusion", data="captions:data/laion.csv", steps=237_000, batch_size=2048, lr=1e-4, val=0, warmup=10_000, decay=False)  # noqa: E501
 # fmt: on
 
