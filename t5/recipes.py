@@ -34,11 +34,6 @@ def own_defaults(model: str, data: str | None, paper: bool, tasks: bool) -> dict
     return {} if data in (None, "tasks") else dict(TUNE)
 
 
-def precision_of(model: str) -> str:
-    """What --precision auto is, where the hardware multiplies bf16: small matrices gain nothing."""
-    return "fp32" if model == "t5_tiny" else "bf16"
-
-
 def meaningless(tasks: bool, names: list[str], value: dict) -> dict[str, str]:
     """The flags that mean nothing, where the data is `tasks` of these sets, or a text, and other
     flags have these values."""

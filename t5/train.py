@@ -22,7 +22,7 @@ from t5.data import DATA, FIXED, Gaps, Mixture, add_data_flags, load
 from t5.decoding import write
 from t5.model import ARCHITECTURES, MODELS, PAD, Text2Text, describe, rebuild
 from t5.published import Found, start
-from t5.recipes import SIZES, precision_of, recipe
+from t5.recipes import SIZES, recipe
 from t5.tasks import sets_in
 
 # fmt: off
@@ -135,7 +135,7 @@ def rows_of(args: argparse.Namespace, part: Gaps | Mixture) -> int:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Trains, or evaluates a checkpoint; returns the training and test metrics."""
     args = parse_args(argv)
-    dev = Device(args, precision_of(args.model))
+    dev = Device(args)
     found = start(args, dev)
     train, val, test = load(args, dev, found and found.vocabulary)
     model = make(args, train.facts, found)

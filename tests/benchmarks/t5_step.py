@@ -24,7 +24,6 @@ from common.device import Device
 from t5.data import Gaps
 from t5.decoding import write
 from t5.model import END, MODELS, PAD
-from t5.recipes import precision_of
 from t5.train import cross_entropy, parse_args
 from t5.vocabulary import make_vocabulary
 
@@ -60,7 +59,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     flags = parse_args(["--model", args.model, "--device", args.device, "--quiet"])
-    dev = Device(flags, precision_of(args.model))
+    dev = Device(flags)
     clock = time.perf_counter if dev.device.type == "cuda" else time.process_time
     draw = dict(low=3, high=args.vocab_size - 100, device=dev.device)
     source = torch.randint(size=(args.rows, args.length), **draw)
