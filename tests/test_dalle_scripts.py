@@ -654,9 +654,9 @@ def test_codes_of_another_autoencoder(refused):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--size", "31", "--limit", "8"], "--size 31: a code stands for 2x2 pixels"),
-        (["--model", "dvae_small", "--size", "31"], "--size 31: a code stands for 2x2 pixels"),
-        (["--size", "30", "--factor", "4"], "--size 30: a code stands for 4x4 pixels"),
+        (["--size", "31", "--limit", "8"], "--size 31: a code stands for 4x4 pixels"),
+        (["--model", "dvae_small", "--size", "31"], "--size 31: a code stands for 4x4 pixels"),
+        (["--size", "31", "--factor", "2"], "--size 31: a code stands for 2x2 pixels"),
         (["--model", "dvae_small", "--width", "10"], "--width 10: blocks work on a quarter"),
         (["--factor", "3"], "--factor 3: a code stands for 2x2, 4x4 or 8x8 pixels"),
         (["--model", "dvae", "--factor", "4"], "--factor has no meaning here: dvae has"),
